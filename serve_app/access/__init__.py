@@ -1,0 +1,1 @@
+"""Which token a node uses, what the Hub answers to it, and the verdict over all nodes."""

@@ -1,0 +1,257 @@
+"""One frozen tree: the `args:` of a Serve application's YAML.
+
+Unknown and misplaced keys are errors with a suggestion, rejected input is never echoed, and
+a token's value is refused wherever it stands. Nothing is read from the environment or from
+files here; a component is handed its own part of the tree.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from serve_app.errors import ConfigError
+
+# Hub tokens start with hf_ (users) or api_org_ (organisations, retired); 20 is far below their length.
+SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9_]{20,}")
+TOKEN_VARIABLES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+HAND_OVER = (
+    "Hand the token over on the nodes instead: the HF_TOKEN environment variable set before Ray "
+    "starts, or a file named by access.token_file (a mounted Kubernetes secret)."
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ModelConfig(_Part):
+    """Which weights are served, and under which name."""
+
+    repo_id: str | None = Field(None, description="Hub repository, `owner/name`")
+    revision: str = Field(
+        "main", min_length=1, description="branch, tag or commit; pinned by the gate"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="asserted after loading")
+    served_name: str | None = Field(None, description="name in the API; default: repo_id")
+    path: str | None = Field(None, description="local directory instead of the Hub")
+
+    @field_validator("repo_id")
+    @classmethod
+    def _repo_shape(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", value):
+            raise ValueError("is not a Hub repository; write it as owner/name")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.repo_id is None) == (self.path is None):
+            raise ValueError(
+                "set exactly one of repo_id (a Hub repository) and path (a local directory)"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The model's name in the API."""
+        return self.served_name or self.repo_id or str(self.path).rstrip("/").rsplit("/", 1)[-1]
+
+
+class AccessConfig(_Part):
+    """How every node proves that it can read the weights."""
+
+    token_file: str | None = Field(
+        None, description="file that holds the token, on every node; `~` works"
+    )
+    token_env: str = Field(
+        "HF_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the token's variable"
+    )
+    endpoint: str | None = Field(
+        None, description="Hub URL; default: HF_ENDPOINT or huggingface.co"
+    )
+    timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
+    deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
+    watch_interval_s: float = Field(900, ge=10, description="re-check while serving")
+    on_unreachable: Literal["block", "allow_cached"] = Field(
+        "block", description="what an unreachable Hub means"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _secure(cls, value: str | None) -> str | None:
+        return None if value is None else check_endpoint(value)
+
+
+class ReplicaConfig(_Part):
+    """What one replica needs, and how many there are."""
+
+    num_gpus: float = Field(1, ge=0, description="GPUs of one replica")
+    num_cpus: float = Field(1, gt=0, description="CPU cores of one replica; sets its thread count")
+    accelerator_type: str | None = Field(None, description="Ray's name of the GPU model")
+    resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources")
+    label_selector: dict[str, str] = Field(default_factory=dict, description="Ray node labels")
+    min_replicas: int = Field(1, ge=0, description="replicas kept when idle")
+    max_replicas: int = Field(1, ge=1, description="replicas at the most")
+    target_ongoing_requests: float = Field(
+        16, gt=0, description="requests per replica the autoscaler aims at"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplicaConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is larger than max_replicas")
+        return self
+
+
+class EngineConfig(_Part):
+    """How one replica batches."""
+
+    max_context_tokens: int = Field(
+        8192, ge=16, description="window: prompt and completion together"
+    )
+    max_batch_tokens: int = Field(
+        2048, ge=16, description="tokens computed in one step at the most"
+    )
+    max_running_requests: int = Field(64, ge=1, description="requests in the batch at the most")
+    kv_cache_fraction: float = Field(
+        0.9, gt=0, lt=1, description="share of GPU memory for weights and KV cache together"
+    )
+    kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
+    deterministic: bool = Field(False, description="same logits alone and in any batch")
+
+
+class ApiConfig(_Part):
+    """Limits of the HTTP surface."""
+
+    api_keys_file: str | None = Field(None, description="file of key hashes; null: no keys asked")
+    max_queued_requests: int = Field(
+        256, ge=1, description="waiting requests per replica before 429"
+    )
+    max_request_bytes: int = Field(2_097_152, ge=1024, description="largest request body")
+    cors_allow_origins: tuple[str, ...] = Field((), description="allowed browser origins")
+
+
+class LoggingConfig(_Part):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = Field(
+        "json", description="json for machines, console for people"
+    )
+
+
+class AppConfig(_Part):
+    """The `args:` of the Serve application."""
+
+    model: ModelConfig
+    access: AccessConfig = AccessConfig()
+    replica: ReplicaConfig = ReplicaConfig()
+    engine: EngineConfig = EngineConfig()
+    api: ApiConfig = ApiConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+def parse_args(args: dict[str, Any]) -> AppConfig:
+    """Turn the raw `args:` into the tree.
+
+    Raises:
+        ConfigError: every fault at once, one line each, with the nearest right key.
+    """
+    refuse_secrets(args, where="args")
+    try:
+        return AppConfig.model_validate(args)
+    except ValidationError as error:
+        lines = [_explain(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def check_endpoint(value: str) -> str:
+    """Return the Hub's URL without a trailing slash, or refuse it.
+
+    Raises:
+        ValueError: not a URL, credentials in it, or plain http to another machine (it would
+            carry the token in clear text).
+    """
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is not a URL; write it as https://host")
+    if parts.username or parts.password:
+        raise ValueError("must not carry credentials")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError("must be https: plain http would send the token in clear text")
+    return value.rstrip("/")
+
+
+def refuse_secrets(tree: object, *, where: str) -> None:
+    """Refuse a token's value, or a variable made to hold one, anywhere in a config tree.
+
+    Raises:
+        ConfigError: names the place and the right way, never the value.
+    """
+    for path, value in _leaves(tree, where):
+        if isinstance(value, str) and SECRET.search(value):
+            raise ConfigError(f"{path} holds a token's value. {HAND_OVER}", param=path)
+        if path.rsplit(".", 1)[-1] in TOKEN_VARIABLES and ".env_vars." in path:
+            raise ConfigError(
+                f"{path} puts a token into the cluster's state. {HAND_OVER}", param=path
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _leaves(tree: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if SECRET.search(str(key)):
+                yield f"a key of {path}", str(key)
+            else:
+                yield from _leaves(value, f"{path}.{key}")
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{path}[{index}]")
+    else:
+        yield path, tree
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    path = ".".join(("args", *map(str, loc)))
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key{_suggest(tuple(map(str, loc)))}"
+    return f"{path}: {message.removeprefix('Value error, ')}"
+
+
+def _suggest(loc: tuple[str, ...]) -> str:
+    *parents, key = loc
+    places = dict(_keys(AppConfig))
+    homes = [place for place in places if place.rsplit(".", 1)[-1] == key]
+    if homes:
+        return f"; it belongs at args.{homes[0]}"
+    siblings = [place.rsplit(".", 1)[-1] for place in places if place.split(".")[:-1] == parents]
+    near = difflib.get_close_matches(key, siblings, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    anywhere = difflib.get_close_matches(key, [place.rsplit(".", 1)[-1] for place in places], n=1)
+    if anywhere:
+        home = next(place for place in places if place.rsplit(".", 1)[-1] == anywhere[0])
+        return f"; did you mean args.{home}?"
+    return f"; known here: {', '.join(siblings)}" if siblings else ""
+
+
+def _keys(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, info in part.model_fields.items():
+        yield prefix + name, info.description or ""
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _keys(info.annotation, f"{prefix}{name}.")

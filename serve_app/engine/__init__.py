@@ -1,0 +1,1 @@
+"""The model: loading, KV cache, attention, scheduling and sampling on one thread."""
