@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from serve_app.errors import ConfigError
 
-# Hub tokens start with hf_ (users) or api_org_ (organisations, retired); 20 is far below their length.
+# Hub tokens start with hf_ (users) or api_org_ (organisations); 20 is far below their length.
 SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9_]{20,}")
 TOKEN_VARIABLES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 HAND_OVER = (
@@ -123,7 +123,7 @@ class EngineConfig(_Part):
         0.9, gt=0, lt=1, description="share of GPU memory for weights and KV cache together"
     )
     kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
-    deterministic: bool = Field(False, description="same logits alone and in any batch")
+    deterministic: bool = Field(default=False, description="same logits alone and in any batch")
 
 
 class ApiConfig(_Part):

@@ -1,0 +1,91 @@
+"""START HERE: the config becomes a Serve application, if the gate agrees.
+
+    args ─► parse_args ─► require_access ─► pinned commit ─► LLMServer ─► Ingress
+            config.py     access/           (main -> sha)    server.py    ingress.py
+
+`serve run configs/x.yaml` calls `build_app` in a task on some node of the cluster. A refusal
+raises `RolloutBlocked`, the one kind of exception that Serve shows as it is and does not
+retry; the version that served goes on serving.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from serve_app import logs
+from serve_app.access.preflight import RolloutBlocked, require_access
+from serve_app.config import AppConfig, ReplicaConfig, parse_args
+from serve_app.errors import ConfigError
+from serve_app.ingress import Ingress
+from serve_app.server import LLMServer
+
+# Streams that run when a replica is told to stop get this long; a slow model's longest answer.
+DRAIN_S = 120.0
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """Check the config, prove access on every node that may host a replica, then bind.
+
+    Args:
+        args: the `args:` of the Serve config, see `AppConfig`.
+
+    Raises:
+        RolloutBlocked: the config is wrong or a node could not prove its access; the message
+            is complete and meant for a person.
+    """
+    try:
+        config = parse_args(args)
+    except ConfigError as error:
+        raise RolloutBlocked(f"The config is wrong:\n{error.message}") from None
+    logs.configure_serve(config.logging)
+    verdict = require_access(config)
+    return bind(config, commit=verdict.commit)
+
+
+def bind(config: AppConfig, *, commit: str | None) -> Application:
+    """Bind the two deployments to a commit that the gate has proven."""
+    server = serve.deployment(
+        name="LLMServer",
+        ray_actor_options=actor_options(config.replica),
+        max_ongoing_requests=config.engine.max_running_requests + config.api.max_queued_requests,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        max_surge_percent=100,  # Serve's default stops the old replica before the new one is up
+        logging_config=logs.serve_logging(config.logging),
+        **_scale(config.replica),
+    )(LLMServer)
+    ingress = serve.deployment(
+        name="Ingress",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=1_000,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        max_surge_percent=100,
+        logging_config=logs.serve_logging(config.logging),
+    )(serve.ingress()(Ingress))
+    return ingress.bind(server.bind(config, commit), config, commit)
+
+
+def actor_options(replica: ReplicaConfig) -> dict[str, Any]:
+    """Return Ray's options for one replica's actor."""
+    options: dict[str, Any] = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
+    if replica.accelerator_type:
+        options["accelerator_type"] = replica.accelerator_type
+    if replica.resources:
+        options["resources"] = dict(replica.resources)
+    if replica.label_selector:
+        options["label_selector"] = dict(replica.label_selector)
+    return options
+
+
+def _scale(replica: ReplicaConfig) -> dict[str, Any]:
+    if replica.min_replicas == replica.max_replicas:
+        return {"num_replicas": replica.max_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replica.min_replicas,
+            "max_replicas": replica.max_replicas,
+            "target_ongoing_requests": replica.target_ongoing_requests,
+        }
+    }

@@ -1,0 +1,139 @@
+"""The ingress deployment: OpenAI's HTTP surface in front of the LLM server.
+
+`RemoteEngine` makes a Serve handle an `LLMEngine`; it is the one place where Ray's errors
+end: what a client may read is `ServeAppError.message`, everything else stays in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve_app import __version__, logs
+from serve_app.api.app import RequestRecord, create_app
+from serve_app.config import AppConfig
+from serve_app.errors import EngineDead, EngineError, Overloaded, RequestCancelled, ServeAppError
+from serve_app.metrics import IngressMetrics
+from serve_app.protocol import GenerationRequest, TokenDelta
+
+log = structlog.get_logger()
+
+READY_TIMEOUT_S = 2.0
+
+
+class RemoteEngine:
+    """An `LLMEngine` behind a Serve handle.
+
+    Args:
+        handle: handle of the `LLMServer` deployment.
+    """
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._stream = handle.options(stream=True)
+        self._handle = handle
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Continue one prompt on some replica; see `LLMEngine.generate`.
+
+        Raises:
+            ServeAppError: the replica's own error, or an `EngineError` that says no more
+                than a client may know.
+        """
+        deltas = self._stream.generate.remote(request)
+        finished = False
+        try:
+            async for delta in deltas:
+                finished = delta.finish_reason is not None
+                yield delta
+        except (RayError, RayServeException) as error:
+            finished = True
+            raise translate(error, request_id=request.request_id) from None
+        finally:
+            if not finished:
+                deltas.cancel()
+
+    async def ready(self) -> bool:
+        """Tell whether a replica would answer now; False when none does within two seconds."""
+        response = self._handle.ready.remote()
+        try:
+            return bool(await asyncio.wait_for(response, READY_TIMEOUT_S))
+        except (TimeoutError, RayError, RayServeException):
+            response.cancel()
+            return False
+
+
+def translate(error: Exception, *, request_id: str) -> ServeAppError:
+    """Turn an exception of Ray into one of ours; a remote traceback never reaches a client."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ServeAppError):
+        return cause
+    if isinstance(cause, BackPressureError):
+        return Overloaded("too many requests are waiting; retry later", retry_after_s=1)
+    if isinstance(cause, TaskCancelledError | asyncio.CancelledError):
+        return RequestCancelled("the request was cancelled")
+    kind = type(cause).__name__
+    log.error("request.failed", request_id=request_id, cause=kind, detail=str(cause)[:2000])
+    if isinstance(cause, RayError | RayServeException):
+        return EngineDead("the replica was lost while it answered; retry the request", cause=kind)
+    return EngineError("generation failed", cause=kind)
+
+
+class Ingress:
+    """The HTTP application of one ingress replica.
+
+    Args:
+        llm: handle of the LLM server.
+        config: the whole tree.
+        commit: the commit that is served; None for a local directory.
+    """
+
+    def __init__(self, llm: DeploymentHandle, config: AppConfig, commit: str | None) -> None:
+        logs.configure_serve(config.logging)
+        self._metrics = IngressMetrics()
+        self._engine = RemoteEngine(llm)
+        self._config = config
+        self._commit = commit
+
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 (Serve's name)
+        """Build the HTTP application; Serve calls it once, after the constructor."""
+        return create_app(
+            self._engine,
+            model_name=self._config.model.name,
+            api=self._config.api,
+            created=int(time.time()),
+            version=__version__,
+            commit=self._commit,
+            on_finished=self._finished,
+        )
+
+    def _finished(self, record: RequestRecord) -> None:
+        self._metrics.observe(record)
+        write_record(record)
+
+
+def write_record(record: RequestRecord) -> None:
+    """Write the one log line of a request."""
+    facts = {
+        "request_id": record.request_id,
+        "path": record.path,
+        "status": record.status,
+        "finish_reason": record.finish_reason,
+        "error_code": record.error_code,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
+        "ttft_s": record.ttft_s,
+        "duration_s": round(record.duration_s, 4),
+    }
+    if record.error_code == RequestCancelled.code:
+        log.info("request.cancelled", **facts)
+    elif record.status >= 500:
+        log.error("request.finished", **facts)
+    else:
+        log.info("request.finished", **facts)

@@ -1,0 +1,131 @@
+"""Structured logs: one set-up, one catalogue of event names, one net that catches secrets.
+
+Inside Serve the events go through the standard logger `ray.serve`, so that they land in the
+replica's own files beside Serve's lines, with its request id, replica and route; with
+`format: json` the facts are top-level keys there. On the command line they go to stderr.
+Prompts, completions, headers and tokens are never logged; the scrubber is the last net for
+other libraries' lines and for mistakes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+from serve_app.config import SECRET, LoggingConfig
+
+SERVE_LOGGER = "ray.serve"  # Ray Serve writes this logger to the replica's files
+
+EVENTS = {
+    "access.granted": "this node proved that it can read the weights",
+    "access.refused": "this node may not, or could not prove that it may; says why",
+    "access.conflict": "a second token on this node disagrees with the one in use",
+    "rollout.approved": "every node that may host a replica proved its access",
+    "rollout.blocked": "at least one node did not; what served goes on serving",
+    "model.downloading": "weights of the pinned commit are fetched into the node's cache",
+    "model.loading": "weights are read",
+    "model.loaded": "weights are on the device, dtype asserted, warm-up answered",
+    "engine.started": "the replica takes requests",
+    "engine.died": "the engine stopped for good; every open request was told",
+    "request.finished": "one line for each request, in the ingress",
+    "request.cancelled": "the client went away before the end",
+}
+
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}")
+_REDACTED = "[secret]"
+
+
+def scrub(value: Any) -> Any:
+    """Replace whatever looks like a Hub token or a bearer credential, in nested data too."""
+    if isinstance(value, str):
+        return _BEARER.sub(rf"\1{_REDACTED}", SECRET.sub(_REDACTED, value))
+    if isinstance(value, dict):
+        return {scrub(key): scrub(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(scrub(item) for item in value)
+    if isinstance(value, bytes):
+        return scrub(value.decode("utf-8", "replace"))
+    return value if isinstance(value, int | float | bool | None) else scrub(str(value))
+
+
+class SecretFilter(logging.Filter):
+    """Scrub a record of any library, traceback included, before a handler formats it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the record in place; never drops one."""
+        message = record.getMessage()
+        clean = scrub(message)
+        if clean != message:
+            record.msg, record.args = clean, None
+        if record.exc_info and not record.exc_text:
+            record.exc_text = scrub(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+def configure_serve(config: LoggingConfig) -> None:
+    """Send structlog's events through Serve's logger. Call once in each replica."""
+    render: list[Any] = [structlog.stdlib.render_to_log_kwargs]
+    if config.format == "console":
+        render = [structlog.processors.KeyValueRenderer(key_order=["event"])]
+    _configure(config, render, _serve_logger)
+    _guard(logging.getLogger(SERVE_LOGGER), logging.getLogger())
+
+
+def configure_cli(config: LoggingConfig) -> None:
+    """Send structlog's events to stderr: readable on a terminal, JSON elsewhere."""
+    render: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if sys.stderr.isatty() or config.format == "console":
+        render.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    else:
+        render.append(structlog.processors.JSONRenderer())
+    _configure(config, render, structlog.PrintLoggerFactory(sys.stderr))
+    _guard(logging.getLogger())
+
+
+def serve_logging(config: LoggingConfig) -> dict[str, Any]:
+    """Return Serve's `logging_config` for a deployment; the access line is ours."""
+    encoding = "JSON" if config.format == "json" else "TEXT"
+    return {
+        "encoding": encoding,
+        "log_level": config.level.upper(),
+        "enable_access_log": False,
+    }
+
+
+def _configure(config: LoggingConfig, render: list[Any], factory: Any) -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            _scrub_event,
+            *render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(config.level),
+        logger_factory=factory,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _serve_logger(*_names: str) -> logging.Logger:
+    return logging.getLogger(SERVE_LOGGER)
+
+
+def _scrub_event(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    return {key: scrub(value) for key, value in event.items()}
+
+
+def _guard(*loggers: logging.Logger) -> None:
+    for logger in loggers:
+        for handler in logger.handlers:
+            if not any(isinstance(known, SecretFilter) for known in handler.filters):
+                handler.addFilter(SecretFilter())

@@ -1,0 +1,104 @@
+"""Prometheus metrics of a replica, exported by Ray on each node's metrics port.
+
+Names carry their unit and follow vLLM's suffixes, so that its dashboards port over; Ray adds
+the `ray_` prefix and Serve the application, deployment and replica. No label ever holds a
+token, a prompt or a request id.
+"""
+
+from __future__ import annotations
+
+from ray.serve import metrics
+
+from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.api.app import RequestRecord
+from serve_app.engine.stats import EngineStats
+
+# Bounds in seconds: from one decode step on a GPU to a minute of queueing on a CPU.
+_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
+
+
+class IngressMetrics:
+    """What clients saw: one observation for each request."""
+
+    def __init__(self) -> None:
+        self._requests = metrics.Counter(
+            "serve_app_requests_total",
+            description="Requests by how they ended.",
+            tag_keys=("path", "status", "outcome"),
+        )
+        self._ttft = metrics.Histogram(
+            "serve_app_time_to_first_token_seconds",
+            description="From the request's arrival at the ingress to its first token.",
+            boundaries=_SECONDS,
+        )
+        self._latency = metrics.Histogram(
+            "serve_app_e2e_request_latency_seconds",
+            description="From the request's arrival at the ingress to its last byte.",
+            boundaries=_SECONDS,
+        )
+        self._prompt = metrics.Counter(
+            "serve_app_prompt_tokens_total", description="Prompt tokens of answered requests."
+        )
+        self._generation = metrics.Counter(
+            "serve_app_generation_tokens_total", description="Tokens sent to clients."
+        )
+
+    def observe(self, record: RequestRecord) -> None:
+        """Count one finished request."""
+        outcome = record.finish_reason or record.error_code or "ok"
+        self._requests.inc(
+            1, tags={"path": record.path, "status": str(record.status), "outcome": outcome}
+        )
+        self._latency.observe(record.duration_s)
+        if record.ttft_s is not None:
+            self._ttft.observe(record.ttft_s)
+        if record.prompt_tokens:
+            self._prompt.inc(record.prompt_tokens)
+        if record.completion_tokens:
+            self._generation.inc(record.completion_tokens)
+
+
+class ServerMetrics:
+    """What one replica is doing."""
+
+    def __init__(self) -> None:
+        self._checks = metrics.Counter(
+            "serve_app_access_checks_total",
+            description="Access checks of this replica by outcome.",
+            tag_keys=("outcome",),
+        )
+        self._granted = metrics.Gauge(
+            "serve_app_access_granted",
+            description="1 while this node can read the weights, else 0.",
+            tag_keys=("node", "repo", "outcome"),
+        )
+        self._load = metrics.Gauge(
+            "serve_app_model_load_seconds", description="Loading and warm-up of this replica."
+        )
+        self._running = metrics.Gauge(
+            "serve_app_num_requests_running", description="Requests in the batch."
+        )
+        self._waiting = metrics.Gauge(
+            "serve_app_num_requests_waiting", description="Requests waiting for a place."
+        )
+        self._kv = metrics.Gauge(
+            "serve_app_kv_cache_usage_perc", description="Used share of the KV cache, 0 to 1."
+        )
+
+    def checked(self, verdict: NodeVerdict, *, repo: str) -> None:
+        """Count one access check."""
+        self._checks.inc(1, tags={"outcome": verdict.outcome})
+        self._granted.set(
+            float(verdict.outcome is Outcome.GRANTED),
+            tags={"node": verdict.node_name, "repo": repo, "outcome": verdict.outcome},
+        )
+
+    def loaded(self, seconds: float) -> None:
+        """Record how long loading took."""
+        self._load.set(seconds)
+
+    def sample(self, stats: EngineStats) -> None:
+        """Publish the engine's state of this moment."""
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        self._kv.set(stats.kv_tokens_used / max(1, stats.kv_tokens_total))

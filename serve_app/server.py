@@ -1,0 +1,129 @@
+"""The LLM server deployment: one replica is one engine.
+
+Before it touches torch or the network's big files a replica proves its own access to the
+pinned commit, because replicas also start where no builder ran: on scale-up, after an edit of
+`ray_actor_options`, on recovery. Only then it downloads, loads, warms up and takes requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import ray
+import structlog
+
+from serve_app import logs, metrics
+from serve_app.access import verdict as verdicts
+from serve_app.access.download import download_snapshot
+from serve_app.access.hub import check_here
+from serve_app.config import AppConfig
+from serve_app.errors import AccessDenied, EngineDead
+from serve_app.protocol import GenerationRequest, TokenDelta
+
+if TYPE_CHECKING:
+    from serve_app.engine.engine import Engine
+
+log = structlog.get_logger()
+
+# Serve restarts a failed constructor at once and for ever; holding it keeps one denied node
+# at no more than four tries a minute. Jitter spreads the replicas of a cluster.
+HOLD_S = (15.0, 30.0)
+SAMPLE_INTERVAL_S = 2.0
+
+
+class LLMServer:
+    """One model on one replica.
+
+    Args:
+        config: the whole tree; the parts go to the components that own them.
+        commit: the commit that the gate pinned; None for a local directory.
+
+    Raises:
+        AccessDenied: this node may not read the weights, or could not prove it.
+        ModelLoadError: the weights are unusable.
+    """
+
+    _engine: Engine
+
+    async def __init__(self, config: AppConfig, commit: str | None) -> None:
+        logs.configure_serve(config.logging)
+        self._metrics = metrics.ServerMetrics()
+        await self._prove_access(config, commit)
+        self._engine = await asyncio.to_thread(_load, config, commit)
+        self._metrics.loaded(self._engine.load_report.total_s)
+        self._sampler = asyncio.get_running_loop().create_task(self._sample())
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Continue one prompt; see `LLMEngine.generate`."""
+        async for delta in self._engine.generate(request):
+            yield delta
+
+    async def ready(self) -> bool:
+        """Tell whether the engine takes requests."""
+        return await self._engine.ready()
+
+    async def check_health(self) -> None:
+        """Fail Serve's health check when the engine is dead, so that the replica is replaced."""
+        try:
+            self._engine.check()
+        except EngineDead as error:
+            log.error("engine.died", cause=error.message)
+            raise
+
+    async def __del__(self) -> None:
+        """Stop the engine thread; Serve calls this after the running streams have ended."""
+        if sampler := getattr(self, "_sampler", None):
+            sampler.cancel()
+            with suppress(asyncio.CancelledError):
+                await sampler
+        if engine := getattr(self, "_engine", None):
+            await asyncio.to_thread(engine.close)
+
+    async def _prove_access(self, config: AppConfig, commit: str | None) -> None:
+        context = ray.get_runtime_context()
+        verdict = await asyncio.to_thread(check_here, config.model, config.access, commit=commit)
+        verdict = replace(verdict, node_id=context.get_node_id())
+        self._metrics.checked(verdict, repo=config.model.name)
+        if verdict.outcome is verdicts.Outcome.GRANTED:
+            log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
+            return
+        log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
+        await asyncio.sleep(random.uniform(*HOLD_S))  # noqa: S311 (spreading load, not a secret)
+        raise AccessDenied(verdict.line())
+
+    async def _sample(self) -> None:
+        while True:
+            self._metrics.sample(self._engine.stats())
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+
+def _load(config: AppConfig, commit: str | None) -> Engine:
+    started = time.monotonic()
+    log.info("model.downloading", repo_id=config.model.name, commit=commit)
+    directory = download_snapshot(config.model, config.access, commit)
+    log.info(
+        "model.loading",
+        repo_id=config.model.name,
+        commit=commit,
+        download_s=round(time.monotonic() - started, 3),
+    )
+    # Here and not at the top: importing torch takes seconds, a refusal must not wait for it.
+    from serve_app.engine.engine import Engine  # noqa: PLC0415
+
+    engine = Engine.load(
+        directory,
+        model=config.model,
+        engine=config.engine,
+        num_gpus=config.replica.num_gpus,
+        num_cpus=config.replica.num_cpus,
+        max_queued_requests=config.api.max_queued_requests,
+    )
+    log.info("model.loaded", repo_id=config.model.name, commit=commit, **engine.load_report.facts())
+    log.info("engine.started", max_context_tokens=engine.max_context_tokens)
+    return engine
