@@ -126,8 +126,9 @@ def _config(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 def _start_hub(
     options: argparse.Namespace, repo_id: str, stack: contextlib.ExitStack
 ) -> tuple[Any, str]:
-    from scripts.local_hub import Behaviour, LocalHub, Repo  # noqa: PLC0415 (after the port check)
     from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: PLC0415
+
+    from scripts.local_hub import Behaviour, LocalHub, Repo  # noqa: PLC0415 (after the port check)
 
     say("[1/3] the demo model, SmolLM2-135M-Instruct in bf16 (made once, then cached)")
     directory = build_demo_model(default_cache_dir(), progress=say)

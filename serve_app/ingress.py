@@ -101,7 +101,7 @@ class Ingress:
         self._config = config
         self._commit = commit
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 (Serve's name)
+    def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
         return create_app(
             self._engine,

@@ -1,0 +1,103 @@
+"""The command line: `serve-app ...`, the same as `python -m serve_app ...`.
+
+Exit codes: 0 granted or valid, 2 config error, 3 blocked, 4 could not be determined. Imports
+of Ray and the Hub wait until a command needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve_app import __version__
+from serve_app.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serve_app.access.verdict import Verdict
+    from serve_app.config import AppConfig
+
+CONFIG_ERROR = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+    except ConfigError as error:
+        print(f"config error: {error.message}", file=sys.stderr)
+        return CONFIG_ERROR
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="serve-app", description="Gated open-weights models on Ray Serve."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="prove the access of every node, without a rollout")
+    check.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    check.add_argument("--address", help="address of the Ray cluster (default: the running one)")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(command=_check)
+
+    validate = commands.add_parser("validate", help="check a config file, without a cluster")
+    validate.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    validate.set_defaults(command=_validate)
+
+    schema = commands.add_parser("schema", help="print the JSON schema of `args:`")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    from serve_app import logs, serve_config
+    from serve_app.config import LoggingConfig
+
+    logs.configure_cli(LoggingConfig(level="error"))
+    apps = serve_config.read(options.config)
+    verdicts = [_verdict(app.config, app.runtime_env, options) for app in apps]
+    for app, verdict in zip(apps, verdicts, strict=True):
+        if options.json:
+            print(json.dumps(verdict.to_json()))
+        else:
+            print(f"{app.name}: {verdict.table()}")
+    return max(verdict.exit_code for verdict in verdicts)
+
+
+def _verdict(
+    config: AppConfig, runtime_env: dict[str, Any], options: argparse.Namespace
+) -> Verdict:
+    from serve_app.access.preflight import check_cluster, check_this_machine
+
+    verdict = check_cluster(config, runtime_env=runtime_env, address=options.address)
+    if verdict is not None:
+        return verdict
+    print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
+    return check_this_machine(config)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+
+    names = ", ".join(app.name for app in serve_config.read(options.config))
+    print(f"{options.config} is valid: {names}")
+    return 0
+
+
+def _schema(_options: argparse.Namespace) -> int:
+    from serve_app.config import AppConfig
+
+    print(json.dumps(AppConfig.model_json_schema(), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
