@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from ray import serve
 from ray.serve import Application
 
@@ -21,6 +22,8 @@ from serve_app.config import AppConfig, ReplicaConfig, parse_args
 from serve_app.errors import ConfigError
 from serve_app.ingress import Ingress
 from serve_app.server import LLMServer
+
+log = structlog.get_logger()
 
 # Streams that run when a replica is told to stop get this long; a slow model's longest answer.
 DRAIN_S = 120.0
@@ -41,7 +44,19 @@ def build_app(args: dict[str, Any]) -> Application:
     except ConfigError as error:
         raise RolloutBlocked(f"The config is wrong:\n{error.message}") from None
     logs.configure_serve(config.logging)
-    verdict = require_access(config)
+    try:
+        verdict = require_access(config)
+    except RolloutBlocked:
+        log.error("rollout.blocked", repo_id=config.model.name)
+        raise
+    log.info(
+        "rollout.approved",
+        repo_id=config.model.name,
+        commit=verdict.commit,
+        nodes=len(verdict.nodes),
+        duration_s=verdict.duration_s,
+        hub_requests=verdict.hub_requests,
+    )
     return bind(config, commit=verdict.commit)
 
 

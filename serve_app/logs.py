@@ -33,6 +33,7 @@ EVENTS = {
     "engine.started": "the replica takes requests",
     "engine.died": "the engine stopped for good; every open request was told",
     "request.finished": "one line for each request, in the ingress",
+    "request.failed": "generation failed for a reason that no client may read; says which",
     "request.cancelled": "the client went away before the end",
 }
 

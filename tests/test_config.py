@@ -1,0 +1,108 @@
+"""The config tree: strict, helpful, and without secrets."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.config import AppConfig, check_endpoint, parse_args
+from serve_app.errors import ConfigError
+
+MODEL = {"repo_id": "acme/tiny"}
+TOKEN = "hf_" + "Qz7" * 12
+
+
+def refused(args):
+    with pytest.raises(ConfigError) as caught:
+        parse_args(args)
+    return caught.value.message
+
+
+def test_a_repo_alone_is_a_whole_config():
+    """Everything but the model has a default."""
+    config = parse_args({"model": MODEL})
+    assert config.model.name == "acme/tiny"
+    assert config.model.dtype == "bfloat16"
+    assert config.access.on_unreachable == "block"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            {"model": MODEL | {"revison": "x"}},
+            "args.model.revison: unknown key; did you mean revision?",
+        ),
+        ({"model": MODEL | {"num_gpus": 1}}, "it belongs at args.replica.num_gpus"),
+        ({"model": MODEL, "acess": {}}, "args.acess: unknown key; did you mean access?"),
+        ({"model": MODEL, "engine": {"tokenfile": "x"}}, "did you mean args.access.token_file?"),
+        ({"model": {}}, "set exactly one of repo_id"),
+        ({"model": MODEL | {"path": "/m"}}, "set exactly one of repo_id"),
+        ({"model": {"repo_id": "a/b/c"}}, "write it as owner/name"),
+        ({"model": {"repo_id": "https://huggingface.co/a/b"}}, "write it as owner/name"),
+        (
+            {"model": MODEL, "replica": {"min_replicas": 3}},
+            "min_replicas is larger than max_replicas",
+        ),
+        ({"model": MODEL, "access": {"endpoint": "http://hub.corp"}}, "must be https"),
+        ({"model": MODEL, "access": {"endpoint": "https://u:p@hub"}}, "must not carry credentials"),
+        ({"model": MODEL, "access": {"timeout_s": 0}}, "args.access.timeout_s"),
+        ({}, "args.model"),
+    ],
+)
+def test_a_fault_names_its_key_and_the_mend(args, words):
+    """One line says where the fault is and what is meant."""
+    assert words in refused(args)
+
+
+def test_all_faults_are_told_at_once():
+    """A person mends the file once, not once per fault."""
+    message = refused({"model": MODEL | {"revison": "x"}, "engine": {"max_batch_tokens": -1}})
+    assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"model": MODEL, "access": {"token": TOKEN}},
+        {"model": MODEL, "access": {"token_file": TOKEN}},
+        {"model": MODEL, "access": {"token_env": TOKEN}},
+        {"model": {"repo_id": TOKEN}},
+        {"model": MODEL, TOKEN: 1},
+        {"model": MODEL, "x": ["a", {"y": f"Bearer {TOKEN}"}]},
+    ],
+)
+def test_a_token_value_is_refused_and_never_echoed(args):
+    """The message says how to hand a token over and does not hold it."""
+    message = refused(args)
+    assert TOKEN not in message
+    assert "HF_TOKEN environment variable" in message
+
+
+def test_rejected_input_is_not_echoed():
+    """A secret of an unknown shape does not leave through a validation message."""
+    assert "s3cr3t" not in refused({"model": MODEL, "engine": {"max_batch_tokens": "s3cr3t"}})
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_any_tree_is_a_config_or_a_config_error(tree):
+    """Nothing but ConfigError ever leaves the parser."""
+    with contextlib.suppress(ConfigError):
+        assert isinstance(parse_args({"model": MODEL, "engine": tree}), AppConfig)
+
+
+@pytest.mark.parametrize(
+    "good", ["http://127.0.0.1:8090/", "http://[::1]:1", "http://localhost", "https://h.co"]
+)
+def test_https_or_loopback(good):
+    """Plain http is only for this machine."""
+    assert check_endpoint(good) == good.rstrip("/")

@@ -1,0 +1,99 @@
+"""The Serve YAML around our args."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app import serve_config
+from serve_app.errors import ConfigError
+
+TOKEN = "hf_" + "Qz7" * 12
+GOOD = {
+    "http_options": {"port": 8000},
+    "applications": [
+        {
+            "name": "llm",
+            "import_path": "serve_app.app:build_app",
+            "args": {"model": {"repo_id": "acme/tiny"}},
+        }
+    ],
+}
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def read(tmp_path, document):
+    path = tmp_path / "x.yaml"
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+    return serve_config.read(path)
+
+
+def changed(**application):
+    return GOOD | {"applications": [GOOD["applications"][0] | application]}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    """The files in configs/ pass their own check."""
+    assert serve_config.read(path)[0].config.model.repo_id
+
+
+def test_our_applications_are_found(tmp_path):
+    """Other people's applications in the same file are left alone."""
+    other = {"name": "x", "route_prefix": "/x", "import_path": "a:b"}
+    document = GOOD | {"applications": [*GOOD["applications"], other]}
+    assert [app.name for app in read(tmp_path, document)] == ["llm"]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("a: [1,\nb", "not valid YAML at line"),
+        ("- 1", "must be a mapping"),
+        ({"applications": []}, "must be a list of applications"),
+        (GOOD | {"aplications": 1}, "unknown key aplications; did you mean applications?"),
+        (changed(model={"repo_id": "a/b"}), "model belongs under `args:`"),
+        (changed(impot_path="x"), "did you mean import_path?"),
+        (
+            changed(import_path="other:app"),
+            "no application has `import_path: serve_app.app:build_app`",
+        ),
+        (
+            changed(args={"model": {"repo": "a/b"}}),
+            "args.model.repo: unknown key; did you mean repo_id?",
+        ),
+        (GOOD | {"http_options": {"port": "x"}}, "http_options.port"),
+    ],
+)
+def test_a_fault_is_one_clear_line(tmp_path, document, words):
+    """The message names the key and the mend."""
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, document)
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        changed(runtime_env={"env_vars": {"HF_TOKEN": "anything"}}),
+        changed(runtime_env={"env_vars": {"X": TOKEN}}),
+        changed(deployments=[{"name": "LLMServer", "user_config": {"a": TOKEN}}]),
+        changed(
+            deployments=[
+                {"name": "L", "ray_actor_options": {"runtime_env": {"env_vars": {"HF_TOKEN": "y"}}}}
+            ]
+        ),
+    ],
+)
+def test_a_token_anywhere_in_the_yaml_is_refused(tmp_path, document):
+    """Also in runtime_env and user_config, which Ray keeps in clear text."""
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, document)
+    assert TOKEN not in caught.value.message
+    assert "mounted Kubernetes secret" in caught.value.message
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    """No traceback for a wrong path."""
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        serve_config.read(tmp_path / "none.yaml")
