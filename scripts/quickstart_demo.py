@@ -137,7 +137,7 @@ def _start_hub(
     }
     hub = LocalHub(repos=[Repo(repo_id, files, gated="manual")], port=options.hub_port)
     stack.enter_context(hub)
-    behaviour = Behaviour.never_asked if options.deny else Behaviour.granted
+    behaviour = Behaviour.NEVER_ASKED if options.deny else Behaviour.GRANTED
     token = hub.issue_token(behaviour, account="demo", value="hf_" + secrets.token_hex(17))
     say(f"      the Hub is at {hub.url}; {repo_id} is gated there")
     return hub, token

@@ -78,9 +78,7 @@ class AccessConfig(_Part):
     timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
     deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
     watch_interval_s: float = Field(900, ge=10, description="re-check while serving")
-    on_unreachable: Literal["block", "allow_cached"] = Field(
-        "block", description="what an unreachable Hub means"
-    )
+    on_unreachable: Literal["block"] = Field("block", description="what an unreachable Hub means")
 
     @field_validator("endpoint")
     @classmethod
@@ -140,7 +138,7 @@ class ApiConfig(_Part):
 class LoggingConfig(_Part):
     """What is logged, and how."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level")
     format: Literal["json", "console"] = Field(
         "json", description="json for machines, console for people"
     )

@@ -1,0 +1,1 @@
+"""Tests mirror the package; `cluster/` starts Ray, `gpu/` needs a GPU, `repo/` checks the rest."""

@@ -1,0 +1,118 @@
+"""The quickstart as a newcomer runs it: the real model, a real gate, real processes."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.cluster
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, demo_model_dir):
+    """The script with ports of its own and an empty home, but the demo model already made."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ports = ["--port", str(free_port()), "--hub-port", str(free_port())]
+    return [str(ROOT / "scripts" / "quickstart"), *ports]
+
+
+def run(command, *flags):
+    return subprocess.run(
+        [*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def test_once_answers_and_exits_0(command):
+    """One question, a sensible answer of the real model."""
+    done = run(command, "--once")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Paris" in done.stdout.splitlines()[-1]
+
+
+def test_deny_exits_3_with_the_table_and_downloads_nothing(command):
+    """The blocked rollout names the node, the token and the link; no byte of weights is sent."""
+    done = run(command, "--deny")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "license_not_accepted" in done.stdout
+    assert re.search(r"http://127\.0\.0\.1:\d+/HuggingFaceTB/SmolLM2-135M-Instruct", done.stdout)
+    assert "; 0 bytes of weights were sent." in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not re.search(r"hf_[A-Za-z0-9]{20,}", done.stdout + done.stderr)
+
+
+def test_a_taken_port_is_one_sentence(command):
+    """The message names the port and the flag."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command[2] = str(taken.getsockname()[1])
+        done = run(command)
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip() == f"error: port {command[2]} is taken; choose another one with --port."
+    )
+
+
+def test_ctrl_c_stops_everything_it_started(command):
+    """The printed curl line answers; after Ctrl-C no process of the session is left."""
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines = []
+    try:
+        for line in child.stdout:
+            lines.append(line)
+            if "Ctrl-C stops everything" in line:
+                break
+        assert child.poll() is None, "".join(lines)
+        curl = re.search(r"curl .*?'\n", "".join(lines), re.DOTALL).group()
+        answer = subprocess.run(
+            ["sh", "-c", f"{curl} -s"], capture_output=True, check=True, timeout=60
+        )
+        assert "Paris" in json.loads(answer.stdout)["choices"][0]["message"]["content"]
+    finally:
+        os.killpg(child.pid, signal.SIGINT)
+        rest, _ = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Stopped everything" in rest
+    assert "Traceback" not in rest
+    for port in (int(command[2]), int(command[4])):
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection("127.0.0.1", port, timeout=2).connect()
+    assert left_of_session(child.pid) == []
+
+
+def left_of_session(session):
+    """Commands of the processes that still belong to a session, after ten seconds of grace."""
+    deadline = time.monotonic() + 10
+    while True:
+        listing = subprocess.run(
+            ["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True
+        ).stdout
+        rows = [line.split(None, 2) for line in listing.splitlines()]
+        left = [row[2] for row in rows if row[0] == str(session) and not row[1].startswith("Z")]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.5)

@@ -1,0 +1,85 @@
+"""The README tells the truth: its commands run, its table is the schema."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from serve_app.config import AppConfig
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def config_table():
+    """Render the configuration table from the schema."""
+    rows = []
+    for part, info in AppConfig.model_fields.items():
+        for key, field in info.annotation.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            shown = json.dumps(list(default) if isinstance(default, tuple) else default)
+            rows.append(f"| `{part}.{key}` | `{shown}` | {field.description} |")
+    return "\n".join(rows)
+
+
+def commands():
+    """Every command line of the README's sh blocks, continuation lines joined."""
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+# The commands that other tests run as a user would, and where.
+RUN_ELSEWHERE = {
+    ("scripts/quickstart",): "tests/cluster/test_quickstart.py",
+    ("scripts/test",): "this very run",
+    ("curl",): "tests/cluster/test_quickstart.py",
+    ("serve-app", "check"): "tests/cluster/test_check.py",
+}
+COMMANDS = list(commands())
+
+
+def test_the_readme_is_short():
+    """A newcomer reads it in one sitting."""
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_config_table_is_the_schema():
+    """Every key, its default and its meaning, in the schema's order."""
+    assert config_table() in README
+
+
+def test_every_config_field_is_described():
+    """The table has no empty cell."""
+    for info in AppConfig.model_fields.values():
+        assert issubclass(info.annotation, BaseModel)
+        assert all(field.description for field in info.annotation.model_fields.values())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_runs(words):
+    """A command of the README works as it stands, here or in the test that is named."""
+    for prefix, place in RUN_ELSEWHERE.items():
+        if tuple(words[: len(prefix)]) == prefix:
+            assert place == "this very run" or (ROOT / place).is_file()
+            return
+    program = BIN / words[0] if (BIN / words[0]).exists() else words[0]
+    done = subprocess.run(
+        [program, *words[1:]], cwd=ROOT, capture_output=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_files_named_in_the_readme_exist():
+    """No path leads nowhere."""
+    named = set(re.findall(r"`((?:serve_app|scripts|configs|tests)/[\w./-]+)`", README))
+    assert len(named) > 5
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
