@@ -1,0 +1,66 @@
+"""Fixtures shared by all tests: the loopback Hub and the demo model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.local_hub import LocalHub, Repo
+from scripts.local_hub.model import build_demo_model, default_cache_dir
+
+TINY_REPO = "acme/tiny-llama"
+
+
+def safetensors(tensors: dict[str, list[int]]) -> bytes:
+    """Write a safetensors file of bf16 zeros: a true header, little content."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in tensors.items():
+        size = 2
+        for extent in shape:
+            size *= extent
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(offset)
+
+
+def tiny_files() -> dict[str, bytes | Path]:
+    """Return a sharded Llama repository of a few KB; its weights cannot answer anything."""
+    shards = {
+        "model-00001-of-00002.safetensors": {"model.embed_tokens.weight": [64, 8]},
+        "model-00002-of-00002.safetensors": {"model.norm.weight": [8], "lm_head.weight": [64, 8]},
+    }
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    index = {"metadata": {"total_size": 2064}, "weight_map": weight_map}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 8,
+        "dtype": "bfloat16",
+    }
+    return {
+        "README.md": b"# tiny\n",
+        "LICENSE.txt": b"A licence to accept.\n",
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        **{shard: safetensors(tensors) for shard, tensors in shards.items()},
+    }
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    """A loopback Hub that holds the gated repository `acme/tiny-llama`."""
+    with LocalHub([Repo(TINY_REPO, tiny_files())]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def demo_model_dir() -> Path:
+    """The demo model's directory: SmolLM2-135M-Instruct in bf16, made once a machine."""
+    return build_demo_model(default_cache_dir())
