@@ -15,6 +15,7 @@ import structlog
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import __version__, logs
 from serve_app.api.app import RequestRecord, create_app
@@ -49,9 +50,11 @@ class RemoteEngine:
         deltas = self._stream.generate.remote(request)
         finished = False
         try:
-            async for delta in deltas:
-                finished = delta.finish_reason is not None
-                yield delta
+            async for item in deltas:
+                finished = isinstance(item, ServeAppError) or item.finish_reason is not None
+                if isinstance(item, ServeAppError):
+                    raise item
+                yield item
         except (RayError, RayServeException) as error:
             finished = True
             raise translate(error, request_id=request.request_id) from None
@@ -85,6 +88,29 @@ def translate(error: Exception, *, request_id: str) -> ServeAppError:
     return EngineError("generation failed", cause=kind)
 
 
+class SingleRequestId:
+    """ASGI wrapper that leaves the `x-request-id` of an answer to Serve.
+
+    Serve (2.60, proxy and direct ingress) gives every request an id, hands it to the
+    application in the request's headers and appends it to the answer; the application,
+    which takes the same id, would send the header a second time.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on but the application's own header."""
+
+        async def send_once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_once)
+
+
 class Ingress:
     """The HTTP application of one ingress replica.
 
@@ -103,7 +129,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
-        return create_app(
+        app = create_app(
             self._engine,
             model_name=self._config.model.name,
             api=self._config.api,
@@ -112,6 +138,7 @@ class Ingress:
             commit=self._commit,
             on_finished=self._finished,
         )
+        return SingleRequestId(app)
 
     def _finished(self, record: RequestRecord) -> None:
         self._metrics.observe(record)

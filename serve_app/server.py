@@ -23,7 +23,7 @@ from serve_app.access import verdict as verdicts
 from serve_app.access.download import download_snapshot
 from serve_app.access.hub import check_here
 from serve_app.config import AppConfig
-from serve_app.errors import AccessDenied, EngineDead
+from serve_app.errors import AccessDenied, EngineDead, ServeAppError
 from serve_app.protocol import GenerationRequest, TokenDelta
 
 if TYPE_CHECKING:
@@ -59,10 +59,19 @@ class LLMServer:
         self._metrics.loaded(self._engine.load_report.total_s)
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
-        """Continue one prompt; see `LLMEngine.generate`."""
-        async for delta in self._engine.generate(request):
-            yield delta
+    async def generate(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[TokenDelta | ServeAppError]:
+        """Continue one prompt; see `LLMEngine.generate`.
+
+        Our own errors travel as the last item, not as exceptions: Serve would log every
+        client's mistake with a traceback and count it as a failure of the replica.
+        """
+        try:
+            async for delta in self._engine.generate(request):
+                yield delta
+        except ServeAppError as error:
+            yield error
 
     async def ready(self) -> bool:
         """Tell whether the engine takes requests."""
