@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from scripts.local_hub import LocalHub, Repo
-from scripts.local_hub.model import build_demo_model, default_cache_dir
+from tests.certificates import Certificates, make_certificates
+
+# Before anything imports huggingface_hub, which reads these once: no test sees the token, the
+# cache or the settings of whoever runs it, and the list of agents is not asked for on the network.
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
+    del os.environ[_name]
+_hf_home = tempfile.TemporaryDirectory(prefix="serve-app-tests-")
+atexit.register(_hf_home.cleanup)
+os.environ["HF_HOME"] = _hf_home.name
+(Path(_hf_home.name) / ".agent_harnesses.json").write_text(
+    json.dumps({"standardEnvVars": [], "harnesses": {}})
+)
+
+from scripts.local_hub import LocalHub, Repo  # noqa: E402
+from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: E402
 
 TINY_REPO = "acme/tiny-llama"
 
@@ -58,6 +74,12 @@ def hub() -> Iterator[LocalHub]:
     """A loopback Hub that holds the gated repository `acme/tiny-llama`."""
     with LocalHub([Repo(TINY_REPO, tiny_files())]) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A certificate for 127.0.0.1 and the authority that signed it, as files."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,10 @@ class Behaviour(StrEnum):
     country_blocked = "country_blocked"  # the real text is not published; this one is made up
     auth_ok_files_denied = "auth_ok_files_denied"  # auth-check says OK, every file is refused
     cdn_denied = "cdn_denied"  # the Hub says 302, the bytes' origin says 403
+    cdn_cut = "cdn_cut"  # the bytes stop halfway
     cdn_down = "cdn_down"  # the Hub says 302 to a port where nobody listens
     rate_limited = "rate_limited"
-    server_error = "server_error"  # 502 with an HTML page
+    server_error = "server_error"  # 5xx with an HTML page
     hang = "hang"  # takes the request and never answers
     garbage = "garbage"  # 200 with an HTML page, as a captive portal does
     not_http = "not_http"  # bytes that are no HTTP answer
@@ -70,7 +71,7 @@ class Route(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refusing answer; `{id}`, `{name}` and `{url}` are filled in when it is sent."""
+    """One refusing answer; `{id}` and `{name}` are filled in when it is sent."""
 
     status: int
     code: str | None
@@ -106,7 +107,7 @@ GATE: dict[Behaviour, Refusal] = {
         403,
         "GatedRepo",
         "Access to model {id} is restricted and you are not in the authorized list. "
-        "Visit {url} to ask for access.",
+        "Visit https://huggingface.co/{id} to ask for access.",
     ),
     Behaviour.pending: Refusal(
         403,
@@ -122,7 +123,7 @@ GATE: dict[Behaviour, Refusal] = {
         403,
         "GatedRepo",
         "Your request to access model {id} has been reset by the repo's authors. "
-        "Visit {url} to submit a new request.",
+        "Visit https://huggingface.co/{id} to submit a new request.",
     ),
     Behaviour.invalid: LOG_IN,
     Behaviour.fine_grained: _FINE_GRAINED,
@@ -140,6 +141,11 @@ GATE: dict[Behaviour, Refusal] = {
         403, None, "This model is not available from your location."
     ),
 }
+READ_ONLY = Refusal(
+    403,
+    None,
+    "You have read access but not the required permissions for this operation",
+)
 FILES_DENIED = Refusal(403, None, "Downloads of this content are blocked by an access policy.")
 
 
@@ -157,7 +163,7 @@ class Account:
         behaviour: for every repository without its own entry in `by_repo`.
         on: limits a fault to these routes; elsewhere the token is granted. None is all.
         failures: answers of `flaky` that still fail.
-        failure_status: 429, or any 5xx.
+        failure_status: what `flaky` (429 or 5xx) and `server_error` (5xx) answer.
         retry_after_s: what a 429 asks to wait.
     """
 
@@ -194,6 +200,7 @@ class Accounts:
         self._by_token: dict[str, Account] = {}
         self._by_key: dict[str, Account] = {}
         self.anonymous = Account("anonymous", Behaviour.granted)
+        self._by_key[self.anonymous.key] = self.anonymous
 
     def add(self, token: str, account: Account) -> None:
         """Make a token known, or replace what was known about it."""
@@ -228,6 +235,7 @@ class Accounts:
         *,
         repo_id: str | None = None,
         on: Collection[Route] | None = None,
+        failures: int | None = None,
     ) -> None:
         """Switch a behaviour while the Hub runs, for all repositories or for one."""
         with self._lock:
@@ -235,4 +243,6 @@ class Accounts:
                 account.behaviour = behaviour
             else:
                 account.by_repo[repo_id] = behaviour
-            account.on = None if on is None else frozenset(Route(route) for route in on)
+            account.on = None if on is None else frozenset(on)
+            if failures is not None:
+                account.failures = failures

@@ -7,8 +7,9 @@
                             "repo_id": …, "on": [routes], "failures": …, "failure_status": …,
                             "retry_after_s": …} -> {"fingerprint": …, "behaviour": …}
 
-A token that is known already is switched; a token file that does not exist is written (0600)
-with a new token. Values go in and never come out.
+A token that is known already is switched; an unknown one is granted first, so `repo_id` limits
+the behaviour to one repository. A token file that does not exist is written (0600) with a new
+token. Values go in and never come out.
 """
 
 from __future__ import annotations
@@ -63,10 +64,9 @@ class Control:
         if not self._hub.knows(value) or any(name in order for name in _SETTINGS):
             settings = {name: int(order[name]) for name in _SETTINGS if name in order}
             self._hub.issue_token(
-                behaviour, str(order.get("account", "alice")), value=value, on=on, **settings
+                account=str(order.get("account", "alice")), value=value, **settings
             )
-        else:
-            self._hub.set_behaviour(value, behaviour, repo_id=order.get("repo_id"), on=on)
+        self._hub.set_behaviour(value, behaviour, repo_id=order.get("repo_id"), on=on)
         return json_answer({"fingerprint": fingerprint(value), "behaviour": behaviour})
 
 

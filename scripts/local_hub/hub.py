@@ -22,6 +22,7 @@ from scripts.local_hub.behaviours import (
     FILES_DENIED,
     GATE,
     LOG_IN,
+    READ_ONLY,
     REPO_NOT_FOUND,
     REVISION_NOT_FOUND,
     Account,
@@ -158,8 +159,7 @@ class Hub:
 
     def _refuse(self, request: Request, target: Target, refused: Refused) -> Answer:
         refusal, repo_id = refused.refusal, target.repo_id
-        url = f"{self._state.urls['hub']}/{repo_id}"
-        message = refusal.message.format(id=repo_id, name=refused.name, url=url)
+        message = refusal.message.format(id=repo_id, name=refused.name)
         headers = {"X-Error-Message": message, **refused.headers}
         if refusal.code is not None:
             headers["X-Error-Code"] = refusal.code
@@ -259,6 +259,8 @@ class Hub:
 
     def _auth_check(self, call: Call) -> Answer:
         self._pass_gate(call)
+        if call.target.tail:  # auth-check/write
+            raise Refused(READ_ONLY)
         return Answer(200, b"OK", {"Content-Type": "text/plain; charset=utf-8"})
 
     def _resolve(self, call: Call) -> Answer:
@@ -335,9 +337,8 @@ def faulty_answer(fault: Behaviour, caller: Account, route: Route) -> Answer:
         page = b"<html><body><h1>Sign in to use this network</h1></body></html>"
         return Answer(200, page, dict(HTML))
     if fault is Behaviour.server_error:
-        status = caller.failure_status if caller.failure_status >= 500 else 502
         page = b"<html><head><title>Server error</title></head><body>Server error</body></html>"
-        return Answer(status, page, dict(HTML))
+        return Answer(caller.failure_status, page, dict(HTML))
     kind = "resolvers" if route is Route.resolve else "api"
     message = (
         "We had to rate limit you: you hit the quota of 1000 api requests per 5 minutes period. "

@@ -105,13 +105,18 @@ def tree_page(
     if not below:
         return None
     entries = _entries(repo, below, request, prefix=prefix, masked=masked)
-    start = int(request.query.get("cursor", ["0"])[-1])
-    size = min(size, int(request.query.get("limit", [str(size)])[-1]))
+    start = _number(request, "cursor", 0)
+    size = max(1, min(size, _number(request, "limit", size)))
     if start + size >= len(entries):
         return entries[start:], None
     kept = {key: values[-1] for key, values in request.query.items()}
     query = urlencode({**kept, "cursor": start + size})
     return entries[start : start + size], f"{quote(request.path)}?{query}"
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    text = request.query.get(name, [""])[-1]
+    return int(text) if text.isdecimal() else default
 
 
 def _entries(

@@ -47,7 +47,6 @@ class LocalHub:
         self._ports: dict[Origin, int] = {"hub": port, "cdn": cdn_port, "xet": 0}
         self._tls = tls
         self._state = State(Signer(link_lifetime_s), {repo.repo_id: repo for repo in repos})
-        self._state.accounts.add("", Account("unknown", Behaviour.invalid))
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -56,7 +55,7 @@ class LocalHub:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*self._tls)
         with contextlib.ExitStack() as stack:
-            held, self._state.closed_url = refused_address()
+            held, self._state.closed_url = refused_address(secure=context is not None)
             stack.callback(held.close)
             for origin, respond in self._origins().items():
                 server = Server(origin, self._ports[origin], respond, context)
@@ -142,7 +141,7 @@ class LocalHub:
             value: the token itself; default: a random one of the usual shape.
             on: limits a fault (rate limit, hang, …) to these routes.
             failures: how many answers of `flaky` fail before it is well.
-            failure_status: what `flaky` fails with, and the status of `server_error`.
+            failure_status: what `flaky` (429 or 5xx) and `server_error` (5xx) answer.
             retry_after_s: what a 429 asks to wait.
         """
         token = value if value is not None else "hf_" + secrets.token_urlsafe(48)[:34]
@@ -164,6 +163,7 @@ class LocalHub:
         *,
         repo_id: str | None = None,
         on: Collection[Route] | None = None,
+        failures: int | None = None,
     ) -> None:
         """Treat a token otherwise from now on.
 
@@ -172,6 +172,7 @@ class LocalHub:
             behaviour: the new treatment.
             repo_id: changes it toward this repository alone.
             on: limits a fault to these routes.
+            failures: how many answers of `flaky` fail from now on; None leaves the count.
 
         Raises:
             KeyError: the token is unknown; the message names its fingerprint.
@@ -179,7 +180,9 @@ class LocalHub:
         account = self._state.accounts.find(token)
         if account is None:
             raise KeyError(fingerprint(token or ""))
-        self._state.accounts.change(account, Behaviour(behaviour), repo_id=repo_id, on=on)
+        self._state.accounts.change(
+            account, Behaviour(behaviour), repo_id=repo_id, on=on, failures=failures
+        )
 
     def set_outage(self, fault: Behaviour | str | None) -> None:
         """Let one fault strike every request to the Hub, whoever asks; None ends it."""

@@ -6,11 +6,13 @@ answered as if it had not come, and the log says so.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scripts.local_hub.behaviours import Account, Behaviour, Route
 from scripts.local_hub.hub import faulty_answer, json_answer
 from scripts.local_hub.repos import Repo, RepoFile
 from scripts.local_hub.state import State
-from scripts.local_hub.wire import Answer, Request, file_answer
+from scripts.local_hub.wire import Answer, Request, Silence, file_answer
 
 DENIED = (
     b'<?xml version="1.0" encoding="UTF-8"?>'
@@ -46,7 +48,9 @@ class Cdn:
         file = repo.large_file(sha256)
         if file is None or account.toward(repo_id) is Behaviour.cdn_denied:
             return Answer(403, DENIED, {"Content-Type": "application/xml"})
-        return file_answer(request, file, {"ETag": f'"{file.sha256}"'})
+        answer = file_answer(request, file, {"ETag": f'"{file.sha256}"'})
+        cut = account.toward(repo_id) is Behaviour.cdn_cut
+        return replace(answer, silence=Silence.CUT) if cut else answer
 
 
 class XetStore:

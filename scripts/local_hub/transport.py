@@ -16,10 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from scripts.local_hub.repos import CHUNK_BYTES
-from scripts.local_hub.wire import Answer, FilePart, HubRequest, Origin, Request, Silence
+from scripts.local_hub.wire import Answer, HubRequest, Origin, Request, Silence
 
 LOOPBACK = "127.0.0.1"
 MAX_BODY_BYTES = 1 << 20
+HANDSHAKE_TIMEOUT_S = 10
 Respond = Callable[[Request], tuple[Answer, HubRequest | None]]
 
 
@@ -56,6 +57,7 @@ class Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without the reverse name look-up that the base class does."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
@@ -78,18 +80,18 @@ class Server(ThreadingHTTPServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Shake hands in the connection's own thread, so that a mute client holds up nobody."""
         self._open.add(request)
+        connection = request
         try:
             if self._tls is not None:
-                request.settimeout(10)
-                with contextlib.suppress(OSError):
-                    wrapped = self._tls.wrap_socket(request, server_side=True)
-                    self._open.discard(request)
-                    request = wrapped
-                    self._open.add(request)
-                    request.settimeout(None)
-            super().process_request_thread(request, client_address)
+                request.settimeout(HANDSHAKE_TIMEOUT_S)
+                connection = self._tls.wrap_socket(request, server_side=True)
+                connection.settimeout(None)
+                self._open.add(connection)
+            super().process_request_thread(connection, client_address)
+        except OSError:  # the client does not trust us, or speaks no TLS
+            self.shutdown_request(request)
         finally:
-            self._open.discard(request)
+            self._open -= {request, connection}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stay silent about clients that went away; show what is a fault of ours."""
@@ -100,9 +102,11 @@ class Server(ThreadingHTTPServer):
 class _Connection(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
-    server_version = "local-hub"
-    sys_version = ""
     disable_nagle_algorithm = True
+
+    def version_string(self) -> str:
+        """Name the server in the Server header."""
+        return "local-hub"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Write nothing: the Hub keeps its own log."""
@@ -113,7 +117,7 @@ class _Connection(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, self.path, headers, body)
         answer, entry = self.server.respond(request)
-        if answer.silence is not None:
+        if answer.silence in {Silence.HANG, Silence.NOT_HTTP}:
             self._fail(answer.silence)
             return
         if entry is not None:
@@ -124,24 +128,27 @@ class _Connection(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
-            self._send_body(answer.body, entry)
+            self._send_body(answer, entry)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815
 
-    def _fail(self, silence: Silence) -> None:
+    def _fail(self, silence: Silence | None) -> None:
         if silence is Silence.HANG:
             self.server.closing.wait()
         else:
             self.wfile.write(b"SSH-2.0-not_a_web_server\r\n")
         self.close_connection = True
 
-    def _send_body(self, body: bytes | FilePart, entry: HubRequest | None) -> None:
+    def _send_body(self, answer: Answer, entry: HubRequest | None) -> None:
+        body = answer.body
         if isinstance(body, bytes):
             self._send(body, entry)
             return
+        left = len(body)
+        if answer.silence is Silence.CUT:
+            left, self.close_connection = left // 2, True
         with body.file.open() as file:
             file.seek(body.start)
-            left = len(body)
             while left and (chunk := file.read(min(left, CHUNK_BYTES))):
                 self._send(chunk, entry)
                 left -= len(chunk)
@@ -153,11 +160,11 @@ class _Connection(BaseHTTPRequestHandler):
         self.wfile.write(chunk)
 
 
-def refused_address() -> tuple[socket.socket, str]:
+def refused_address(*, secure: bool) -> tuple[socket.socket, str]:
     """Hold a port that refuses connections, and return it with its URL.
 
     A bound socket that does not listen keeps the port from everybody else.
     """
     held = socket.socket()
     held.bind((LOOPBACK, 0))
-    return held, f"http://{LOOPBACK}:{held.getsockname()[1]}"
+    return held, f"{'https' if secure else 'http'}://{LOOPBACK}:{held.getsockname()[1]}"

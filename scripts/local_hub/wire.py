@@ -16,10 +16,11 @@ Origin = Literal["hub", "cdn", "xet"]
 
 
 class Silence(Enum):
-    """Ways to fail a client below HTTP."""
+    """Ways to fail a client below HTTP; `CUT` sends half of a file and closes."""
 
     HANG = "hang"
     NOT_HTTP = "not_http"
+    CUT = "cut"
 
 
 @dataclass(frozen=True, slots=True)
