@@ -10,14 +10,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
-    from serve_app.access.verdict import Verdict
-    from serve_app.config import AppConfig
+    from serve_app.check import Gate
 
 CONFIG_ERROR = 2
 
@@ -45,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="prove the access of every node, without a rollout")
     check.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
     check.add_argument("--address", help="address of the Ray cluster (default: the running one)")
-    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.add_argument("--this-node", action="store_true", help="check this machine alone")
+    check.add_argument("--json", action="store_true", help="print one JSON object per application")
+    check.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
+    check.add_argument(
+        "--wait", metavar="DURATION", default="0", help="go on while a request is pending (1h, 30m)"
+    )
     check.set_defaults(command=_check)
 
     validate = commands.add_parser("validate", help="check a config file, without a cluster")
@@ -58,30 +62,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from serve_app import logs, serve_config
+    from serve_app import check, logs, serve_config
     from serve_app.config import LoggingConfig
 
+    try:
+        wait_s = check.parse_duration(options.wait)
+    except ValueError as error:
+        raise ConfigError(f"--wait: {error}") from None
     logs.configure_cli(LoggingConfig(level="error"))
     apps = serve_config.read(options.config)
-    verdicts = [_verdict(app.config, app.runtime_env, options) for app in apps]
-    for app, verdict in zip(apps, verdicts, strict=True):
-        if options.json:
-            print(json.dumps(verdict.to_json()))
-        else:
-            print(f"{app.name}: {verdict.table()}")
-    return max(verdict.exit_code for verdict in verdicts)
+    output = check.Output(as_json=options.json, junit=options.junit)
+    return check.run(apps, _gate(options), output, wait_s=wait_s)
 
 
-def _verdict(
-    config: AppConfig, runtime_env: dict[str, Any], options: argparse.Namespace
-) -> Verdict:
-    from serve_app.access.preflight import check_cluster, check_this_machine
+def _gate(options: argparse.Namespace) -> Gate:
+    from serve_app.access.preflight import check_this_machine, connect, preflight
 
-    verdict = check_cluster(config, runtime_env=runtime_env, address=options.address)
-    if verdict is not None:
-        return verdict
+    if options.this_node:
+        return lambda app: check_this_machine(app.config)
+    if connect(options.address):
+        return lambda app: preflight(app.config, runtime_env=app.runtime_env)
     print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
-    return check_this_machine(config)
+    return lambda app: check_this_machine(app.config)
 
 
 def _validate(options: argparse.Namespace) -> int:
