@@ -53,7 +53,9 @@ class Control:
             return json_answer({"error": f"{type(error).__name__}: {_words(error)}"}, status=400)
         return json_answer({"error": "no such control"}, status=404)
 
-    def _put_token(self, order: dict[str, Any]) -> Answer:
+    def _put_token(self, order: Any) -> Answer:
+        if not isinstance(order, dict):
+            raise TypeError("an order is a JSON object")
         behaviour = Behaviour(order.get("behaviour", Behaviour.granted))
         on = None if order.get("on") is None else [Route(route) for route in order["on"]]
         value = order.get("token")
@@ -62,7 +64,9 @@ class Control:
         if not isinstance(value, str) or not value:
             raise ValueError("give `token` or `token_file`")
         if not self._hub.knows(value) or any(name in order for name in _SETTINGS):
-            settings = {name: int(order[name]) for name in _SETTINGS if name in order}
+            settings: dict[str, Any] = {
+                name: int(order[name]) for name in _SETTINGS if name in order
+            }
             self._hub.issue_token(
                 account=str(order.get("account", "alice")), value=value, **settings
             )

@@ -30,6 +30,7 @@ class LocalHub:
         cdn_port: of the CDN; 0 takes a free one.
         tls: certificate and key files; all three servers then speak https.
         link_lifetime_s: how long a signed URL and a Xet read token hold.
+        page_size: entries of one page of a listing.
 
     Raises:
         OSError: on entering, if a port is in use.
@@ -43,10 +44,12 @@ class LocalHub:
         cdn_port: int = 0,
         tls: tuple[Path, Path] | None = None,
         link_lifetime_s: float = 900,
+        page_size: int = 1000,
     ) -> None:
         self._ports: dict[Origin, int] = {"hub": port, "cdn": cdn_port, "xet": 0}
         self._tls = tls
-        self._state = State(Signer(link_lifetime_s), {repo.repo_id: repo for repo in repos})
+        held = {repo.repo_id: repo for repo in repos}
+        self._state = State(Signer(link_lifetime_s), held, page_size=page_size)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

@@ -48,6 +48,7 @@ class Server(ThreadingHTTPServer):
         self.closing = threading.Event()
         self._tls = tls
         self._open: set[socket.socket] = set()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
         super().__init__((LOOPBACK, port), _Connection)
 
     @property
@@ -64,14 +65,22 @@ class Server(ThreadingHTTPServer):
 
     def start(self) -> None:
         """Serve in a background thread."""
-        threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while not self.closing.is_set():
+            self.handle_request()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
+        """Drop the connection that only wakes us up to stop."""
+        return not self.closing.is_set()
 
     def stop(self) -> None:
         """Stop listening and break every open connection."""
         self.closing.set()
-        self.shutdown()
+        with contextlib.suppress(OSError):
+            socket.create_connection((LOOPBACK, self.server_port), timeout=1).close()
+        self._accepting.join()
         self.server_close()
         for connection in list(self._open):
             with contextlib.suppress(OSError):

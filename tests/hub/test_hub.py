@@ -142,26 +142,24 @@ def test_names_of_one_part(tmp_path):
         assert not any(entry.authorization_leaked for entry in hub.log)
 
 
-def test_tree_folders_and_pages(hub: LocalHub, monkeypatch):
+def test_tree_folders_and_pages():
     """Listings go into folders, recursively or not, and page by Link headers."""
     files = {"a.json": b"1", "x/b.json": b"2", "x/y/c.json": b"3", "z/d.json": b"4"}
-    hub.add_repo(Repo("acme/deep", files))
-    api = HfApi(endpoint=hub.url, token=hub.issue_token())
+    with LocalHub([Repo("acme/deep", files)], page_size=3) as hub:
+        api = HfApi(endpoint=hub.url, token=hub.issue_token())
 
-    def listed(folder: str | None = None, *, recursive: bool = False) -> list[str]:
-        tree = api.list_repo_tree("acme/deep", folder, recursive=recursive)
-        return sorted(entry.path for entry in tree)
+        def listed(folder: str | None = None, *, recursive: bool = False) -> list[str]:
+            tree = api.list_repo_tree("acme/deep", folder, recursive=recursive)
+            return sorted(entry.path for entry in tree)
 
-    assert listed() == ["a.json", "x", "z"]
-    assert listed("x") == ["x/b.json", "x/y"]
-    everything = ["a.json", "x", "x/b.json", "x/y", "x/y/c.json", "z", "z/d.json"]
-    assert listed(recursive=True) == everything
-    with pytest.raises(RemoteEntryNotFoundError):
-        listed("nope")
-    monkeypatch.setattr(hub._state, "page_size", 3)
-    hub.clear_log()
-    assert listed(recursive=True) == everything
-    assert [entry.route for entry in hub.log] == [Route.tree] * 3
+        assert listed() == ["a.json", "x", "z"]
+        assert listed("x") == ["x/b.json", "x/y"]
+        with pytest.raises(RemoteEntryNotFoundError):
+            listed("nope")
+        hub.clear_log()
+        everything = ["a.json", "x", "x/b.json", "x/y", "x/y/c.json", "z", "z/d.json"]
+        assert listed(recursive=True) == everything
+        assert [entry.route for entry in hub.log] == [Route.tree] * 3
 
 
 def test_weights_redirect(hub: LocalHub):
