@@ -18,6 +18,7 @@ from ray.serve import Application
 
 from serve_app import logs
 from serve_app.access.preflight import RolloutBlocked, require_access
+from serve_app.access.verdict import Verdict
 from serve_app.config import AppConfig, ReplicaConfig, parse_args
 from serve_app.errors import ConfigError
 from serve_app.ingress import Ingress
@@ -57,11 +58,11 @@ def build_app(args: dict[str, Any]) -> Application:
         duration_s=verdict.duration_s,
         hub_requests=verdict.hub_requests,
     )
-    return bind(config, commit=verdict.commit)
+    return bind(config, verdict)
 
 
-def bind(config: AppConfig, *, commit: str | None) -> Application:
-    """Bind the two deployments to a commit that the gate has proven."""
+def bind(config: AppConfig, verdict: Verdict) -> Application:
+    """Bind the two deployments to the commit that the gate has proven."""
     server = serve.deployment(
         name="LLMServer",
         ray_actor_options=actor_options(config.replica),
@@ -79,7 +80,7 @@ def bind(config: AppConfig, *, commit: str | None) -> Application:
         max_surge_percent=100,
         logging_config=logs.serve_logging(config.logging),
     )(serve.ingress()(Ingress))
-    return ingress.bind(server.bind(config, commit), config, commit)
+    return ingress.bind(server.bind(config, verdict.commit), config, verdict)
 
 
 def actor_options(replica: ReplicaConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,10 +19,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import __version__, logs
+from serve_app.access.preflight import preflight
+from serve_app.access.verdict import Verdict
+from serve_app.access.watch import Watch
 from serve_app.api.app import RequestRecord, create_app
 from serve_app.config import AppConfig
 from serve_app.errors import EngineDead, EngineError, Overloaded, RequestCancelled, ServeAppError
-from serve_app.metrics import IngressMetrics
+from serve_app.metrics import AccessMetrics, IngressMetrics
 from serve_app.protocol import GenerationRequest, TokenDelta
 
 log = structlog.get_logger()
@@ -112,20 +116,27 @@ class SingleRequestId:
 
 
 class Ingress:
-    """The HTTP application of one ingress replica.
+    """The HTTP application of one ingress replica, and the watch over the grants.
 
     Args:
         llm: handle of the LLM server.
         config: the whole tree.
-        commit: the commit that is served; None for a local directory.
+        verdict: what the gate said of this version, with the commit that is served.
     """
 
-    def __init__(self, llm: DeploymentHandle, config: AppConfig, commit: str | None) -> None:
+    async def __init__(self, llm: DeploymentHandle, config: AppConfig, verdict: Verdict) -> None:
         logs.configure_serve(config.logging)
         self._metrics = IngressMetrics()
         self._engine = RemoteEngine(llm)
         self._config = config
-        self._commit = commit
+        self._commit = verdict.commit
+        self._watch = Watch(
+            partial(preflight, config, commit=verdict.commit),
+            verdict,
+            interval_s=config.access.watch_interval_s,
+            on_verdict=AccessMetrics().show,
+        )
+        self._watching = asyncio.get_running_loop().create_task(self._watch.run())
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
@@ -136,9 +147,15 @@ class Ingress:
             created=int(time.time()),
             version=__version__,
             commit=self._commit,
+            access=self._watch.snapshot,
             on_finished=self._finished,
         )
         return SingleRequestId(app)
+
+    async def __del__(self) -> None:
+        """Stop the watch."""
+        if watching := getattr(self, "_watching", None):
+            watching.cancel()
 
     def _finished(self, record: RequestRecord) -> None:
         self._metrics.observe(record)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ray.serve import metrics
 
-from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
 from serve_app.api.app import RequestRecord
 from serve_app.engine.stats import EngineStats
 
@@ -58,6 +58,29 @@ class IngressMetrics:
             self._generation.inc(record.completion_tokens)
 
 
+class AccessMetrics:
+    """The present outcome of every node, as a state set: 1 for it, 0 for those it had before.
+
+    Alert on `serve_app_access_granted{outcome="granted"} == 0`.
+    """
+
+    def __init__(self) -> None:
+        self._granted = metrics.Gauge(
+            "serve_app_access_granted",
+            description="1 for the node's present outcome of the access check, else 0.",
+            tag_keys=("node", "repo", "outcome"),
+        )
+        self._seen: set[tuple[str, str]] = set()
+
+    def show(self, verdict: Verdict) -> None:
+        """Publish a verdict over all nodes; a node that left shows no outcome as present."""
+        present = {(node.node_name, node.outcome.value) for node in verdict.nodes}
+        self._seen |= present | {(node, Outcome.GRANTED.value) for node, _ in present}
+        for node, outcome in self._seen:
+            tags = {"node": node, "repo": verdict.repo_id, "outcome": outcome}
+            self._granted.set(float((node, outcome) in present), tags=tags)
+
+
 class ServerMetrics:
     """What one replica is doing."""
 
@@ -66,11 +89,6 @@ class ServerMetrics:
             "serve_app_access_checks_total",
             description="Access checks of this replica by outcome.",
             tag_keys=("outcome",),
-        )
-        self._granted = metrics.Gauge(
-            "serve_app_access_granted",
-            description="1 while this node can read the weights, else 0.",
-            tag_keys=("node", "repo", "outcome"),
         )
         self._load = metrics.Gauge(
             "serve_app_model_load_seconds", description="Loading and warm-up of this replica."
@@ -85,13 +103,9 @@ class ServerMetrics:
             "serve_app_kv_cache_usage_perc", description="Used share of the KV cache, 0 to 1."
         )
 
-    def checked(self, verdict: NodeVerdict, *, repo: str) -> None:
+    def checked(self, verdict: NodeVerdict) -> None:
         """Count one access check."""
         self._checks.inc(1, tags={"outcome": verdict.outcome})
-        self._granted.set(
-            float(verdict.outcome is Outcome.GRANTED),
-            tags={"node": verdict.node_name, "repo": repo, "outcome": verdict.outcome},
-        )
 
     def loaded(self, seconds: float) -> None:
         """Record how long loading took."""

@@ -98,7 +98,7 @@ class LLMServer:
         context = ray.get_runtime_context()
         verdict = await asyncio.to_thread(check_here, config.model, config.access, commit=commit)
         verdict = replace(verdict, node_id=context.get_node_id())
-        self._metrics.checked(verdict, repo=config.model.name)
+        self._metrics.checked(verdict)
         if verdict.outcome is verdicts.Outcome.GRANTED:
             log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
             return
