@@ -1,0 +1,235 @@
+"""The probe: can this process, with its token, read the weights of this repo at this commit?
+
+Asks the Hub directly with own limits, never through the cache (which hides a lost grant),
+never by metadata alone (which is public) and never by README or LICENSE (which are open to
+all). What proves access is the beginning of a weights file, or the storage's own answer about
+it. Everything else is a refusal or a "don't know", and both block.
+
+The token's value is put into a header here, for the Hub's own origin and no other.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+import httpx2
+import huggingface_hub
+from huggingface_hub import constants, is_offline_mode
+
+from serve_app import __version__
+from serve_app.access import local
+from serve_app.access.answers import Caller, Step, classify
+from serve_app.access.proof import JSON_BYTES, Proof, Subject
+from serve_app.access.remedies import remedy
+from serve_app.access.report import sanitise
+from serve_app.access.token import ResolvedToken, resolve_token
+from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
+from serve_app.access.wire import Failed, Wire, origin
+from serve_app.config import AccessConfig, ModelConfig, check_endpoint
+
+BUDGET_SHARE = 2 / 3  # of the gate's deadline; the rest is for starting and collecting probes
+# Own words instead of huggingface_hub's `build_hf_headers`, which may ask the Hub for a list of
+# known agents first: a request that nobody counts, three seconds where the Hub hangs.
+USER_AGENT = f"serve-app/{__version__}; hf_hub/{huggingface_hub.__version__}"
+# Refusals that a look at the account explains: whose grant is it, is the token alive at all?
+EXPLAINED = frozenset(
+    {
+        Outcome.INVALID_TOKEN,
+        Outcome.LICENSE_NOT_ACCEPTED,
+        Outcome.REQUEST_PENDING,
+        Outcome.REQUEST_REJECTED,
+        Outcome.REQUEST_RESET,
+        Outcome.TOKEN_SCOPE,
+        Outcome.ORG_POLICY,
+        Outcome.CONTENT_BLOCKED,
+        Outcome.REPO_NOT_FOUND,
+    }
+)
+
+
+def check_here(
+    model: ModelConfig,
+    access: AccessConfig,
+    *,
+    commit: str | None = None,
+    read_index: bool = True,
+) -> NodeVerdict:
+    """Prove, or fail to prove, that this process can read the weights.
+
+    Blocks for at most two thirds of `access.deadline_s`, whatever the network does.
+
+    Args:
+        model: what is to be read; a local `path` is checked for completeness instead.
+        access: which token, which Hub, which limits.
+        commit: probe this commit, 40 hex digits, instead of what `model.revision` means now;
+            its index counts as proven by whoever pinned it.
+        read_index: compare the index of the weights with the files of the repository.
+
+    Returns:
+        The verdict of this node, named by its host name; never raises.
+    """
+    name = socket.gethostname()
+    if model.path is not None:
+        return replace(local.check_directory(model.path), node_name=name)
+    probe = Probe(model, access, commit=commit, read_index=read_index and commit is None)
+    return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
+
+
+def endpoint_of(access: AccessConfig) -> str:
+    """Return the Hub's URL: the config's, or what huggingface_hub uses in this process."""
+    return access.endpoint or constants.ENDPOINT
+
+
+class Probe:
+    """One check of one repository.
+
+    Args:
+        model: what is to be read, on the Hub.
+        access: which token, which Hub, which limits.
+        commit: the pinned commit, if there is one.
+        read_index: see `check_here`.
+        transport: replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        access: AccessConfig,
+        *,
+        commit: str | None = None,
+        read_index: bool = True,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        self._model = model
+        self._access = access
+        self._pinned = commit
+        self._read_index = read_index
+        self._transport = transport
+        self._repo_id = str(model.repo_id)
+        self._endpoint = endpoint_of(access)
+        self._resolved = ResolvedToken(None, TokenReport())
+        self._wire: Wire | None = None
+        self._proof: Proof | None = None
+
+    def bounded(self, budget_s: float) -> NodeVerdict:
+        """Run in a thread that is left behind if it overruns: name resolution has no limit."""
+        results: list[NodeVerdict] = []
+        thread = threading.Thread(
+            target=lambda: results.append(self.run(budget_s)), name="access-probe", daemon=True
+        )
+        thread.start()
+        thread.join(budget_s + 0.5)
+        if results:
+            return results[0]
+        step = self._wire.step if self._wire else "token"
+        message = f"no answer to the question for the {step} within {budget_s:g} s"
+        return self._verdict(Failed(Outcome.HUB_UNREACHABLE, message))
+
+    def run(self, budget_s: float) -> NodeVerdict:
+        """Probe; never raises."""
+        try:
+            return self._run(budget_s)
+        except Failed as failed:
+            return self._verdict(failed)
+        except Exception as error:  # noqa: BLE001 (unknown is no, and its text may hold a header)
+            message = f"the probe itself failed ({type(error).__name__})"
+            return self._verdict(Failed(Outcome.UNKNOWN, message))
+        finally:
+            if self._wire is not None:
+                self._wire.close()
+
+    def _run(self, budget_s: float) -> NodeVerdict:
+        self._resolved = resolve_token(self._access)
+        if self._resolved.fault is not None:
+            raise Failed(self._resolved.fault.outcome, self._resolved.fault.message)
+        self._refuse_endpoint()
+        self._wire = wire = Wire(
+            self._endpoint,
+            self._credentials,
+            timeout_s=self._access.timeout_s,
+            budget_s=budget_s,
+            transport=self._transport,
+        )
+        subject = Subject(
+            self._endpoint,
+            self._repo_id,
+            self._model.revision,
+            self._pinned,
+            self._read_index,
+            has_token=self._resolved.token is not None,
+        )
+        self._proof = Proof(subject, wire)
+        try:
+            self._proof.run()
+        except Failed as failed:
+            return self._verdict(self._explain(wire, failed))
+        return self._verdict(Failed(Outcome.GRANTED, ""))
+
+    def _refuse_endpoint(self) -> None:
+        try:
+            self._endpoint = check_endpoint(self._endpoint)
+        except ValueError as error:
+            raise Failed(Outcome.HUB_UNREACHABLE, f"HF_ENDPOINT {error}") from None
+        if is_offline_mode():
+            raise Failed(
+                Outcome.HUB_UNREACHABLE,
+                "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set here, so nothing can be proven",
+            )
+
+    def _credentials(self, url: str) -> Mapping[str, str]:
+        headers = {"user-agent": USER_AGENT}
+        token = self._resolved.token
+        if token is not None and origin(url) == origin(self._endpoint):
+            headers["authorization"] = f"Bearer {token.reveal()}"
+        return headers
+
+    def _explain(self, wire: Wire, failed: Failed) -> Failed:
+        """Ask whose token it is; the Hub answers an unknown token like none at all."""
+        if self._resolved.token is None or failed.outcome not in EXPLAINED:
+            return failed
+        try:
+            url = f"{self._endpoint}/api/whoami-v2"
+            answer = wire.ask(Step.WHOAMI, "GET", url, limit=JSON_BYTES, tries=1)
+        except Failed:
+            return failed
+        payload = answer.payload() if answer.is_ok else None
+        name = payload.get("name") if isinstance(payload, dict) else None
+        if isinstance(name, str):
+            report = replace(self._resolved.report, account=sanitise(name, limit=100))
+            self._resolved = replace(self._resolved, report=report)
+        if failed.outcome is not Outcome.INVALID_TOKEN:
+            return failed
+        if isinstance(name, str):
+            message = f"refused like an unknown token, but the token is known: {failed.message}"
+            return Failed(Outcome.UNKNOWN, message, status=failed.status)
+        if classify(answer, Caller(has_token=True)) is Outcome.EXPIRED_TOKEN:
+            return Failed(Outcome.EXPIRED_TOKEN, answer.words, status=answer.status)
+        return failed
+
+    def _verdict(self, end: Failed) -> NodeVerdict:
+        sentence, url = remedy(
+            end.outcome,
+            repo_id=self._repo_id,
+            revision=self._model.revision,
+            endpoint=self._endpoint,
+            token=self._resolved.report,
+            host=end.host,
+        )
+        message = end.message
+        if self._resolved.token is not None:
+            message = message.replace(self._resolved.token.reveal(), "[secret]")
+        return NodeVerdict(
+            node_id="",
+            node_name="",
+            outcome=end.outcome,
+            remedy=sentence,
+            http_status=end.status,
+            hub_message=sanitise(message) or None,
+            url=url,
+            token=self._resolved.report,
+            hub_requests=self._wire.requests if self._wire else 0,
+            commit=self._proof.commit if self._proof else self._pinned,
+        )

@@ -1,0 +1,144 @@
+"""The gate's words for people: the table of `serve status`, and one line for logs.
+
+Serve prints a message as a plain block only if no line has a tab, a trailing space or a
+character outside ASCII; so everything that goes out of here is made so.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+from serve_app.config import SECRET
+
+if TYPE_CHECKING:
+    from serve_app.access.verdict import NodeVerdict, Verdict
+
+MESSAGE_CHARS = 400
+ROWS = 64  # beyond these, granted nodes are counted instead of listed
+WIDTH = 100
+GRANTED = "granted"
+_Problem: TypeAlias = tuple[str, str | None, str]
+
+
+def sanitise(text: str, *, limit: int = MESSAGE_CHARS) -> str:
+    """Make foreign words safe to show: one line, no control characters, no secret, bounded."""
+    clean = "".join(char if char.isprintable() else " " for char in SECRET.sub("[secret]", text))
+    clean = re.sub(r"\s+", " ", clean).strip()
+    # Once more: removing characters may have joined the halves of one.
+    clean = SECRET.sub("[secret]", clean)
+    return clean if len(clean) <= limit else clean[: limit - 3].rstrip() + "..."
+
+
+def line(node: NodeVerdict) -> str:
+    """Say one node's verdict in one line."""
+    parts = [f"{node.node_name}: {node.outcome}, token {node.token}"]
+    if node.hub_message:
+        parts.append(f"{_speaker(node)}: {node.hub_message}")
+    if node.outcome != GRANTED:
+        parts.append(node.remedy + (f" {node.url}" if node.url else ""))
+    return _ascii(" | ".join(parts))
+
+
+def table(verdict: Verdict) -> str:
+    """Say a whole verdict: the decision, a line for each node, then each problem with its mend."""
+    lines = [*_head(verdict), "", *_rows(verdict), *_problems(verdict), *_warnings(verdict)]
+    return "\n".join(_ascii(entry).rstrip() for entry in lines)
+
+
+def _head(verdict: Verdict) -> Iterator[str]:
+    commit = f", commit {verdict.commit[:12]}" if verdict.commit else ""
+    version = "" if verdict.is_local else f" ({verdict.revision}{commit})"
+    what = verdict.repo_id + version
+    total = len(verdict.nodes)
+    granted = sum(node.outcome == GRANTED for node in verdict.nodes)
+    if verdict.approved:
+        yield f"Access granted: {what} can be read on all {total} nodes."
+    elif granted == total and total:
+        yield f"Access NOT proven: the nodes disagree about the commit of {what}."
+    else:
+        yield f"Access BLOCKED: {total - granted} of {total} nodes cannot read {what}."
+    yield (
+        f"Asked {verdict.endpoint}, {verdict.hub_requests} requests, {verdict.duration_s:.1f} s."
+    )
+
+
+def _rows(verdict: Verdict) -> Iterator[str]:
+    nodes = list(verdict.nodes)
+    hidden = 0
+    if len(nodes) > ROWS:
+        refused = [node for node in nodes if node.outcome != GRANTED]
+        granted = [node for node in nodes if node.outcome == GRANTED]
+        kept = granted[: max(0, ROWS - len(refused))]
+        hidden = len(granted) - len(kept)
+        nodes = refused + kept
+    cells = [("NODE", "OUTCOME", "TOKEN", "ACCOUNT")]
+    cells += [
+        (node.node_name, str(node.outcome), str(node.token), node.token.account or "-")
+        for node in nodes
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    for row in cells:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    if hidden:
+        yield f"  and {hidden} more nodes, all granted"
+
+
+def _problems(verdict: Verdict) -> Iterator[str]:
+    seen: dict[_Problem, list[str]] = {}
+    links: dict[_Problem, NodeVerdict] = {}
+    for node in verdict.nodes:
+        if node.outcome == GRANTED:
+            continue
+        key: _Problem = (node.outcome.value, node.hub_message, node.remedy)
+        seen.setdefault(key, []).append(node.node_name)
+        links.setdefault(key, node)
+    for key, names in seen.items():
+        node = links[key]
+        yield ""
+        yield f"{node.outcome} on {_names(names)}"
+        if node.hub_message:
+            yield from _wrapped(f"{_speaker(node)}: ", node.hub_message)
+        yield from _wrapped("Mend: ", node.remedy)
+        if node.url:
+            yield f"  Link: {node.url}"
+
+
+def _warnings(verdict: Verdict) -> Iterator[str]:
+    seen: dict[str, list[str]] = {}
+    for node in verdict.nodes:
+        for warning in node.token.warnings:
+            seen.setdefault(warning, []).append(node.node_name)
+    prints = {node.token.fingerprint for node in verdict.nodes if node.token.fingerprint}
+    if len(prints) > 1:
+        text = f"the nodes use {len(prints)} different tokens"
+        seen[text] = [node.node_name for node in verdict.nodes if node.token.fingerprint]
+    if seen:
+        yield ""
+    for warning, names in seen.items():
+        yield from _wrapped("Note: ", f"{warning} ({_names(names)})", indent="")
+
+
+def _speaker(node: NodeVerdict) -> str:
+    return f"The answer ({node.http_status})" if node.http_status else "Found"
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+
+
+def _wrapped(label: str, text: str, *, indent: str = "  ") -> Iterable[str]:
+    return textwrap.wrap(
+        indent + label + text,
+        WIDTH,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _ascii(text: str) -> str:
+    return text.replace("\t", " ").encode("ascii", "backslashreplace").decode()

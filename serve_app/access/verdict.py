@@ -1,0 +1,194 @@
+"""What the gate says: outcomes of nodes, and the decision over all of them. Plain data.
+
+Everything here crosses processes and lands in logs, so it holds words, numbers and a token's
+fingerprint, never a value, an exception or a response. Approval is derived from the outcomes,
+so no code path can approve by setting a flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from serve_app.access import report
+
+
+class Outcome(StrEnum):
+    """The result of one node's probe; only `GRANTED` lets a rollout pass."""
+
+    GRANTED = "granted"
+    NO_TOKEN = "no_token"  # noqa: S105
+    MALFORMED_TOKEN = "malformed_token"  # noqa: S105
+    INVALID_TOKEN = "invalid_token"  # noqa: S105
+    EXPIRED_TOKEN = "expired_token"  # noqa: S105
+    LICENSE_NOT_ACCEPTED = "license_not_accepted"
+    REQUEST_PENDING = "request_pending"
+    REQUEST_REJECTED = "request_rejected"
+    REQUEST_RESET = "request_reset"
+    TOKEN_SCOPE = "token_scope"  # noqa: S105
+    ORG_POLICY = "org_policy"
+    CONTENT_BLOCKED = "content_blocked"
+    REPO_NOT_FOUND = "repo_not_found"
+    REVISION_NOT_FOUND = "revision_not_found"
+    REPO_DISABLED = "repo_disabled"
+    WEIGHTS_MISSING = "weights_missing"
+    WEIGHTS_UNREACHABLE = "weights_unreachable"
+    RATE_LIMITED = "rate_limited"
+    HUB_UNREACHABLE = "hub_unreachable"
+    PROBE_FAILED = "probe_failed"
+    UNKNOWN = "unknown"
+
+
+# Not a yes and not a no: the same check may pass later without anybody mending anything.
+UNDETERMINED = frozenset(
+    {Outcome.RATE_LIMITED, Outcome.HUB_UNREACHABLE, Outcome.PROBE_FAILED, Outcome.UNKNOWN}
+)
+EXIT_GRANTED, EXIT_BLOCKED, EXIT_UNDETERMINED = 0, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    """Which token a node sends, without telling it.
+
+    Args:
+        source: `env:<NAME>`, `file:<path>`, `oidc`, `colab` or `none`.
+        fingerprint: first 8 hex digits of the value's SHA-256; None without a token.
+        account: the user it belongs to, where the Hub told it.
+        warnings: sentences about other tokens of this node that disagree with it.
+    """
+
+    source: str = "none"
+    fingerprint: str | None = None
+    account: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return source and fingerprint, as the table shows them."""
+        return f"{self.source} {self.fingerprint}" if self.fingerprint else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class NodeVerdict:
+    """What one node may do.
+
+    Args:
+        node_id: Ray's id of the node; empty where no Ray runs.
+        node_name: the name a person knows it by.
+        outcome: the result.
+        http_status: status of the answer that decided it, if one did.
+        hub_message: the Hub's own words, or what the network said instead; sanitised.
+        remedy: one sentence that names the mend.
+        url: the one link to open, if there is one.
+        token: which token was used.
+        hub_requests: requests that this probe sent to the Hub.
+        commit: the commit that was probed, 40 hex digits; None if it was never learned.
+    """
+
+    node_id: str
+    node_name: str
+    outcome: Outcome
+    remedy: str
+    http_status: int | None = None
+    hub_message: str | None = None
+    url: str | None = None
+    token: TokenReport = TokenReport()
+    hub_requests: int = 0
+    commit: str | None = None
+
+    def line(self) -> str:
+        """Say the whole verdict in one line."""
+        return report.line(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the node's part of `check --json`."""
+        return {
+            "node_id": self.node_id,
+            "node_name": self.node_name,
+            "outcome": self.outcome.value,
+            "http_status": self.http_status,
+            "hub_message": self.hub_message,
+            "remedy": self.remedy,
+            "url": self.url,
+            "token": {
+                "source": self.token.source,
+                "fingerprint": self.token.fingerprint,
+                "account": self.token.account,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision over all nodes.
+
+    Args:
+        repo_id: the Hub repository, or the local directory.
+        revision: what the config asks for.
+        commit: what it means, 40 hex digits; None if no node learned it.
+        endpoint: the Hub that was asked.
+        duration_s: seconds from the first probe to the decision.
+        nodes: one verdict for each eligible node, in a stable order.
+        hub_requests: requests to the Hub, of all probes.
+        is_local: the model is a directory, so there is no commit to agree on.
+    """
+
+    repo_id: str
+    revision: str
+    commit: str | None
+    endpoint: str
+    duration_s: float
+    nodes: tuple[NodeVerdict, ...]
+    hub_requests: int = 0
+    is_local: bool = False
+
+    @property
+    def approved(self) -> bool:
+        """Every node, and at least one, proved that it reads the same commit."""
+        if not self.nodes or not (self.commit or self.is_local):
+            return False
+        return all(
+            node.outcome is Outcome.GRANTED and node.commit == self.commit for node in self.nodes
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 granted, 3 somebody was refused, 4 nobody was but somebody does not know."""
+        if self.approved:
+            return EXIT_GRANTED
+        refused = any(
+            node.outcome is not Outcome.GRANTED and node.outcome not in UNDETERMINED
+            for node in self.nodes
+        )
+        return EXIT_BLOCKED if refused else EXIT_UNDETERMINED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `check --json` prints."""
+        return {
+            "approved": self.approved,
+            "repo_id": self.repo_id,
+            "revision": self.revision,
+            "commit": self.commit,
+            "endpoint": self.endpoint,
+            "duration_s": round(self.duration_s, 3),
+            "hub_requests": self.hub_requests,
+            "nodes": [node.to_json() for node in self.nodes],
+        }
+
+    def table(self) -> str:
+        """Say everything to a person: ASCII, no tabs, no trailing spaces."""
+        return report.table(self)
+
+
+def log_facts(verdict: NodeVerdict) -> dict[str, Any]:
+    """Return a node's verdict as flat keywords for a log line, without its node id."""
+    return {
+        "outcome": verdict.outcome.value,
+        "reason": verdict.hub_message,
+        "http_status": verdict.http_status,
+        "token_source": verdict.token.source,
+        "token_id": verdict.token.fingerprint,
+        "account": verdict.token.account,
+        "commit": verdict.commit,
+        "hub_requests": verdict.hub_requests,
+    }
