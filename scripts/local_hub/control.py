@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.local_hub.answers import json_answer
 from scripts.local_hub.behaviours import Behaviour, Route, fingerprint
-from scripts.local_hub.hub import json_answer
 from scripts.local_hub.wire import Answer, Request
 
 if TYPE_CHECKING:

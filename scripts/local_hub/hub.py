@@ -7,14 +7,12 @@ revision, the file. Refusals carry X-Error-Code and X-Error-Message; `/api` bodi
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
+from scripts.local_hub.answers import faulty_answer, json_answer
 from scripts.local_hub.behaviours import (
     BAD_CREDENTIALS,
     ENTRY_NOT_FOUND,
@@ -32,27 +30,9 @@ from scripts.local_hub.behaviours import (
 )
 from scripts.local_hub.metadata import model_payload, tree_page, whoami_payload
 from scripts.local_hub.repos import Repo, RepoFile
-from scripts.local_hub.state import State, rate_headers
-from scripts.local_hub.wire import Answer, Request, Silence, file_answer
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-HTML = {"Content-Type": "text/html; charset=utf-8"}
-_ROUTES = {
-    "revision": Route.info,
-    "tree": Route.tree,
-    "auth-check": Route.auth_check,
-    "xet-read-token": Route.xet_token,
-    "resolve": Route.resolve,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a request asks for: `tail` is what follows the route's name in the path."""
-
-    route: Route
-    repo_id: str = ""
-    tail: tuple[str, ...] = ()
+from scripts.local_hub.state import State
+from scripts.local_hub.targets import Target, find_target
+from scripts.local_hub.wire import Answer, Request, file_answer
 
 
 class Refused(Exception):
@@ -85,24 +65,6 @@ class Call:
     def is_anonymous(self) -> bool:
         """Tell whether no token came with the request."""
         return self.request.bearer is None
-
-
-def find_target(request: Request) -> Target:
-    """Read a path. Names of repositories have one or two parts."""
-    parts = request.segments
-    if parts[:2] == ["api", "whoami-v2"]:
-        return Target(Route.whoami)
-    if parts[:3] == ["api", "resolve-cache", "models"]:
-        at = next((i for i, part in enumerate(parts) if _COMMIT.fullmatch(part)), len(parts))
-        return Target(Route.resolve, "/".join(parts[3:at]), tuple(parts[at:]))
-    is_api = parts[:2] == ["api", "models"]
-    rest = parts[2:] if is_api else parts
-    for size in (1, 2):
-        if len(rest) > size and rest[size] in _ROUTES:
-            return Target(_ROUTES[rest[size]], "/".join(rest[:size]), tuple(rest[size + 1 :]))
-    if is_api and len(rest) in {1, 2}:
-        return Target(Route.info, "/".join(rest))
-    return Target(Route.other)
 
 
 class Hub:
@@ -319,37 +281,6 @@ class Hub:
             "X-Xet-Token-Expiration": str(expires),
         }
         return json_answer({"casUrl": url, "exp": expires, "accessToken": token}, headers)
-
-
-def json_answer(payload: Any, headers: dict[str, str] | None = None, status: int = 200) -> Answer:
-    """Answer with JSON."""
-    kind = {"Content-Type": "application/json; charset=utf-8"}
-    return Answer(status, json.dumps(payload).encode(), kind | (headers or {}))
-
-
-def faulty_answer(fault: Behaviour, caller: Account, route: Route) -> Answer:
-    """Answer as a Hub, or a network on the way to it, does that is not well."""
-    if fault is Behaviour.hang:
-        return Answer(0, silence=Silence.HANG)
-    if fault is Behaviour.not_http:
-        return Answer(0, silence=Silence.NOT_HTTP)
-    if fault is Behaviour.garbage:
-        page = b"<html><body><h1>Sign in to use this network</h1></body></html>"
-        return Answer(200, page, dict(HTML))
-    if fault is Behaviour.server_error:
-        page = b"<html><head><title>Server error</title></head><body>Server error</body></html>"
-        return Answer(caller.failure_status, page, dict(HTML))
-    kind = "resolvers" if route is Route.resolve else "api"
-    message = (
-        "We had to rate limit you: you hit the quota of 1000 api requests per 5 minutes period. "
-        "To continue using our service, wait or upgrade your account."
-    )
-    headers = {
-        **rate_headers(kind, left=0, reset_s=caller.retry_after_s),
-        "Retry-After": str(caller.retry_after_s),
-        "X-Error-Message": message,
-    }
-    return json_answer({"error": message}, headers, 429)
 
 
 def _other(request: Request) -> Answer:

@@ -1,7 +1,8 @@
 """Repositories: commits, refs, files and the hashes the Hub tells about them.
 
-Content is bytes or a file on disk; hashes are computed on first use, in chunks, so that a
-repository of many gigabytes costs nothing until somebody asks.
+Content is bytes or a file on disk, read in chunks. Hashes are computed once, on first use; a
+commit that is not given is derived from them, so naming commits makes a large repository free
+until somebody asks.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from typing import Self
 
 from scripts.local_hub.behaviours import Account, Behaviour, Route, fingerprint
 from scripts.local_hub.control import Control
-from scripts.local_hub.hub import Hub, find_target
+from scripts.local_hub.hub import Hub
 from scripts.local_hub.repos import Repo
 from scripts.local_hub.signing import Signer
 from scripts.local_hub.state import Renaming, State
 from scripts.local_hub.storage import Cdn, XetStore
+from scripts.local_hub.targets import find_target
 from scripts.local_hub.transport import Respond, Server, refused_address
 from scripts.local_hub.wire import Answer, HubRequest, Origin, Request
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from scripts.local_hub.answers import faulty_answer, json_answer
 from scripts.local_hub.behaviours import Account, Behaviour, Route
-from scripts.local_hub.hub import faulty_answer, json_answer
 from scripts.local_hub.repos import Repo, RepoFile
 from scripts.local_hub.state import State
 from scripts.local_hub.wire import Answer, Request, Silence, file_answer

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -104,6 +108,21 @@ def test_stopping_is_quick(hub: LocalHub):
     idle.close()
 
 
+CLIENT = """
+import sys
+from huggingface_hub import HfApi, snapshot_download
+repo = sys.argv[1]
+granted, expired = sys.stdin.read().split()
+snapshot_download(repo, token=granted)
+print("downloaded")
+for token, name in ((expired, repo), (False, "acme/nothing")):
+    try:
+        HfApi(token=token).auth_check(name)
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
 class TestTls:
     """The Hub, the CDN and the Xet store over https with an authority of our own."""
 
@@ -122,6 +141,32 @@ class TestTls:
             answer = client.get(url, headers=bearer(secure.issue_token()))
         assert answer.content == tiny_files()[name]
         assert str(answer.url).startswith(secure.cdn_url)
+
+    def test_the_real_client(self, secure: LocalHub, certificates: Certificates, tmp_path: Path):
+        """Over https a bare 401 is a missing repository for huggingface_hub, as on the real Hub."""
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": secure.url,
+            "HF_HOME": str(tmp_path),
+            "SSL_CERT_FILE": str(certificates.authority),
+        }
+        tokens = [secure.issue_token(), secure.issue_token(Behaviour.expired)]
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, TINY_REPO],
+            env=environment,
+            input="\n".join(tokens),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.split() == [
+            "downloaded",
+            "RepositoryNotFoundError",
+            "RepositoryNotFoundError",
+        ]
+        assert not any(entry.authorization_leaked for entry in secure.log)
 
     def test_distrust_and_plain_http_disturb_nobody(
         self, secure: LocalHub, certificates: Certificates
