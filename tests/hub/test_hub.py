@@ -19,8 +19,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scripts.local_hub import Behaviour, LocalHub, Repo, Route
+from scripts.local_hub.hub import Hub
+from scripts.local_hub.signing import Signer
+from scripts.local_hub.state import State
+from scripts.local_hub.storage import Cdn
+from scripts.local_hub.wire import Request
 from tests.conftest import TINY_REPO, tiny_files
 
 ROOT = Path(__file__).parents[2]
@@ -249,7 +256,7 @@ def test_a_refused_snapshot_moves_no_weights(hub: LocalHub, tmp_path):
 
 CLIENT = """
 import json, sys
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from huggingface_hub import whoami
 repo = sys.argv[1]
 tokenizer, config = AutoTokenizer.from_pretrained(repo), AutoConfig.from_pretrained(repo)
@@ -258,12 +265,13 @@ print(json.dumps({
     "ids": tokenizer("Hello, world! 42")["input_ids"],
     "window": tokenizer.model_max_length,
     "hidden": config.hidden_size,
+    "dtype": str(AutoModelForCausalLM.from_pretrained(repo, dtype="auto").dtype),
 }))
 """
 
 
 def test_transformers(demo_model_dir: Path, tmp_path):
-    """AutoTokenizer and AutoConfig of transformers read a gated repository by HF_ENDPOINT."""
+    """Tokenizer, config and weights come from a gated repository by HF_ENDPOINT alone."""
     with LocalHub([Repo.from_dir("acme/smol", demo_model_dir)]) as hub:
         environment = {
             **os.environ,
@@ -281,7 +289,49 @@ def test_transformers(demo_model_dir: Path, tmp_path):
         assert told["window"] == 8192
         assert told["hidden"] == 576
         assert told["ids"][-2:] == [36, 34]  # one token a digit
-        assert not [entry for entry in hub.log if entry.origin == "cdn"]
+        assert told["dtype"] == "torch.bfloat16"
+        (weights,) = [entry for entry in hub.log if entry.origin == "cdn"]
+        assert weights.bytes_sent == (demo_model_dir / "model.safetensors").stat().st_size
+        assert not weights.authorization_leaked
+
+
+STARTS = st.sampled_from(
+    ["/", "/api/models/", f"/api/models/{TINY_REPO}/", f"/{TINY_REPO}/resolve/", "/xet-bridge-us/"]
+)
+WORDS = st.sampled_from(
+    [
+        "models",
+        "acme",
+        "tiny-llama",
+        "resolve",
+        "tree",
+        "revision",
+        "auth-check",
+        "main",
+        "whoami-v2",
+        "resolve-cache",
+        "xet-read-token",
+        "README.md",
+        "config.json",
+        "..",
+        "%2F",
+        "%zz",
+        "é",
+    ]
+)
+QUERIES = st.sampled_from(["", "?", "?cursor=x&limit=-1", "?expand=", "?cursor=99", "?blobs"])
+TOKENS = st.sampled_from(["", "Bearer", "Bearer ", "Basic x", "bearer hf_no", "\xff"])
+
+
+@given(STARTS, st.lists(WORDS, max_size=5), QUERIES, TOKENS)
+def test_any_path_is_answered(start: str, parts: list[str], query: str, authorization: str):
+    """Whatever path, query and header come, there is one answer and no exception."""
+    state = State(Signer(900), {TINY_REPO: Repo(TINY_REPO, tiny_files())})
+    state.urls = {"hub": "http://127.0.0.1:1", "cdn": "http://127.0.0.1:2"}
+    headers = {"authorization": authorization} if authorization else {}
+    request = Request("GET", start + "/".join(parts) + query, headers)
+    assert Hub(state).answer(request).status in ({401, 404} if authorization else {200, 401, 404})
+    assert Cdn(state).answer(request).status == 403
 
 
 def test_errors_carry_no_token(hub: LocalHub):
