@@ -89,14 +89,16 @@ def _refused(repo_id: str, commit: str, error: Exception) -> AccessDenied | Mode
     # huggingface_hub 2.4 says "check your connection" for a 403; what happened is its cause.
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
     if not isinstance(cause, HfHubHTTPError):
-        kind = type(cause or error).__name__
-        return ModelLoadError(f"{repo_id} at {commit} cannot be downloaded ({kind})")
+        name = type(cause or error).__name__
+        return ModelLoadError(f"{repo_id} at {commit} cannot be downloaded ({name})")
     status = cause.response.status_code
     words = sanitise(cause.response.headers.get("x-error-message", ""))
     said = f"the Hub answered {status}" + (f": {words}" if words else "")
     denied = isinstance(cause, GatedRepoError | RepositoryNotFoundError) or status in (401, 403)
-    kind = AccessDenied if denied else ModelLoadError
-    return kind(f"the download of {repo_id} at {commit} was refused; {said}", status=status)
+    message = f"the download of {repo_id} at {commit} failed; {said}"
+    if denied:
+        return AccessDenied(message, status=status)
+    return ModelLoadError(message, status=status)
 
 
 def _cache() -> Path:

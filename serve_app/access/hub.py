@@ -21,7 +21,7 @@ from huggingface_hub import constants, is_offline_mode
 
 from serve_app import __version__
 from serve_app.access import local
-from serve_app.access.answers import Caller, Step, classify
+from serve_app.access.answers import Answer, Caller, Step, classify
 from serve_app.access.proof import JSON_BYTES, Proof, Subject
 from serve_app.access.remedies import remedy
 from serve_app.access.report import sanitise
@@ -55,7 +55,7 @@ def check_here(
     access: AccessConfig,
     *,
     commit: str | None = None,
-    read_index: bool = True,
+    hint: NodeVerdict | None = None,
 ) -> NodeVerdict:
     """Prove, or fail to prove, that this process can read the weights.
 
@@ -66,7 +66,8 @@ def check_here(
         access: which token, which Hub, which limits.
         commit: probe this commit, 40 hex digits, instead of what `model.revision` means now;
             its index counts as proven by whoever pinned it.
-        read_index: compare the index of the weights with the files of the repository.
+        hint: what another node learned about the same commit: the file to look at, and whose
+            token it is if this node uses the same. Saves requests, decides nothing.
 
     Returns:
         The verdict of this node, named by its host name; never raises.
@@ -74,7 +75,7 @@ def check_here(
     name = socket.gethostname()
     if model.path is not None:
         return replace(local.check_directory(model.path), node_name=name)
-    probe = Probe(model, access, commit=commit, read_index=read_index and commit is None)
+    probe = Probe(model, access, commit=commit, hint=hint)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
 
 
@@ -90,7 +91,7 @@ class Probe:
         model: what is to be read, on the Hub.
         access: which token, which Hub, which limits.
         commit: the pinned commit, if there is one.
-        read_index: see `check_here`.
+        hint: see `check_here`.
         transport: replaces the network in tests.
     """
 
@@ -100,13 +101,13 @@ class Probe:
         access: AccessConfig,
         *,
         commit: str | None = None,
-        read_index: bool = True,
+        hint: NodeVerdict | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self._model = model
         self._access = access
         self._pinned = commit
-        self._read_index = read_index
+        self._hint = hint
         self._transport = transport
         self._repo_id = str(model.repo_id)
         self._endpoint = endpoint_of(access)
@@ -158,7 +159,7 @@ class Probe:
             self._repo_id,
             self._model.revision,
             self._pinned,
-            self._read_index,
+            self._hint.weights_file if self._hint and self._pinned else None,
             has_token=self._resolved.token is not None,
         )
         self._proof = Proof(subject, wire)
@@ -190,6 +191,10 @@ class Probe:
         """Ask whose token it is; the Hub answers an unknown token like none at all."""
         if self._resolved.token is None or failed.outcome not in EXPLAINED:
             return failed
+        hint = self._hint
+        if hint is not None and _explains(hint, failed, self._resolved.report):
+            self._name_account(hint.token.account)
+            return Failed(hint.outcome, hint.hub_message or failed.message, status=failed.status)
         try:
             url = f"{self._endpoint}/api/whoami-v2"
             answer = wire.ask(Step.WHOAMI, "GET", url, limit=JSON_BYTES, tries=1)
@@ -198,16 +203,14 @@ class Probe:
         payload = answer.payload() if answer.is_ok else None
         name = payload.get("name") if isinstance(payload, dict) else None
         if isinstance(name, str):
-            report = replace(self._resolved.report, account=sanitise(name, limit=100))
-            self._resolved = replace(self._resolved, report=report)
-        if failed.outcome is not Outcome.INVALID_TOKEN:
-            return failed
-        if isinstance(name, str):
-            message = f"refused like an unknown token, but the token is known: {failed.message}"
-            return Failed(Outcome.UNKNOWN, message, status=failed.status)
-        if classify(answer, Caller(has_token=True)) is Outcome.EXPIRED_TOKEN:
-            return Failed(Outcome.EXPIRED_TOKEN, answer.words, status=answer.status)
+            self._name_account(sanitise(name, limit=100))
+        if failed.outcome is Outcome.INVALID_TOKEN:
+            return _doubted(failed, answer, is_known=isinstance(name, str))
         return failed
+
+    def _name_account(self, name: str | None) -> None:
+        report = replace(self._resolved.report, account=name)
+        self._resolved = replace(self._resolved, report=report)
 
     def _verdict(self, end: Failed) -> NodeVerdict:
         sentence, url = remedy(
@@ -232,4 +235,23 @@ class Probe:
             token=self._resolved.report,
             hub_requests=self._wire.requests if self._wire else 0,
             commit=self._proof.commit if self._proof else self._pinned,
+            weights_file=self._proof.weights_file if self._proof else None,
         )
+
+
+def _explains(hint: NodeVerdict, failed: Failed, report: TokenReport) -> bool:
+    """Tell whether another node has asked about the same refusal of the same token."""
+    if hint.token.fingerprint != report.fingerprint:
+        return False
+    expired = (Outcome.EXPIRED_TOKEN, Outcome.INVALID_TOKEN)
+    return hint.outcome is failed.outcome or (hint.outcome, failed.outcome) == expired
+
+
+def _doubted(failed: Failed, account: Answer, *, is_known: bool) -> Failed:
+    """Say what a token is that was refused as unknown, by what the account route says of it."""
+    if is_known:
+        message = f"refused like an unknown token, but the token is known: {failed.message}"
+        return Failed(Outcome.UNKNOWN, message, status=failed.status)
+    if classify(account, Caller(has_token=True)) is Outcome.EXPIRED_TOKEN:
+        return Failed(Outcome.EXPIRED_TOKEN, account.words, status=account.status)
+    return failed

@@ -38,8 +38,9 @@ class Subject:
         endpoint: the Hub, without a trailing slash.
         repo_id: the repository.
         revision: branch, tag or commit.
-        pinned: the commit that the revision was resolved to before; None resolves it.
-        read_index: compare the index of the weights with the files of the repository.
+        pinned: the commit that the revision was resolved to before, whose index counts as
+            proven; None resolves it.
+        weights_file: the file of the pinned commit to look at, if it is known.
         has_token: whether the requests carry a token.
     """
 
@@ -47,7 +48,7 @@ class Subject:
     repo_id: str
     revision: str
     pinned: str | None
-    read_index: bool
+    weights_file: str | None
     has_token: bool
 
 
@@ -73,6 +74,7 @@ class Proof:
         self._wire = wire
         self._repo_id = subject.repo_id
         self.commit = subject.pinned
+        self.weights_file = subject.weights_file
 
     def run(self) -> None:
         """Ask everything; returns only if the weights can be read.
@@ -80,8 +82,9 @@ class Proof:
         Raises:
             Failed: with the outcome of the first question that was not answered right.
         """
-        names = self._describe()
-        weights = self._locate(self._shard(names))
+        if self.weights_file is None:
+            self.weights_file = self._shard(self._describe())
+        weights = self._locate(self.weights_file)
         xet_hash = weights.answer.headers.get("x-xet-hash", "")
         if re.fullmatch(r"[0-9a-f]{64}", xet_hash) and _downloads_by_xet():
             self._ask_xet_store(weights, xet_hash)
@@ -114,7 +117,7 @@ class Proof:
         if INDEX not in names:
             raise Failed(Outcome.WEIGHTS_MISSING, f"the repository has no {SINGLE} and no index")
         shards = sorted(name for name in names if _SHARD.fullmatch(name))
-        if self._subject.read_index or not shards:
+        if self._subject.pinned is None or not shards:
             shards = self._indexed()
         missing = sorted(set(shards) - names)
         if missing:

@@ -83,6 +83,7 @@ class NodeVerdict:
         token: which token was used.
         hub_requests: requests that this probe sent to the Hub.
         commit: the commit that was probed, 40 hex digits; None if it was never learned.
+        weights_file: the file whose bytes were asked for.
     """
 
     node_id: str
@@ -95,6 +96,7 @@ class NodeVerdict:
     token: TokenReport = TokenReport()
     hub_requests: int = 0
     commit: str | None = None
+    weights_file: str | None = None
 
     def line(self) -> str:
         """Say the whole verdict in one line."""

@@ -1,0 +1,126 @@
+"""Where replicas may go, and in which environment: what Ray and Serve know about it.
+
+A Serve config can override a deployment's resources and environment without the builder ever
+seeing it, so the goal is read from the controller. The calls that are private in Ray 2.60 are
+all in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.serve.schema import ServeApplicationSchema
+
+from serve_app.access.nodes import Demand, demand_of
+from serve_app.config import AppConfig, parse_args
+from serve_app.errors import ConfigError
+
+SERVER_DEPLOYMENT = "LLMServer"
+CONTROLLER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where replicas go and in which environment they run.
+
+    Args:
+        demands: what a replica asks of its node; several for a placement group's bundles.
+        runtime_env: Ray's runtime environment of the replica, over the caller's own.
+    """
+
+    demands: tuple[Demand, ...]
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+
+
+def placements_of(config: AppConfig) -> tuple[Placement, ...]:
+    """Find where the replicas of these args may go, overrides of the Serve config included."""
+    found: list[Placement] = []
+    for application in _goal_applications():
+        placement = _placement(application, config)
+        if placement is not None and placement not in found:
+            found.append(placement)
+    return tuple(found) or (asked_by(config),)
+
+
+def asked_by(config: AppConfig) -> Placement:
+    """Return what the config itself asks for, in the caller's own environment."""
+    return Placement((demand_of(_options(config)),))
+
+
+def all_nodes() -> list[dict[str, Any]]:
+    """Return every node that Ray knows, dead ones too."""
+    return list(ray.nodes())  # type: ignore[no-untyped-call]
+
+
+def draining() -> Sequence[str]:
+    """Return the ids of nodes that Ray is emptying."""
+    # Private in Ray 2.60, where Serve itself asks so; without it a draining node is checked too.
+    state = getattr(getattr(ray, "_private", None), "state", None)
+    ask: Callable[[], Mapping[str, int]] | None = getattr(
+        getattr(state, "state", None), "get_draining_nodes", None
+    )
+    try:
+        return list(ask()) if ask is not None else []
+    except (RayError, RuntimeError):
+        return []
+
+
+def _goal_applications() -> list[ServeApplicationSchema]:
+    """Return the applications that Serve is rolling out; none if Serve is not running."""
+    from ray.serve._private.constants import (  # noqa: PLC0415 (private in Ray 2.60)
+        SERVE_CONTROLLER_NAME,
+        SERVE_NAMESPACE,
+    )
+
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        goal: dict[str, ServeApplicationSchema] = ray.get(
+            controller.get_app_configs.remote(), timeout=CONTROLLER_TIMEOUT_S
+        )
+    except (ValueError, RayError):
+        return []
+    return list(goal.values())
+
+
+def _placement(application: ServeApplicationSchema, config: AppConfig) -> Placement | None:
+    try:
+        if parse_args(application.args) != config:
+            return None
+    except ConfigError:
+        return None
+    options: dict[str, Any] = _options(config)
+    bundles: Any = None
+    for deployment in application.deployments:
+        overrides = deployment.model_dump(exclude_unset=True)
+        if overrides.get("name") == SERVER_DEPLOYMENT:
+            options = overrides.get("ray_actor_options") or options
+            bundles = overrides.get("placement_group_bundles")
+    demands = tuple(_bundle(bundle, options) for bundle in bundles or ()) or (demand_of(options),)
+    environment = _merged(application.runtime_env or {}, options.get("runtime_env") or {})
+    return Placement(demands, environment)
+
+
+def _bundle(bundle: Mapping[str, float], options: Mapping[str, Any]) -> Demand:
+    return Demand(dict(bundle), dict(options.get("label_selector") or {}))
+
+
+def _merged(application: Mapping[str, Any], deployment: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge as Serve 2.60 does: a deployment's keys win, but variables are combined."""
+    merged = {**application, **deployment}
+    variables = {**application.get("env_vars", {}), **deployment.get("env_vars", {})}
+    return {**merged, "env_vars": variables} if variables else merged
+
+
+def _options(config: AppConfig) -> dict[str, Any]:
+    replica = config.replica
+    return {
+        "num_cpus": replica.num_cpus,
+        "num_gpus": replica.num_gpus,
+        "accelerator_type": replica.accelerator_type,
+        "resources": dict(replica.resources),
+        "label_selector": dict(replica.label_selector),
+    }
