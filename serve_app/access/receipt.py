@@ -1,0 +1,163 @@
+"""What a node proved, when, and under which license: kept beside its weights.
+
+A receipt answers two questions. An auditor's: what is served here, under which license text,
+accepted by which account, since when? And the one of a scale-up while the Hub is down: was
+this very token granted this very commit not long ago? It holds no secret, and it counts only
+for the token that it was written for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.config import ModelConfig
+
+CLOCK_SKEW_S = 300.0  # how far ahead of ours the clock that wrote a receipt may have been
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One proven read.
+
+    Args:
+        repo_id: the repository.
+        revision: what the config asked for.
+        commit: what was proven, 40 hex digits.
+        endpoint: the Hub that said so.
+        token_source: where the token came from.
+        fingerprint: of the token; None if none was needed.
+        account: the token's user, where the Hub told it.
+        first_granted_at: Unix seconds of the first proof of this commit with this token.
+        granted_at: Unix seconds of the latest proof.
+        license_sha256: of the license text in the node's copy; None before the download.
+    """
+
+    repo_id: str
+    revision: str
+    commit: str
+    endpoint: str
+    token_source: str
+    fingerprint: str | None
+    account: str | None
+    first_granted_at: float
+    granted_at: float
+    license_sha256: str | None = None
+
+    def age_s(self) -> float:
+        """Return the seconds since the latest proof; negative if it lies in the future."""
+        return time.time() - self.granted_at
+
+    def is_fresh(self, max_age_s: float) -> bool:
+        """Tell whether the proof is young enough; one from the future is not."""
+        return -CLOCK_SKEW_S <= self.age_s() <= max_age_s
+
+
+def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | None:
+    """Write the receipt of a granted verdict; the first date and the account survive.
+
+    Returns:
+        The receipt; None for a local directory or a verdict that grants nothing.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    if verdict.outcome is not Outcome.GRANTED or not verdict.commit or model.repo_id is None:
+        return None
+    now = time.time()
+    before = find(model, endpoint, fingerprint=verdict.token.fingerprint, commit=verdict.commit)
+    receipt = Receipt(
+        repo_id=model.repo_id,
+        revision=model.revision,
+        commit=verdict.commit,
+        endpoint=endpoint,
+        token_source=verdict.token.source,
+        fingerprint=verdict.token.fingerprint,
+        account=verdict.token.account or (before.account if before else None),
+        first_granted_at=before.first_granted_at if before else now,
+        granted_at=now,
+        license_sha256=license_hash(model.repo_id, verdict.commit),
+    )
+    _write(receipt)
+    return receipt
+
+
+def find(
+    model: ModelConfig, endpoint: str, *, fingerprint: str | None, commit: str | None = None
+) -> Receipt | None:
+    """Return the latest receipt for this token, repository, revision and Hub.
+
+    Args:
+        model: repository and revision; with a `commit` the revision does not matter.
+        endpoint: the Hub.
+        fingerprint: of the token that this process would send.
+        commit: look for this commit alone.
+    """
+    fitting = [
+        receipt
+        for receipt in stored(str(model.repo_id))
+        if receipt.endpoint == endpoint
+        and receipt.fingerprint == fingerprint
+        and (receipt.commit == commit if commit else receipt.revision == model.revision)
+    ]
+    return max(fitting, key=lambda receipt: receipt.granted_at, default=None)
+
+
+def stored(repo_id: str) -> Iterator[Receipt]:
+    """Yield the readable receipts of a repository on this node."""
+    with suppress(OSError):
+        for path in sorted(_folder().glob(f"{repo_id.replace('/', '--')}@*.json")):
+            receipt = _read(path)
+            if receipt is not None and receipt.repo_id == repo_id:
+                yield receipt
+
+
+def license_hash(repo_id: str, commit: str) -> str | None:
+    """Return the SHA-256 of the license text in this node's copy of the commit, if it has one."""
+    copy = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}/snapshots/{commit}"
+    for name in LICENSES:
+        with suppress(OSError):
+            return hashlib.sha256((copy / name).read_bytes()).hexdigest()
+    return None
+
+
+def _folder() -> Path:
+    return Path(constants.HF_HUB_CACHE) / ".serve-app" / "receipts"
+
+
+def _write(receipt: Receipt) -> None:
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    name = receipt.repo_id.replace("/", "--")
+    path = folder / f"{name}@{receipt.commit}-{receipt.fingerprint or 'public'}.json"
+    descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".part")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(receipt), file, indent=1)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> Receipt | None:
+    """Read a receipt; anything that is none counts as missing."""
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        receipt = Receipt(**{field.name: raw[field.name] for field in fields(Receipt)})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    times = (receipt.granted_at, receipt.first_granted_at)
+    return receipt if all(isinstance(value, float | int) for value in times) else None
