@@ -132,12 +132,10 @@ def _start_hub(
 
     say("[1/3] the demo model, SmolLM2-135M-Instruct in bf16 (made once, then cached)")
     directory = build_demo_model(default_cache_dir(), progress=say)
-    files = {
-        str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()
-    }
-    hub = LocalHub(repos=[Repo(repo_id, files, gated="manual")], port=options.hub_port)
+    repo = Repo.from_dir(repo_id, directory, gated="manual")
+    hub = LocalHub([repo], port=options.hub_port)
     stack.enter_context(hub)
-    behaviour = Behaviour.NEVER_ASKED if options.deny else Behaviour.GRANTED
+    behaviour = Behaviour.never_asked if options.deny else Behaviour.granted
     token = hub.issue_token(behaviour, account="demo", value="hf_" + secrets.token_hex(17))
     say(f"      the Hub is at {hub.url}; {repo_id} is gated there")
     return hub, token
