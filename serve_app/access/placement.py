@@ -78,9 +78,7 @@ def _goal_applications() -> list[ServeApplicationSchema]:
 
     try:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        goal: dict[str, ServeApplicationSchema] = ray.get(
-            controller.get_app_configs.remote(), timeout=CONTROLLER_TIMEOUT_S
-        )
+        goal: Any = ray.get(controller.get_app_configs.remote(), timeout=CONTROLLER_TIMEOUT_S)
     except (ValueError, RayError):
         return []
     return list(goal.values())

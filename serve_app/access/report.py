@@ -20,15 +20,15 @@ MESSAGE_CHARS = 400
 ROWS = 64  # beyond these, granted nodes are counted instead of listed
 WIDTH = 100
 GRANTED = "granted"
+OUR_WORDS = ("weights_unreachable", "unknown")
 _Problem: TypeAlias = tuple[str, str | None, str]
 
 
 def sanitise(text: str, *, limit: int = MESSAGE_CHARS) -> str:
     """Make foreign words safe to show: one line, no control characters, no secret, bounded."""
-    clean = "".join(char if char.isprintable() else " " for char in SECRET.sub("[secret]", text))
-    clean = re.sub(r"\s+", " ", clean).strip()
-    # Once more: removing characters may have joined the halves of one.
-    clean = SECRET.sub("[secret]", clean)
+    # White space first becomes a space and the rest nothing, which may join a secret's halves.
+    clean = "".join(char for char in re.sub(r"\s", " ", text) if char.isprintable())
+    clean = SECRET.sub("[secret]", re.sub(r" +", " ", clean)).strip()
     return clean if len(clean) <= limit else clean[: limit - 3].rstrip() + "..."
 
 
@@ -53,16 +53,21 @@ def _head(verdict: Verdict) -> Iterator[str]:
     version = "" if verdict.is_local else f" ({verdict.revision}{commit})"
     what = verdict.repo_id + version
     total = len(verdict.nodes)
-    granted = sum(node.outcome == GRANTED for node in verdict.nodes)
+    failed = sum(node.outcome != GRANTED for node in verdict.nodes)
     if verdict.approved:
-        yield f"Access granted: {what} can be read on all {total} nodes."
-    elif granted == total and total:
-        yield f"Access NOT proven: the nodes disagree about the commit of {what}."
+        yield f"Access granted: {what} can be read on {_count(total)}."
+    elif failed:
+        said = "Access BLOCKED" if verdict.exit_code == 3 else "Access NOT PROVEN"
+        yield f"{said}: {failed} of {_count(total)} cannot read {what}."
     else:
-        yield f"Access BLOCKED: {total - granted} of {total} nodes cannot read {what}."
-    yield (
-        f"Asked {verdict.endpoint}, {verdict.hub_requests} requests, {verdict.duration_s:.1f} s."
-    )
+        yield f"Access NOT PROVEN: the nodes disagree about the commit of {what}."
+    if not verdict.is_local:
+        asked = f"{verdict.hub_requests} requests in {verdict.duration_s:.1f} s"
+        yield f"Asked {verdict.endpoint}, {asked}."
+
+
+def _count(nodes: int) -> str:
+    return "1 node" if nodes == 1 else f"{nodes} nodes"
 
 
 def _rows(verdict: Verdict) -> Iterator[str]:
@@ -122,7 +127,10 @@ def _warnings(verdict: Verdict) -> Iterator[str]:
 
 
 def _speaker(node: NodeVerdict) -> str:
-    return f"The answer ({node.http_status})" if node.http_status else "Found"
+    """Introduce the message: the Hub's own words, or what was found out about an answer."""
+    if node.http_status is None or node.outcome in OUR_WORDS:
+        return "Found"
+    return f"The Hub said ({node.http_status})"
 
 
 def _names(names: list[str]) -> str:

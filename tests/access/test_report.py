@@ -1,0 +1,97 @@
+"""The words for people."""
+
+import pytest
+import yaml
+from ray.serve.scripts import ServeDeploySchemaDumper
+
+from serve_app.access.report import ROWS, sanitise
+from serve_app.access.verdict import Outcome, TokenReport, Verdict
+from tests.access.cases import COMMIT, fake_token, granted, verdict
+
+NODES = (
+    granted("node-a"),
+    verdict(
+        "node-b",
+        Outcome.LICENSE_NOT_ACCEPTED,
+        http_status=403,
+        hub_message="Access to model acme/tiny is restricted and you are not in the list. " * 3,
+        url="https://hub/acme/tiny",
+        token=TokenReport("env:HF_TOKEN", "89abcdef", "alice", ("two tokens",)),
+    ),
+    verdict("node-c", Outcome.HUB_UNREACHABLE, hub_message="no connection — naïve\tproxy "),
+)
+
+
+def decision(*nodes, **facts):
+    return Verdict("acme/tiny", "main", COMMIT, "https://hub", 1.5, nodes, 5, **facts)
+
+
+def test_table_tells_node_outcome_token_account_words_mend_and_link():
+    """A tired person finds everything without opening a log."""
+    table = decision(*NODES).table()
+    assert table.startswith("Access BLOCKED: 2 of 3 nodes cannot read acme/tiny (main, commit ")
+    for words in (
+        "node-b  license_not_accepted  env:HF_TOKEN 89abcdef  alice",
+        "The Hub said (403): Access to model acme/tiny is restricted",
+        "Mend: do this",
+        "Link: https://hub/acme/tiny",
+        "Note: two tokens (node-b)",
+        "Note: the nodes use 2 different tokens (node-a, node-b, node-c)",
+    ):
+        assert words in table
+
+
+def test_serve_status_shows_the_table_as_a_block():
+    """YAML keeps the lines only without tabs, trailing spaces and other than ASCII."""
+    table = decision(*NODES).table()
+    assert table.isascii()
+    assert "\t" not in table
+    assert all(line == line.rstrip() for line in table.splitlines())
+    dumped = yaml.dump({"message": f"Deploying:\n{table}"}, Dumper=ServeDeploySchemaDumper)
+    assert dumped.startswith("message: |-\n")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        (
+            (granted("a"),),
+            "Access granted: acme/tiny (main, commit c0ffee000000) can be read on 1 n",
+        ),
+        ((verdict("a", Outcome.HUB_UNREACHABLE),), "Access NOT PROVEN: 1 of 1 node cannot read"),
+        ((granted("a"), granted("b", "d" * 40)), "Access NOT PROVEN: the nodes disagree"),
+    ],
+)
+def test_the_first_line_is_the_decision(nodes, words):
+    """Yes, no and don't know read differently."""
+    assert decision(*nodes).table().startswith(words)
+
+
+def test_the_same_problem_is_explained_once():
+    """A hundred nodes with one cause give one paragraph, and all refused nodes a row."""
+    refused = [verdict(f"bad-{i}", Outcome.NO_TOKEN, http_status=401) for i in range(100)]
+    table = decision(*(granted(f"good-{i}") for i in range(900)), *refused).table()
+    assert table.count("Mend: ") == 1
+    assert "no_token on bad-0, bad-1" in table
+    assert "and 92 more" in table
+    assert "and 900 more nodes, all granted" in table
+    assert sum("  no_token" in line for line in table.splitlines()) == 100 > ROWS
+
+
+def test_line_says_all_in_one_line():
+    """The replica's error is this line."""
+    line = NODES[1].line()
+    assert "\n" not in line
+    for words in ("node-b", "license_not_accepted", "89abcdef", "(403)", "do this", "https://hub"):
+        assert words in line
+
+
+def test_foreign_words_are_made_safe():
+    """No control characters, no secret, no novel; also a secret that control characters split."""
+    token = fake_token()
+    dirty = f"a\x1b[31m\n\tb {token} c {token[:9]}\u200b{token[9:]} " + "x" * 999
+    clean = sanitise(dirty)
+    assert clean.startswith("a[31m b [secret] c [secret] ")
+    assert len(clean) <= 400
+    assert token not in clean.replace(" ", "")
+    assert clean.isprintable()
