@@ -88,8 +88,7 @@ class Collection(Generic[Ref]):
         while self._left_s() > 0:
             self._take()
             self._start(node for node in self._probes.nodes() if node.node_id not in self._known)
-            if not self._pending:
-                self._repeat_stale()
+            self._repeat_stale()
             if not self._pending:
                 break
         self._give_up()
@@ -129,12 +128,11 @@ class Collection(Generic[Ref]):
 
     def _repeat_stale(self) -> None:
         """Ask nodes again, once, that read another commit because the branch moved meanwhile."""
-        for node in list(self._known.values()):
-            verdict = self._verdicts[node.node_id]
+        for node_id, verdict in self._verdicts.items():
             stale = verdict.outcome is Outcome.GRANTED and verdict.commit != self.commit
-            if stale and node.node_id not in self._repeated:
-                self._repeated.add(node.node_id)
-                self._launch(node)
+            if stale and node_id not in self._repeated:
+                self._repeated.add(node_id)
+                self._launch(self._known[node_id])
 
     def _give_up(self) -> None:
         for ref, node in self._pending.items():

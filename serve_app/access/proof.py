@@ -106,8 +106,9 @@ class Proof:
             message = f"asked for commit {self._subject.pinned}, was told about {commit}"
             raise Failed(Outcome.UNKNOWN, message)
         self.commit = commit
-        if _REPO.fullmatch(str(payload.get("id"))):
-            self._repo_id = payload["id"]  # renamed: ask there, not through a redirect each time
+        name = payload.get("id")
+        if answer.url != url and isinstance(name, str) and _REPO.fullmatch(name):
+            self._repo_id = name  # renamed: ask there, not through a redirect each time
         return names
 
     def _shard(self, names: set[str]) -> str:
