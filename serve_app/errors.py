@@ -11,10 +11,13 @@
     │   ├── ModelNotFound            404, another model's name
     │   ├── RouteNotFound            404, no such path
     │   ├── MethodNotAllowed         405, another method's path
-    │   └── RequestTooLarge          413, body over the limit
+    │   ├── RequestTooLarge          413, body over the limit
+    │   ├── UnsupportedMediaType     415, the body does not say that it is JSON
+    │   └── InvalidApiKey            401, no key or an unknown one
     ├── Overloaded               429, the queue is full; says when to retry
     ├── RequestCancelled         499, the client went away or asked to stop
     ├── DeadlineExceeded         504, the request's own time limit passed
+    ├── NotReady                 503, no replica can answer now
     └── EngineError              500, generation failed for a reason of ours
         └── EngineDead           503, the engine stopped; the replica is being replaced
 
@@ -139,6 +142,20 @@ class RequestTooLarge(RequestError):
     http_status = 413
 
 
+class UnsupportedMediaType(RequestError):
+    """The body does not say that it is JSON."""
+
+    code = "unsupported_media_type"
+    http_status = 415
+
+
+class InvalidApiKey(RequestError):
+    """The request carries no API key, or an unknown one."""
+
+    code = "invalid_api_key"
+    http_status = 401
+
+
 class Overloaded(ServeAppError):
     """The queue is full. `details["retry_after_s"]` is a whole number of seconds, >= 1."""
 
@@ -159,6 +176,13 @@ class DeadlineExceeded(ServeAppError):
 
     code = "deadline_exceeded"
     http_status = 504
+
+
+class NotReady(ServeAppError):
+    """No replica can answer now; retrying may succeed."""
+
+    code = "not_ready"
+    http_status = 503
 
 
 class EngineError(ServeAppError):

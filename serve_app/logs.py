@@ -32,8 +32,10 @@ EVENTS = {
     "model.loaded": "weights are on the device, dtype asserted, warm-up answered",
     "engine.started": "the replica takes requests",
     "engine.died": "the engine stopped for good; every open request was told",
+    "keys.failed": "the file of API keys cannot be read; the keys read before go on counting",
     "request.finished": "one line for each request, in the ingress",
     "request.failed": "generation failed for a reason that no client may read; says which",
+    "request.fields_ignored": "a request had fields that mean nothing here; their names",
     "request.cancelled": "the client went away before the end",
 }
 

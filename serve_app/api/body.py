@@ -1,0 +1,100 @@
+"""From a connection to a JSON object: bounded in bytes, depth and number size."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from serve_app.errors import (
+    InvalidRequest,
+    RequestCancelled,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
+
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+_JSON = re.compile(r"application/([\w.+-]+\+)?json", re.IGNORECASE)
+
+
+def require_json(headers: Headers) -> None:
+    """Refuse a body that does not say it is JSON.
+
+    A page in a browser may post `text/plain` anywhere without asking; `application/json`
+    it may not, so this also keeps foreign pages out of a service on localhost.
+
+    Raises:
+        UnsupportedMediaType: another content-type or none, or a compressed body.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip()
+    if not _JSON.fullmatch(kind):
+        raise UnsupportedMediaType("send the body with the header `content-type: application/json`")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaType("send the body uncompressed, without `content-encoding`")
+
+
+def time_limit(headers: Headers) -> float | None:
+    """Return the request's own time limit in seconds, > 0; None if it has none.
+
+    Raises:
+        InvalidRequest: not a positive, finite number.
+    """
+    text = headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest("must be a positive number of seconds", param=TIMEOUT_HEADER)
+    return seconds
+
+
+async def read_body(receive: Receive, headers: Headers, *, max_bytes: int) -> bytes:
+    """Read a request's body, and stop reading as soon as it is too large.
+
+    Raises:
+        RequestTooLarge: announced or actual size over `max_bytes`.
+        RequestCancelled: the client went away before the end.
+    """
+    length = headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestCancelled("the client went away while it sent the body")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse strict JSON: UTF-8, no NaN or Infinity, nesting and numbers of bounded size.
+
+    Raises:
+        InvalidRequest: says where, never what stands there.
+    """
+    if not body.strip():
+        raise InvalidRequest("the body is empty; send a JSON object")
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return value
+
+
+def _too_large(max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is larger than {max_bytes} bytes", max_bytes=max_bytes)

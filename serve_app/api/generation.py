@@ -1,0 +1,220 @@
+"""The way of a generation request: read, check, generate, answer, and always let go.
+
+The first delta is awaited before the status is sent, so that a request the engine refuses
+gets its own status and not a broken stream. A client that goes away, a deadline and a
+cancelled task all end in the same place: leaving `Choices`, which frees the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from serve_app.api import sse
+from serve_app.api.answers import ChatVoice, CompletionVoice, Voice, usage_body
+from serve_app.api.body import parse_object, read_body, require_json, time_limit
+from serve_app.api.choices import Choices, Piece
+from serve_app.api.convert import Plan, plan_chat, plan_completion
+from serve_app.api.fields import CHAT, COMPLETION, Fields
+from serve_app.api.record import Trace, trace_of
+from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
+from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestCancelled
+from serve_app.protocol import FinishReason, LLMEngine, Usage
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What makes chat and completions differ."""
+
+    fields: Fields
+    plan: Callable[[dict[str, Any], str], Plan]
+    voice: Callable[[str], Voice]
+
+
+CHAT_COMPLETIONS = Endpoint(
+    fields=CHAT,
+    plan=lambda body, request_id: plan_chat(validate(ChatRequest, body), request_id=request_id),
+    voice=ChatVoice,
+)
+COMPLETIONS = Endpoint(
+    fields=COMPLETION,
+    plan=lambda body, request_id: plan_completion(
+        validate(CompletionRequest, body), request_id=request_id
+    ),
+    voice=CompletionVoice,
+)
+
+
+class Generate:
+    """The ASGI endpoint of one `Endpoint`.
+
+    Args:
+        endpoint: chat or completions.
+        engine: continues the prompts.
+        model_name: the one model that is served here.
+        max_request_bytes: largest body.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, engine: LLMEngine, *, model_name: str, max_request_bytes: int
+    ) -> None:
+        self._endpoint = endpoint
+        self._engine = engine
+        self._model_name = model_name
+        self._max_request_bytes = max_request_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors are raised, the boundary turns them into answers."""
+        headers, trace = Headers(scope=scope), trace_of(scope)
+        trace.model = self._model_name
+        seconds = time_limit(headers)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                require_json(headers)
+                raw = await read_body(receive, headers, max_bytes=self._max_request_bytes)
+                plan = self._plan(parse_object(raw), trace)
+                await while_connected(receive, self._answer(plan, trace, send))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"not finished within {seconds:g} seconds") from None
+
+    def _plan(self, body: dict[str, Any], trace: Trace) -> Plan:
+        self._require_model(body.get("model"))
+        self._endpoint.fields.refuse_unsupported(body)
+        plan = self._endpoint.plan(body, trace.request_id)
+        trace.stream = plan.stream
+        if unknown := self._endpoint.fields.unknown(body):
+            names = [name[:64] for name in unknown[:16]]
+            log.debug("request.fields_ignored", request_id=trace.request_id, fields=names)
+        return plan
+
+    def _require_model(self, name: object) -> None:
+        if name is None or name == self._model_name:
+            return
+        if not isinstance(name, str):
+            raise InvalidRequest("`model`: must be a string", param="model")
+        raise ModelNotFound(
+            f"this model is not served here; ask for {self._model_name!r}, or leave `model` out",
+            param="model",
+        )
+
+    async def _answer(self, plan: Plan, trace: Trace, send: Send) -> None:
+        voice = self._endpoint.voice(self._model_name)
+        async with Choices(self._engine, plan.requests, plan.choices_per_prompt) as choices:
+            if plan.stream:
+                await _stream(_Stream(voice, plan), choices, trace, send)
+            else:
+                await _collect(voice, choices, trace, send)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or cancel it when the client goes away.
+
+    Args:
+        receive: the connection's, after the body was read.
+        work: awaited to its end also when it is cancelled.
+
+    Raises:
+        RequestCancelled: the client went away first.
+    """
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RequestCancelled("the client went away")
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+    await working
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _collect(voice: Voice, choices: Choices, trace: Trace, send: Send) -> None:
+    texts: dict[int, list[str]] = {}
+    reasons: dict[int, FinishReason] = {}
+    while pieces := await choices.next():
+        trace.delta_arrived(choices.usage)
+        for piece in pieces:
+            texts.setdefault(piece.index, []).append(piece.text)
+            if piece.finish_reason is not None:
+                reasons[piece.index] = piece.finish_reason
+    trace.finish_reason = reasons[0]
+    body = sse.dump(
+        voice.whole(
+            ["".join(texts[index]) for index in sorted(texts)],
+            [reasons[index] for index in sorted(reasons)],
+            choices.usage,
+        )
+    )
+    headers = {"content-type": "application/json", "content-length": str(len(body))}
+    await _start(send, headers)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _stream(stream: _Stream, choices: Choices, trace: Trace, send: Send) -> None:
+    pieces = await choices.next()
+    await _start(send, sse.HEADERS)
+    while pieces:
+        trace.delta_arrived(choices.usage)
+        for piece in pieces:
+            if piece.index == 0 and piece.finish_reason is not None:
+                trace.finish_reason = piece.finish_reason
+        body = b"".join(stream.events(pieces, choices.usage))
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        pieces = await choices.next()
+    body = stream.end(choices.usage)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Stream:
+    """Turns pieces into events: role first, text while there is some, a finish for each choice."""
+
+    def __init__(self, voice: Voice, plan: Plan) -> None:
+        self._voice = voice
+        self._plan = plan
+        self._opened: set[int] = set()
+
+    def events(self, pieces: list[Piece], usage: Usage) -> Iterator[bytes]:
+        for piece in pieces:
+            if piece.index not in self._opened:
+                self._opened.add(piece.index)
+                if opening := self._voice.first(piece.index):
+                    yield self._event(dict(opening), usage)
+            if piece.text:
+                yield self._event(dict(self._voice.text(piece.index, piece.text)), usage)
+            if piece.finish_reason is not None:
+                finish = self._voice.finish(piece.index, piece.finish_reason)
+                yield self._event(dict(finish), usage)
+
+    def end(self, usage: Usage) -> bytes:
+        if not self._plan.include_usage:
+            return sse.DONE
+        return sse.event({**self._voice.end(), "usage": usage_body(usage)}) + sse.DONE
+
+    def _event(self, chunk: dict[str, object], usage: Usage) -> bytes:
+        if self._plan.continuous_usage:
+            chunk["usage"] = usage_body(usage)
+        elif self._plan.include_usage:
+            chunk["usage"] = None
+        return sse.event(chunk)
+
+
+async def _start(send: Send, headers: dict[str, str]) -> None:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})

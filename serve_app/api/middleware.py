@@ -1,0 +1,147 @@
+"""Pure ASGI layers around the routes: the request id, and the one end of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import traceback
+from collections.abc import Callable
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api.envelope import envelope, error_headers
+from serve_app.api.record import RequestRecord, Trace, attach, path_of, trace_of
+from serve_app.api.sse import dump, event
+from serve_app.errors import EngineError, RequestCancelled, ServeAppError
+
+log = structlog.get_logger()
+
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestId:
+    """Gives each request an id, the client's own if it is sane, and returns it as a header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, with a trace in the scope and `x-request-id` on the answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        trace = Trace(request_id=given) if _SANE_ID.fullmatch(given) else Trace()
+        attach(scope, trace)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = trace.request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class Boundary:
+    """The one place where exceptions become answers, and where a request's record is made.
+
+    An error before the answer started becomes an envelope with its status; after that it
+    becomes the last event of the stream. Whatever is not a `ServeAppError` says no more
+    than that generation failed, and under which request id.
+
+    Args:
+        app: everything inside.
+        on_finished: called once for each request that is not a probe.
+        probes: paths that are asked all the time and leave no record while they are well.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        on_finished: Callable[[RequestRecord], None] | None,
+        probes: frozenset[str],
+    ) -> None:
+        self._app = app
+        self._on_finished = on_finished
+        self._probes = probes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request to its end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace, answer = trace_of(scope), _Answer(send)
+        error: ServeAppError | None = None
+        try:
+            await self._app(scope, receive, answer.send)
+        except asyncio.CancelledError:
+            if not answer.complete:
+                error = RequestCancelled("the request was cancelled")
+            raise
+        except Exception as fault:  # noqa: BLE001 - the boundary: nothing else may reach a client
+            failure = _speakable(fault, trace)
+            if not answer.complete:  # what went out whole has ended well, whatever came later
+                error = failure
+                await answer.fail(failure)
+        finally:
+            path = path_of(scope)
+            if self._on_finished is not None and path not in self._probes:
+                self._on_finished(trace.close(path=path, status=answer.status, error=error))
+
+
+class _Answer:
+    """What went out so far, and how to end it with an error."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._streaming = False
+        self.complete = False
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            kind = Headers(raw=message["headers"]).get("content-type", "")
+            self._streaming = kind.startswith("text/event-stream")
+        elif message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
+        try:
+            await self._send(message)
+        except OSError as error:  # how ASGI servers say that nobody listens any more
+            raise RequestCancelled("the client went away") from error
+
+    async def fail(self, error: ServeAppError) -> None:
+        try:
+            if not self.status:
+                await self._refuse(error)
+            elif self._streaming:
+                body = event(envelope(error))
+                await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        except RequestCancelled:
+            return
+
+    async def _refuse(self, error: ServeAppError) -> None:
+        body = dump(envelope(error))
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            **error_headers(error),
+        }
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self.send(
+            {"type": "http.response.start", "status": error.http_status, "headers": raw}
+        )
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _speakable(fault: Exception, trace: Trace) -> ServeAppError:
+    if isinstance(fault, ServeAppError):
+        return fault
+    # The place, not the message: an exception's text may quote a prompt or a header.
+    frames = traceback.extract_tb(fault.__traceback__)[-3:]
+    where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
+    cause = type(fault).__name__
+    log.error("request.failed", request_id=trace.request_id, cause=cause, where=where)
+    return EngineError(f"generation failed (request {trace.request_id})", cause=cause)

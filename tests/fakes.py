@@ -1,0 +1,89 @@
+"""Test doubles of the seams: an engine that plays a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from serve_app.protocol import FinishReason, GenerationRequest, TokenDelta, Usage
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait; for ever if no seconds are given."""
+
+    seconds: float | None = None
+
+
+Step: TypeAlias = str | Pause | BaseException
+Script: TypeAlias = Sequence[Step]
+
+
+@dataclass
+class FakeEngine:
+    """An `LLMEngine` that plays a script: texts are deltas of one token, errors are raised.
+
+    Args:
+        script: the same steps for each request, or a function from a request to its steps.
+        prompt_tokens: what each prompt counts.
+        finish_reason: on the last delta; None ends the stream without one.
+        is_ready: what `ready` says, or an error that it raises, or a pause before True.
+    """
+
+    script: Script | Callable[[GenerationRequest], Script] = ("Hello", ",", " world")
+    prompt_tokens: int = 5
+    finish_reason: FinishReason | None = FinishReason.STOP
+    is_ready: bool | BaseException | Pause = True
+    requests: list[GenerationRequest] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    closed_early: list[str] = field(default_factory=list)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Play the script; `running` and `closed_early` tell what became of it."""
+        self.requests.append(request)
+        self.running.add(request.request_id)
+        ended = False
+        try:
+            steps = list(self.script(request) if callable(self.script) else self.script)
+            texts = [step for step in steps if isinstance(step, str)]
+            told = 0
+            for step in steps:
+                if isinstance(step, str):
+                    told += 1
+                    ended = told == len(texts) and step is steps[-1]
+                    yield self._delta(step, told, last=ended)
+                else:
+                    await self._do(step)
+            ended = True
+        except Exception:
+            ended = True
+            raise
+        finally:
+            self.running.discard(request.request_id)
+            if not ended:
+                self.closed_early.append(request.request_id)
+
+    async def ready(self) -> bool:
+        """Answer as scripted."""
+        if isinstance(self.is_ready, bool):
+            return self.is_ready
+        await self._do(self.is_ready)
+        return True
+
+    def _delta(self, text: str, told: int, *, last: bool) -> TokenDelta:
+        return TokenDelta(
+            text=text,
+            token_ids=(told,),
+            usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=told, cached_tokens=2),
+            finish_reason=self.finish_reason if last else None,
+        )
+
+    async def _do(self, step: Pause | BaseException) -> None:
+        if isinstance(step, BaseException):
+            raise step
+        if step.seconds is None:
+            await asyncio.Event().wait()
+        else:
+            await asyncio.sleep(step.seconds)
