@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -77,6 +78,18 @@ def check_here(
         return replace(local.check_directory(model.path), node_name=name)
     probe = Probe(model, access, commit=commit, hint=hint)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
+
+
+def check_later(
+    model: ModelConfig,
+    access: AccessConfig,
+    commit: str | None,
+    hint: NodeVerdict | None,
+    delay_s: float,
+) -> NodeVerdict:
+    """Do `check_here` after a pause, so that a thousand nodes do not ask at the same instant."""
+    time.sleep(delay_s)
+    return check_here(model, access, commit=commit, hint=hint)
 
 
 def endpoint_of(access: AccessConfig) -> str:

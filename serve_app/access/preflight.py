@@ -14,12 +14,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    RayError,
+    RayTaskError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve_app.access.collect import Collection, Lost, failed
-from serve_app.access.hub import check_here, endpoint_of
+from serve_app.access.hub import check_here, check_later, endpoint_of
 from serve_app.access.nodes import Node, eligible, shortage
 from serve_app.access.placement import Placement, all_nodes, asked_by, draining, placements_of
 from serve_app.access.report import sanitise
@@ -27,6 +34,8 @@ from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
 from serve_app.errors import ConfigError
 
+# A function of `hub.py`: a node that runs it imports neither this file nor Serve nor torch.
+_PROBE = ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(check_later)
 RESULT_TIMEOUT_S = 5.0  # of an answer that has arrived; its owner may die in between
 
 
@@ -142,7 +151,7 @@ class RayProbes:
         self, node: Node, *, commit: str | None, hint: NodeVerdict | None, delay_s: float
     ) -> ray.ObjectRef[NodeVerdict]:
         """Start a probe on a node and return at once."""
-        task = _probe.options(
+        task = _PROBE.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
             runtime_env=dict(self._placement.runtime_env) or None,
         )
@@ -172,8 +181,7 @@ class RayProbes:
             kind = type(error.cause).__name__
             raise Lost(f"the probe could not run there ({kind}); is serve_app there?") from None
         except RayError as error:
-            first = str(error).strip().partition("\n")[0]
-            raise Lost(sanitise(f"{type(error).__name__}: {first}", limit=200)) from None
+            raise Lost(_loss(error)) from None
         if not isinstance(answer, NodeVerdict):
             raise Lost("another version of serve_app answered there")
         return answer
@@ -183,16 +191,13 @@ class RayProbes:
         ray.cancel(ref, force=True)
 
 
-@ray.remote(num_cpus=0, num_gpus=0, max_retries=0)
-def _probe(
-    model: ModelConfig,
-    access: AccessConfig,
-    commit: str | None,
-    hint: NodeVerdict | None,
-    delay_s: float,
-) -> NodeVerdict:
-    time.sleep(delay_s)
-    return check_here(model, access, commit=commit, hint=hint)
+def _loss(error: RayError) -> str:
+    if isinstance(error, TaskUnschedulableError | NodeDiedError):
+        return "the node left the cluster during the check"
+    if isinstance(error, WorkerCrashedError):
+        return "the process of the probe died there (memory?)"
+    first = str(error).strip().partition("\n")[0]
+    return sanitise(f"{type(error).__name__}: {first}", limit=200)
 
 
 def _decide(

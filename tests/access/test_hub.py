@@ -1,6 +1,9 @@
 """The probe against the loopback Hub: every outcome, its requests, and where the token goes."""
 
 import pickle
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -9,7 +12,8 @@ from huggingface_hub import constants
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.access import hub as probing
 from serve_app.access.hub import check_here
-from serve_app.access.verdict import Outcome
+from serve_app.access.token import Fault, ResolvedToken
+from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig, ModelConfig
 from tests.access.cases import MODEL, access, fake_token, sharded_files, single_files
 from tests.conftest import TINY_REPO
@@ -278,11 +282,19 @@ def test_a_hang_is_bounded(hub, tmp_path, route):
     assert "did not answer" in verdict.hub_message
 
 
-def test_silence_below_the_client_is_bounded_too(monkeypatch, tmp_path, hub):
+def test_silence_below_the_client_is_bounded_too(monkeypatch, hub, tmp_path):
     """Name resolution has no limit of its own; the probe is left behind then."""
-    monkeypatch.setattr(probing, "resolve_token", lambda _access: time.sleep(30))
+    ends = threading.Event()
+    fault = Fault(Outcome.NO_TOKEN, "too late")
+
+    def silent(_access):
+        ends.wait(30)
+        return ResolvedToken(None, TokenReport(), fault)
+
+    monkeypatch.setattr(probing, "resolve_token", silent)
     began = time.monotonic()
     verdict = check_here(MODEL, access(hub, tmp_path, fake_token(), deadline_s=1.5))
+    ends.set()
     assert time.monotonic() - began < 3
     assert verdict.outcome is Outcome.HUB_UNREACHABLE
 
@@ -331,6 +343,15 @@ def test_the_remedy_leads_to_the_license_on_this_hub(hub, tmp_path):
     verdict = check_here(MODEL, access(hub, tmp_path, token))
     assert verdict.url == f"{hub.url}/{TINY_REPO}"
     assert "alice" in verdict.remedy
+
+
+def test_a_node_that_is_asked_imports_neither_torch_nor_serve():
+    """The probe starts fast, and before a GPU is assigned to anybody."""
+    code = "import sys, serve_app.access.hub; print({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_local_directory_needs_no_hub(tmp_path, hub):

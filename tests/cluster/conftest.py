@@ -1,0 +1,102 @@
+"""Logical nodes on one machine: Ray clusters with a name, a GPU and a token for each node."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+START_TRIES = 3  # a raylet has 30 s to come up, which a loaded machine may miss
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalNode:
+    """One node to be: its name, its environment, its labels, its GPUs."""
+
+    name: str
+    token: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    num_gpus: int = 1
+
+
+class RunningCluster:
+    """A cluster of logical nodes; the head has CPUs for Serve and no GPU.
+
+    Args:
+        cluster: Ray's own, for what is not offered here.
+    """
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        self._nodes: dict[str, Any] = {}
+
+    @property
+    def address(self) -> str:
+        """What `ray.init(address=...)` takes."""
+        return str(self.cluster.address)
+
+    def add(self, node: LogicalNode) -> None:
+        """Start one more node and wait until the cluster knows it."""
+        variables = {} if node.token is None else {"HF_TOKEN": node.token}
+        for attempt in range(1, START_TRIES + 1):
+            try:
+                self._nodes[node.name] = self.cluster.add_node(
+                    num_cpus=1,
+                    num_gpus=node.num_gpus,
+                    node_name=node.name,
+                    env_vars=variables,
+                    labels=dict(node.labels),
+                )
+            except Exception:
+                if attempt == START_TRIES:
+                    raise
+            else:
+                return
+
+    def remove(self, name: str) -> None:
+        """Let a node die."""
+        self.cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+
+
+@contextmanager
+def cluster_of(*nodes: LogicalNode, head_cpus: int = 2) -> Iterator[RunningCluster]:
+    """Run a cluster and connect this process to it.
+
+    The environment of whoever runs the tests is kept out: nodes see their own token only.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("RAY_", "HF_TOKEN", "HUGGING_FACE_")):
+                patch.delenv(name)
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as home:  # sockets: short paths
+            patch.setenv("RAY_TMPDIR", home)
+            # Ray reads its environment when it is imported.
+            import ray
+            from ray.cluster_utils import Cluster
+
+            head = {
+                "num_cpus": head_cpus,
+                "num_gpus": 0,
+                "include_dashboard": False,
+                "dashboard_agent_listen_port": 0,
+            }
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            running = RunningCluster(cluster)
+            try:
+                for node in nodes:
+                    running.add(node)
+                ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+                yield running
+            finally:
+                ray.shutdown()
+                cluster.shutdown()
