@@ -1,0 +1,143 @@
+"""Requests become the engine's requests without losing or bending a field."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.api.convert import derive_seed, plan_chat, plan_completion
+from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
+from serve_app.protocol import ChatPrompt, SamplingParams, TextPrompt
+
+USER = {"role": "user", "content": "hi"}
+
+
+def chat(**fields):
+    return plan_chat(validate(ChatRequest, {"messages": [USER]} | fields), request_id="r")
+
+
+def completion(**fields):
+    return plan_completion(validate(CompletionRequest, {"prompt": "a"} | fields), request_id="r")
+
+
+def test_every_sampling_field_arrives():
+    """What the client set is what the engine gets."""
+    plan = chat(
+        max_tokens=7,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        seed=11,
+        stop=["x", "y"],
+        stop_token_ids=[3],
+        ignore_eos=True,
+    )
+    assert [request.sampling for request in plan.requests] == [
+        SamplingParams(
+            max_tokens=7,
+            temperature=0.5,
+            top_p=0.9,
+            top_k=40,
+            seed=11,
+            stop=("x", "y"),
+            stop_token_ids=(3,),
+            ignore_eos=True,
+        )
+    ]
+
+
+def test_defaults_are_openais():
+    """Temperature and top_p 1; a chat fills the window, a completion has 16 tokens."""
+    assert chat().requests[0].sampling == SamplingParams()
+    assert completion().requests[0].sampling == SamplingParams(max_tokens=16)
+
+
+def test_null_is_absent():
+    """Explicit nulls give the defaults."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos")
+    assert chat(**dict.fromkeys(names)).requests[0].sampling == SamplingParams()
+
+
+@pytest.mark.parametrize("top_k", [-1, 0])
+def test_top_k_is_switched_off_in_two_ways(top_k):
+    """-1, as other servers write it, and 0."""
+    assert chat(top_k=top_k).requests[0].sampling.top_k == 0
+
+
+def test_the_newer_name_of_the_limit_wins():
+    """`max_completion_tokens` replaces `max_tokens`."""
+    assert chat(max_tokens=5, max_completion_tokens=9).requests[0].sampling.max_tokens == 9
+
+
+def test_a_conversation_keeps_its_order_and_names():
+    """Roles, names and tool ids go to the template; developer is called system there."""
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "ann"},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+    ]
+    plan = chat(messages=messages, chat_template_kwargs={"lang": "de"})
+    assert plan.requests[0].prompt == ChatPrompt(
+        messages=(
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "hi", "name": "ann"},
+            {"role": "tool", "content": "42", "tool_call_id": "c1"},
+        ),
+        template_kwargs={"lang": "de"},
+    )
+
+
+def test_choices_are_ordered_prompt_by_prompt():
+    """Choice `prompt * n + i`, as OpenAI numbers them."""
+    plan = completion(prompt=["a", "b"], n=2)
+    assert [request.prompt for request in plan.requests] == [
+        TextPrompt("a"),
+        TextPrompt("a"),
+        TextPrompt("b"),
+        TextPrompt("b"),
+    ]
+    assert plan.choices_per_prompt == 2
+
+
+def test_engine_ids_are_unique_though_the_clients_are_not():
+    """Two requests with the same x-request-id do not meet in the engine."""
+    ids = [request.request_id for _ in range(2) for request in chat(n=3).requests]
+    assert len(set(ids)) == 6
+    assert all(name.startswith("r/") for name in ids)
+
+
+def test_the_same_seed_gives_each_prompt_the_same_choices():
+    """A prompt's choices do not depend on what else is in the request."""
+    seeds = [
+        request.sampling.seed for request in completion(prompt=["a", "b"], n=2, seed=1).requests
+    ]
+    assert seeds[:2] == seeds[2:]
+    assert len(set(seeds)) == 2
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_derived_seeds_differ_and_stay_in_range(seed):
+    """128 choices have 128 seeds of 64 bits, the first one the request's own."""
+    seeds = [derive_seed(seed, choice) for choice in range(128)]
+    assert seeds[0] == seed
+    assert len(set(seeds)) == 128
+    assert all(-(2**63) <= derived < 2**63 for derived in seeds)
+
+
+def test_no_seed_stays_none():
+    """The engine draws one for each choice."""
+    assert [request.sampling.seed for request in chat(n=3).requests] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "include", "continuous"),
+    [
+        (None, False, False),
+        ({}, False, False),
+        ({"include_usage": True}, True, False),
+        ({"continuous_usage_stats": True}, False, True),
+    ],
+)
+def test_stream_options_are_read(options, include, continuous):
+    """Each option alone."""
+    plan = chat(stream=True, stream_options=options)
+    assert (plan.stream, plan.include_usage, plan.continuous_usage) == (True, include, continuous)

@@ -1,0 +1,191 @@
+"""Types and ranges of every honoured field, and messages that name it."""
+
+import pytest
+
+from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
+from serve_app.errors import InvalidRequest, UnsupportedParameter
+from serve_app.protocol import TextPrompt, TokenPrompt
+
+HELLO = {"messages": [{"role": "user", "content": "hi"}]}
+ONCE = {"prompt": "Once"}
+
+
+def refused(schema, body):
+    with pytest.raises(InvalidRequest) as caught:
+        validate(schema, body)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("model", [1, ["x"], {}]),
+        ("max_tokens", [0, -1, 1.5, "8", True, 2**31, 10**400]),
+        ("temperature", [-0.01, 2.01, "1", True, float("inf"), [1]]),
+        ("top_p", [0, -1, 1.01, "1"]),
+        ("top_k", [-2, 0.5, "1", 2**31]),
+        ("seed", [2**63, -(2**63) - 1, 1.5, "1"]),
+        ("stop", ["", [""], ["a"] * 5, [1], 1, {"a": 1}, "x" * 1025, [["a"]]]),
+        ("stop_token_ids", [1, ["1"], [-1], [2**31], [True], [1] * 257]),
+        ("ignore_eos", ["yes", 1]),
+        ("n", [0, 129, "2", 1.0]),
+        ("stream", ["true", 1]),
+        ("stream_options", [True, [], "usage"]),
+    ],
+)
+@pytest.mark.parametrize(("schema", "smallest"), [(ChatRequest, HELLO), (CompletionRequest, ONCE)])
+def test_a_wrong_value_is_refused_by_name(schema, smallest, name, values):
+    """The message and `param` name the field; nothing is coerced."""
+    for value in values:
+        error = refused(
+            schema,
+            smallest | {name: value} | ({"stream": True} if name == "stream_options" else {}),
+        )
+        assert error.param is not None, value
+        assert error.param.split("[")[0] == name, value
+        assert f"`{error.param}`" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("max_tokens", [1, 2**31 - 1]),
+        ("temperature", [0, 2, 0.7]),
+        ("top_p", [1, 0.001]),
+        ("top_k", [-1, 0, 50]),
+        ("seed", [0, 2**63 - 1, -(2**63)]),
+        ("stop", ["a", [], ["a", "b", "c", "d"], "\n"]),
+        ("stop_token_ids", [[], [0, 5]]),
+        ("n", [1, 128]),
+    ],
+)
+def test_the_ends_of_each_range_and_null_are_accepted(name, values):
+    """Ranges include their ends; null means absent."""
+    for value in [*values, None]:
+        assert validate(CompletionRequest, ONCE | {name: value}).prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parsed"),
+    [
+        ("a", (TextPrompt("a"),)),
+        (["a", "b"], (TextPrompt("a"), TextPrompt("b"))),
+        ([1, 2], (TokenPrompt((1, 2)),)),
+        ([[1], [2, 3]], (TokenPrompt((1,)), TokenPrompt((2, 3)))),
+    ],
+)
+def test_a_prompt_has_four_forms(prompt, parsed):
+    """String, strings, token ids, lists of token ids."""
+    assert validate(CompletionRequest, {"prompt": prompt}).prompt == parsed
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", [], [[]], [""], ["a", 1], [1, "a"], [[1], "a"], [True], [1.5], [-1], [2**31], None, {}, 3],
+    ids=repr,
+)
+def test_other_prompts_are_refused(prompt):
+    """Empty, mixed and impossible prompts never reach the engine."""
+    assert refused(CompletionRequest, {"prompt": prompt}).param == "prompt"
+
+
+def test_prompts_times_n_are_bounded():
+    """One request cannot ask for more choices than `n` alone may."""
+    assert validate(CompletionRequest, {"prompt": ["a"] * 64, "n": 2})
+    error = refused(CompletionRequest, {"prompt": ["a"] * 65, "n": 2})
+    assert "128" in error.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (None, "messages"),
+        ("hi", "messages"),
+        ([], "messages"),
+        ([1], "messages[0]"),
+        ([{}], "messages[0].role"),
+        ([{"role": "robot", "content": "x"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0]"),
+        ([{"role": "user", "content": None}], "messages[0]"),
+        ([{"role": "user", "content": 3}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+        ([{"role": "tool", "content": "x"}], "messages[0]"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "user", "content": "x", "name": 1}],
+            "messages[1].name",
+        ),
+    ],
+)
+def test_a_wrong_conversation_is_refused_by_place(messages, param):
+    """`param` is the path of the first fault."""
+    assert refused(ChatRequest, {"messages": messages}).param == param
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
+        {"content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]},
+        {"tool_calls": [{"id": "1"}]},
+        {"function_call": {"name": "f"}},
+        {"audio": {"id": "a"}},
+        {"refusal": "no"},
+    ],
+)
+def test_what_a_message_cannot_carry_here_is_unsupported(extra):
+    """Images, audio and tool calls are refused, never dropped."""
+    with pytest.raises(UnsupportedParameter) as caught:
+        validate(ChatRequest, {"messages": [{"role": "assistant", "content": "x"} | extra]})
+    assert caught.value.param == f"messages[0].{next(iter(extra))}"
+
+
+def test_an_answer_of_ours_can_be_sent_back():
+    """The official client returns a message with all its nulls and empty lists."""
+    back = {
+        "role": "assistant",
+        "content": "yes",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    assert validate(ChatRequest, {"messages": [back]}).messages[0].content == "yes"
+
+
+def test_text_parts_become_lines():
+    """Parts of type text are one text, a line for each."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = validate(ChatRequest, {"messages": [{"role": "user", "content": parts}]})
+    assert body.messages[0].content == "a\nb"
+
+
+@pytest.mark.parametrize("key", ["chat_template", "tokenize", "tools", "conversation"])
+def test_template_variables_cannot_replace_the_template(key):
+    """A client gives variables, never arguments of the rendering itself."""
+    error = refused(ChatRequest, HELLO | {"chat_template_kwargs": {key: "{{ 1 }}"}})
+    assert error.param == "chat_template_kwargs"
+    assert validate(ChatRequest, HELLO | {"chat_template_kwargs": {"enable_thinking": False}})
+
+
+def test_stream_options_need_a_stream():
+    """As OpenAI: options without a stream are a mistake worth telling."""
+    assert refused(ChatRequest, HELLO | {"stream_options": {}}).param == "stream_options"
+    assert validate(ChatRequest, HELLO | {"stream_options": None})
+    assert validate(ChatRequest, HELLO | {"stream": True, "stream_options": {}})
+
+
+def test_stream_padding_is_refused():
+    """Obfuscation is a promise that is not kept here, so it is not taken."""
+    options = {"stream": True, "stream_options": {"include_obfuscation": True}}
+    with pytest.raises(UnsupportedParameter) as caught:
+        validate(ChatRequest, HELLO | options)
+    assert caught.value.param == "stream_options.include_obfuscation"
+
+
+def test_no_message_quotes_a_value():
+    """Not even a short one."""
+    for name in ("temperature", "seed", "stop", "n", "model"):
+        assert "diary" not in refused(ChatRequest, HELLO | {name: {"diary": "diary"}}).message
