@@ -1,0 +1,127 @@
+"""API keys: hashes in a file, fresh, and never asked of probes."""
+
+import hashlib
+
+import pytest
+
+from serve_app.api.auth import ApiKeys
+from serve_app.errors import ConfigError
+from tests.api.harness import CHAT, HELLO, Service, refusal
+
+KEY = "key-" + "k" * 20
+
+
+def hashed(key):
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(f"# who may call\n\n{hashed('other')} a note\n{hashed(KEY).upper()}\n")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_a_known_key_passes(key_file, scheme):
+    """The scheme's case does not matter, as HTTP says."""
+    service = Service(api_keys_file=str(key_file))
+    response = await service.post(CHAT, HELLO, headers={"authorization": f"{scheme} {KEY}"})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer "},
+        {"authorization": f"Basic {KEY}"},
+        {"authorization": KEY},
+        {"authorization": f"Bearer {KEY}x"},
+        {"authorization": f"Bearer {hashed(KEY)}"},
+        {"authorization": "Bearer é".encode()},
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/access"), ("GET", "/x")]
+)
+async def test_anything_else_is_a_401(key_file, headers, method, path):
+    """No key, another scheme, a wrong key, the hash itself; the header says what is missing."""
+    service = Service(api_keys_file=str(key_file), access=dict)
+    response = await service.request(method, path, headers=headers)
+    error = refusal(response, 401)
+    assert error["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert KEY not in response.text
+    assert not service.engine.requests
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version"])
+async def test_probes_need_no_key(key_file, path):
+    """An orchestrator has none."""
+    response = await Service(api_keys_file=str(key_file)).request("GET", path)
+    assert response.status_code == 200
+
+
+async def test_options_is_never_a_401(key_file):
+    """A browser asks before it sends the key."""
+    service = Service(api_keys_file=str(key_file), cors_allow_origins=("https://a.example",))
+    assert (await service.request("OPTIONS", CHAT)).status_code == 405
+    preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    assert (await service.request("OPTIONS", CHAT, headers=preflight)).status_code == 200
+
+
+async def test_a_changed_file_counts_without_a_restart(key_file):
+    """A new key works and a removed one does not."""
+    keys = ApiKeys(str(key_file), check_interval_s=0)
+    assert await keys.allow(KEY)
+    key_file.write_text(f"{hashed('new')}\n")
+    assert await keys.allow("new")
+    assert not await keys.allow(KEY)
+
+
+@pytest.mark.parametrize("fault", ["gone", "broken"])
+async def test_a_file_that_breaks_keeps_the_last_keys(key_file, fault):
+    """A half-written or missing file neither opens the door nor locks everybody out."""
+    keys = ApiKeys(str(key_file), check_interval_s=0)
+    if fault == "gone":
+        key_file.unlink()
+    else:
+        key_file.write_text("half a ha")
+    assert await keys.allow(KEY)
+    assert not await keys.allow("half a ha")
+    key_file.write_text(hashed("new"))
+    assert await keys.allow("new")
+    assert not await keys.allow(KEY)
+
+
+async def test_the_file_is_not_read_for_each_request(key_file):
+    """Between two looks the keys are those of the last one."""
+    keys = ApiKeys(str(key_file), check_interval_s=60)
+    key_file.write_text("")
+    assert await keys.allow(KEY)
+
+
+async def test_an_empty_file_lets_nobody_in(tmp_path):
+    """Keys are asked for and none exists."""
+    path = tmp_path / "keys"
+    path.write_text("# none yet\n")
+    assert not await ApiKeys(str(path)).allow("")
+
+
+def test_a_wrong_file_stops_the_start(tmp_path):
+    """The message names the file, the line and the mend; never the line's text."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ApiKeys(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ApiKeys(str(tmp_path))
+    path = tmp_path / "keys"
+    path.write_text(f"{hashed(KEY)}\nplain-text-key\n")
+    with pytest.raises(ConfigError, match=r"line 2.*sha256sum") as caught:
+        Service(api_keys_file=str(path))
+    assert "plain-text-key" not in caught.value.message
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not text"):
+        ApiKeys(str(path))
