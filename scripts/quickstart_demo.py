@@ -155,7 +155,11 @@ def _environment(state: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("HF_", "HUGGING", "RAY_", "TRANSFORMERS_"))
     }
+    ray_token = state / "ray-token"  # ours alone may talk to this instance
+    _write_secret(ray_token, secrets.token_hex(32))
     environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(ray_token),
         "HF_HOME": str(state / "hf"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,7 +16,9 @@ from serve_app import __version__
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
+    from serve_app.access.verdict import Verdict
     from serve_app.check import Gate
+    from serve_app.serve_config import ServedApp
 
 CONFIG_ERROR = 2
 
@@ -76,14 +78,18 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _gate(options: argparse.Namespace) -> Gate:
-    from serve_app.access.preflight import check_this_machine, connect, preflight
+    from serve_app.access.preflight import check_cluster, check_this_machine
 
-    if options.this_node:
-        return lambda app: check_this_machine(app.config)
-    if connect(options.address):
-        return lambda app: preflight(app.config, runtime_env=app.runtime_env)
-    print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
-    return lambda app: check_this_machine(app.config)
+    def gate(app: ServedApp) -> Verdict:
+        if options.this_node:
+            return check_this_machine(app.config)
+        verdict = check_cluster(app.config, runtime_env=app.runtime_env, address=options.address)
+        if verdict is not None:
+            return verdict
+        print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
+        return check_this_machine(app.config)
+
+    return gate
 
 
 def _validate(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import __version__, logs
+from serve_app.access.placement import placements_of
 from serve_app.access.preflight import preflight
 from serve_app.access.verdict import Verdict
 from serve_app.access.watch import Watch
@@ -40,7 +41,7 @@ class RemoteEngine:
         handle: handle of the `LLMServer` deployment.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._stream = handle.options(stream=True)
         self._handle = handle
 
@@ -51,7 +52,7 @@ class RemoteEngine:
             ServeAppError: the replica's own error, or an `EngineError` that says no more
                 than a client may know.
         """
-        deltas = self._stream.generate.remote(request)
+        deltas: Any = self._stream.generate.remote(request)
         finished = False
         try:
             async for item in deltas:
@@ -68,7 +69,7 @@ class RemoteEngine:
 
     async def ready(self) -> bool:
         """Tell whether a replica would answer now; False when none does within two seconds."""
-        response = self._handle.ready.remote()
+        response: Any = self._handle.ready.remote()
         try:
             return bool(await asyncio.wait_for(response, READY_TIMEOUT_S))
         except (TimeoutError, RayError, RayServeException):
@@ -124,14 +125,16 @@ class Ingress:
         verdict: what the gate said of this version, with the commit that is served.
     """
 
-    async def __init__(self, llm: DeploymentHandle, config: AppConfig, verdict: Verdict) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, llm: DeploymentHandle[Any], config: AppConfig, verdict: Verdict
+    ) -> None:
         logs.configure_serve(config.logging)
         self._metrics = IngressMetrics()
         self._engine = RemoteEngine(llm)
         self._config = config
         self._commit = verdict.commit
         self._watch = Watch(
-            partial(preflight, config, commit=verdict.commit),
+            partial(recheck, config, verdict.commit),
             verdict,
             interval_s=config.access.watch_interval_s,
             on_verdict=AccessMetrics().show,
@@ -160,6 +163,12 @@ class Ingress:
     def _finished(self, record: RequestRecord) -> None:
         self._metrics.observe(record)
         write_record(record)
+
+
+def recheck(config: AppConfig, commit: str | None) -> Verdict:
+    """Ask every node again about the commit that is served, whatever the branch means by now."""
+    model = config.model if commit is None else config.model.model_copy(update={"revision": commit})
+    return preflight(config.model_copy(update={"model": model}), placements=placements_of(config))
 
 
 def write_record(record: RequestRecord) -> None:

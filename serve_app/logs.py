@@ -2,7 +2,8 @@
 
 Inside Serve the events go through the standard logger `ray.serve`, so that they land in the
 replica's own files beside Serve's lines, with its request id, replica and route; with
-`format: json` the facts are top-level keys there. On the command line they go to stderr.
+`format: json` the event's name and its facts are top-level keys there, and the message is the
+same in one readable line. On the command line they go to stderr.
 Prompts, completions, headers and tokens are never logged; the scrubber is the last net for
 other libraries' lines and for mistakes.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import structlog
@@ -72,9 +73,7 @@ class SecretFilter(logging.Filter):
 
 def configure_serve(config: LoggingConfig) -> None:
     """Send structlog's events through Serve's logger. Call once in each replica."""
-    render: list[Any] = [structlog.stdlib.render_to_log_kwargs]
-    if config.format == "console":
-        render = [structlog.processors.KeyValueRenderer(key_order=["event"])]
+    render = [_as_record if config.format == "json" else _as_text]
     _configure(config, render, _serve_logger)
     _guard(logging.getLogger(SERVE_LOGGER), logging.getLogger())
 
@@ -103,7 +102,7 @@ def serve_logging(config: LoggingConfig) -> dict[str, Any]:
     }
 
 
-def _configure(config: LoggingConfig, render: list[Any], factory: Any) -> None:
+def _configure(config: LoggingConfig, render: Sequence[Any], factory: Any) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -119,6 +118,17 @@ def _configure(config: LoggingConfig, render: list[Any], factory: Any) -> None:
 
 def _serve_logger(*_names: str) -> logging.Logger:
     return logging.getLogger(SERVE_LOGGER)
+
+
+def _as_text(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    """Say the event and its facts in one line for a person."""
+    facts = [f"{key}={value}" for key, value in event.items() if key != "event"]
+    return " ".join([event["event"], *facts])
+
+
+def _as_record(logger: Any, method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Make every fact, and the event's name, a key of its own beside the readable line."""
+    return {"msg": _as_text(logger, method, event), "extra": dict(event)}
 
 
 def _scrub_event(

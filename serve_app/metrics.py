@@ -24,7 +24,7 @@ class IngressMetrics:
         self._requests = metrics.Counter(
             "serve_app_requests_total",
             description="Requests by how they ended.",
-            tag_keys=("path", "status", "outcome"),
+            tag_keys=("path", "status", "outcome"),  # type: ignore[arg-type]
         )
         self._ttft = metrics.Histogram(
             "serve_app_time_to_first_token_seconds",
@@ -68,7 +68,7 @@ class AccessMetrics:
         self._granted = metrics.Gauge(
             "serve_app_access_granted",
             description="1 for the node's present outcome of the access check, else 0.",
-            tag_keys=("node", "repo", "outcome"),
+            tag_keys=("node", "repo", "outcome"),  # type: ignore[arg-type]  # Ray 2.60 says tuple[str]
         )
         self._seen: set[tuple[str, str]] = set()
 

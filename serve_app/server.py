@@ -51,7 +51,7 @@ class LLMServer:
 
     _engine: Engine
 
-    async def __init__(self, config: AppConfig, commit: str | None) -> None:
+    async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
         await self._prove_access(config, commit)
@@ -75,7 +75,7 @@ class LLMServer:
 
     async def ready(self) -> bool:
         """Tell whether the engine takes requests."""
-        return await self._engine.ready()
+        return bool(await self._engine.ready())
 
     async def check_health(self) -> None:
         """Fail Serve's health check when the engine is dead, so that the replica is replaced."""
@@ -99,6 +99,8 @@ class LLMServer:
         verdict = await asyncio.to_thread(check_here, config.model, config.access, commit=commit)
         verdict = replace(verdict, node_id=context.get_node_id())
         self._metrics.checked(verdict)
+        for warning in verdict.token.warnings:
+            log.warning("access.conflict", node_id=verdict.node_id, detail=warning)
         if verdict.outcome is verdicts.Outcome.GRANTED:
             log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
             return

@@ -62,18 +62,23 @@ def test_scrub_keeps_facts():
 
 
 def test_facts_are_keys_of_the_record(serve_stream):
-    """In a replica the event is the message and every fact an attribute of the record."""
+    """In a replica the event and every fact are keys of the record, and one readable line."""
     _, handler = serve_stream
     records = []
     handler.emit = records.append
     logs.configure_serve(LoggingConfig())
     structlog.get_logger().info("request.finished", status=200, detail=TOKEN)
     (record,) = records
-    assert (record.getMessage(), record.status, record.detail) == (
-        "request.finished",
-        200,
-        "[secret]",
-    )
+    assert (record.event, record.status, record.detail) == ("request.finished", 200, "[secret]")
+    assert record.getMessage() == "request.finished status=200 detail=[secret]"
+
+
+def test_console_format_is_one_readable_line(serve_stream):
+    """Without JSON the line alone carries the facts."""
+    stream, _ = serve_stream
+    logs.configure_serve(LoggingConfig(format="console"))
+    structlog.get_logger().info("engine.started", max_context_tokens=8192)
+    assert stream.getvalue() == "engine.started max_context_tokens=8192\n"
 
 
 def test_the_net_catches_other_libraries_and_tracebacks(serve_stream):

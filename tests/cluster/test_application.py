@@ -1,0 +1,304 @@
+"""The whole application on two logical nodes: gate, replicas, streams, a blocked rollout."""
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from scripts.local_hub import Behaviour, LocalHub, Repo
+from tests.cluster.conftest import LogicalNode, cluster_of
+
+pytestmark = pytest.mark.cluster
+
+REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+SERVING = {"role": "serving"}
+
+
+class Service:
+    """One Serve instance on a cluster, deployed to as `serve run` does."""
+
+    def __init__(self, hub, running, tokens):
+        import ray
+        from ray import serve
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.hub, self.cluster, self.tokens = hub, running, tokens
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+        serve.start(
+            proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}
+        )
+
+    def put(self, *, served_name="smol", replicas=2, **model):
+        """Hand a config to Serve, without waiting."""
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        args = {
+            "model": {"repo_id": REPO, "served_name": served_name, **model},
+            "access": {"endpoint": self.hub.url},
+            "replica": {
+                "num_gpus": 0,
+                "num_cpus": 1,
+                "label_selector": SERVING,
+                "min_replicas": replicas,
+                "max_replicas": replicas,
+            },
+            "engine": {
+                "max_context_tokens": 512,
+                "max_running_requests": 16,
+                "kv_cache_cpu_gib": 0.3,
+            },
+        }
+        app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
+        schema = ServeDeploySchema.model_validate({"applications": [app]})
+        _get_global_client().deploy_apps(schema, _blocking=False)
+
+    def wait(self, *states, timeout_s=120):
+        """Wait until the application reaches one of these states; returns its status."""
+        from ray import serve
+
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status = serve.status().applications.get("llm")
+            if status and status.status in states:
+                return status
+            time.sleep(0.1)
+        raise AssertionError(f"not {states} within {timeout_s} s: {status}")
+
+    def metrics(self):
+        """Return what Prometheus would scrape from all nodes."""
+        import ray
+
+        ports = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+        return "\n".join(httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports)
+
+    def client(self, kind=openai.OpenAI):
+        return kind(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def service(demo_model_dir):
+    with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:
+        tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in ("a", "b")}
+        nodes = [LogicalNode(name, token, SERVING, num_gpus=0) for name, token in tokens.items()]
+        with cluster_of(*nodes) as running:
+            service = Service(hub, running, tokens)
+            service.put()
+            status = service.wait("RUNNING", "DEPLOY_FAILED")
+            assert status.status == "RUNNING", status.message
+            yield service
+
+
+def weights_sent(hub):
+    return [entry for entry in hub.log if entry.origin != "hub" and entry.bytes_sent > 9]
+
+
+def test_one_node_downloads_once_however_many_replicas(service):
+    """Both replicas share this machine's cache: the weights were sent a single time."""
+    assert len(weights_sent(service.hub)) == 1
+    assert not any(entry.authorization_leaked for entry in service.hub.log)
+
+
+async def test_sixteen_streams_end_once_and_reach_both_replicas(service):
+    """Every stream has one finish, its usage and its end; both replicas took part."""
+
+    async def stream(client, number):
+        messages = [{"role": "user", "content": f"Count from {number} to {number + 5}."}]
+        events = await client.chat.completions.create(
+            model="smol",
+            messages=messages,
+            stream=True,
+            max_tokens=24,
+            temperature=0,
+            stream_options={"include_usage": True},
+        )
+        finishes, usages, ids = [], [], set()
+        async for event in events:
+            ids.add(event.id)
+            usages += [event.usage] if event.usage else []
+            finishes += [choice.finish_reason for choice in event.choices if choice.finish_reason]
+        return finishes, usages, ids
+
+    async with service.client(openai.AsyncOpenAI) as client:
+        results = await asyncio.gather(*(stream(client, number) for number in range(16)))
+    for finishes, usages, ids in results:
+        assert finishes in (["stop"], ["length"])
+        assert [usage.completion_tokens <= 24 for usage in usages] == [True]
+        assert len(ids) == 1
+    assert len(busy_replicas(service)) == 2
+
+
+def busy_replicas(service):
+    """Names of the LLM replicas whose request counter moved; Ray pushes it every 10 s."""
+    pattern = (
+        r'ray_serve_deployment_request_counter_total\{[^}]*deployment="LLMServer"[^}]*\} ([0-9.]+)'
+    )
+    deadline = time.monotonic() + 40
+    while True:
+        lines = [m for m in re.finditer(pattern, service.metrics()) if float(m[1]) > 0]
+        names = {re.search(r'replica="([^"]+)"', m[0])[1] for m in lines}
+        if len(names) >= 2 or time.monotonic() > deadline:
+            return names
+        time.sleep(1)
+
+
+def test_the_model_answers_through_the_official_client(service):
+    """A sensible answer, whole and streamed alike."""
+    with service.client() as client:
+        whole = client.chat.completions.create(
+            model="smol", messages=QUESTION, temperature=0, max_tokens=32
+        )
+        events = client.chat.completions.create(
+            model="smol", messages=QUESTION, temperature=0, max_tokens=32, stream=True
+        )
+        streamed = "".join(e.choices[0].delta.content or "" for e in events if e.choices)
+    assert "Paris" in whole.choices[0].message.content
+    assert streamed == whole.choices[0].message.content
+    assert whole.choices[0].finish_reason == "stop"
+
+
+def test_errors_cross_the_cluster_as_the_clients_classes(service):
+    """A replica's refusal is a 400 with a message for the client and no traceback."""
+    with service.client() as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                model="smol", messages=[{"role": "user", "content": "word " * 600}]
+            )
+        assert caught.value.code == "context_length_exceeded"
+        assert "512" in caught.value.message
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="other", messages=QUESTION)
+
+
+def test_an_answer_carries_one_request_id(service):
+    """Serve's id and ours are the same, and stand in one header."""
+    own = httpx.get(f"{service.url}/v1/models")
+    assert len(own.headers.get_list("x-request-id")) == 1
+    given = httpx.get(f"{service.url}/v1/models", headers={"x-request-id": "abc-1"})
+    assert given.headers.get_list("x-request-id") == ["abc-1"]
+
+
+def test_readiness_version_and_grants_are_told(service):
+    """The probes of a load balancer and of a person."""
+    assert httpx.get(f"{service.url}/health").status_code == 200
+    assert httpx.get(f"{service.url}/ready").status_code == 200
+    commit = service.hub.commits()[REPO]["main"]
+    assert httpx.get(f"{service.url}/version").json()["commit"] == commit
+    shown = httpx.get(f"{service.url}/access").json()
+    assert {node["node_name"]: node["outcome"] for node in shown["nodes"]} == {
+        "a": "granted",
+        "b": "granted",
+    }
+    assert shown["commit"] == commit
+
+
+def test_a_blocked_rollout_leaves_the_old_version_serving(service):
+    """One red node: the table in the status, one build, no bytes, and every request answered."""
+    answered = []
+    done = threading.Event()
+
+    def ask():
+        with service.client() as client:
+            while not done.is_set():
+                client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=4)
+                answered.append(200)
+
+    service.hub.set_behaviour(service.tokens["b"], Behaviour.pending)
+    service.hub.clear_log()
+    before = len(list((service.logs / "serve").glob("controller_build_llm_*")))
+    asking = threading.Thread(target=ask)
+    asking.start()
+    began = time.monotonic()
+    service.put(served_name="second")
+    status = service.wait("DEPLOY_FAILED", timeout_s=30)
+    took = time.monotonic() - began
+    count = len(answered)
+    time.sleep(1)
+    done.set()
+    asking.join()
+    service.hub.set_behaviour(service.tokens["b"], Behaviour.granted)
+
+    assert "Access BLOCKED: 1 of 2 nodes cannot read" in status.message
+    assert re.search(r"^  b +request_pending +env:HF_TOKEN [0-9a-f]{8} +b$", status.message, re.M)
+    assert "is awaiting a review from the repo authors" in " ".join(status.message.split())
+    assert f"Link: {service.hub.url}/settings/gated-repos" in status.message
+    assert "Traceback" not in status.message
+    assert not any(line != line.rstrip() for line in status.message.splitlines())
+    assert weights_sent(service.hub) == []
+    assert len(list((service.logs / "serve").glob("controller_build_llm_*"))) == before + 1
+    assert len(answered) > count > 0
+    assert took < 30
+
+
+def test_a_config_fault_is_told_in_the_status_without_a_traceback(service):
+    """A misspelt key ends the one build with its correction."""
+    service.put(served_name="third", revison="main")
+    status = service.wait("DEPLOY_FAILED", timeout_s=30)
+    assert "args.model.revison: unknown key; did you mean revision?" in status.message
+    assert "Traceback" not in status.message
+
+
+def test_logs_are_json_with_facts_and_one_line_for_each_request(service):
+    """The ingress writes `request.finished` with numbers and without prompts."""
+    with service.client() as client:
+        client.chat.completions.create(
+            model="smol",
+            messages=[{"role": "user", "content": "xyzzy plugh"}],
+            max_tokens=3,
+            extra_headers={"x-request-id": "log-test-1"},
+        )
+    deadline = time.monotonic() + 15
+    while not (lines := logged(service, "log-test-1")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (line,) = lines
+    assert line["event"] == "request.finished"
+    assert (line["status"], line["completion_tokens"]) == (200, 3)
+    assert line["duration_s"] >= line["ttft_s"] > 0
+    text = "".join(path.read_text(errors="replace") for path in (service.logs / "serve").iterdir())
+    assert "xyzzy" not in text
+
+
+def logged(service, request_id):
+    return [
+        json.loads(line)
+        for path in (service.logs / "serve").glob("replica_llm_Ingress_*.log")
+        for line in path.read_text().splitlines()
+        if f'"{request_id}"' in line
+    ]
+
+
+def test_the_tokens_value_is_nowhere(service):
+    """Not in a log, the status, the stored config, the metrics or an answer."""
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    places = {
+        "status": str(serve.status()),
+        "config": str(ray.get(controller.get_app_configs.remote())),
+        "details": str(ray.get(controller.get_serve_instance_details.remote())),
+        "metrics": service.metrics(),
+        "access": httpx.get(f"{service.url}/access").text,
+    }
+    places |= {
+        str(path): path.read_text(errors="replace")
+        for path in service.logs.rglob("*")
+        if path.is_file()
+    }
+    assert len(places) > 10
+    assert "serve_app" in places["metrics"]
+    for place, text in places.items():
+        for token in service.tokens.values():
+            assert token not in text, place
