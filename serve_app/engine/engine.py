@@ -1,0 +1,314 @@
+"""START HERE: the asyncio side of the engine, an `LLMEngine` over one engine thread.
+
+A request is checked and encoded here, its sequence goes to the thread by a queue, sampled
+ids come back by the event loop of whoever asked. Text is made here, on the reader's side:
+whole characters, stop strings matched across tokens, deltas that are ready together as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from serve_app.config import EngineConfig, ModelConfig
+from serve_app.engine.attention.interface import choose_backend
+from serve_app.engine.completion import Completion
+from serve_app.engine.kv_cache import KVCache
+from serve_app.engine.loading import load
+from serve_app.engine.loop import EngineLoop
+from serve_app.engine.prompt import EncodedRequest, PromptEncoder
+from serve_app.engine.runner import Runner
+from serve_app.engine.scheduler import Scheduler
+from serve_app.engine.sequence import Sequence, Update
+from serve_app.engine.stats import EngineStats, LoadReport
+from serve_app.engine.warm_up import warm_up
+from serve_app.errors import EngineDead, EngineError, Overloaded, ServeAppError
+from serve_app.protocol import GenerationRequest, TokenDelta
+
+# Far above any step; a thread that does not end by then hangs in a driver.
+CLOSE_TIMEOUT_S = 60.0
+MAX_RETRY_AFTER_S = 600
+
+
+class Engine:
+    """Continues prompts with one model; made by `Engine.load`.
+
+    Args:
+        runner: the model and its cache.
+        scheduler: sized for that cache.
+        encoder: the model's rules for prompts.
+        max_context_tokens: prompt and completion together.
+        max_running_requests: sequences in the batch at the most.
+        max_queued_requests: requests beyond those before `Overloaded`.
+    """
+
+    load_report: LoadReport
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        encoder: PromptEncoder,
+        *,
+        max_context_tokens: int,
+        max_running_requests: int,
+        max_queued_requests: int,
+    ) -> None:
+        self.max_context_tokens = max_context_tokens
+        self._encoder = encoder
+        self._loop = EngineLoop(scheduler, runner, deliver=self._deliver, died=self._died)
+        self._max_queued = max_queued_requests
+        self._max_open = max_running_requests + max_queued_requests
+        self._keys = itertools.count()
+        self._streams: dict[int, _Stream] = {}
+        self._lock = threading.Lock()  # nobody joins after the end has been told to all
+        self._dead: EngineDead | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: Path,
+        *,
+        model: ModelConfig,
+        engine: EngineConfig,
+        num_gpus: float,
+        num_cpus: float,
+        max_queued_requests: int,
+    ) -> Engine:
+        """Load a model directory, warm up and start; blocks for seconds to minutes.
+
+        Args:
+            model_dir: config, tokenizer and safetensors, as a Hub repository holds them.
+            model: which dtype.
+            engine: window, batch and cache.
+            num_gpus: 0 computes on the CPU.
+            num_cpus: threads of one step on the CPU.
+            max_queued_requests: waiting requests before `Overloaded`.
+
+        Raises:
+            ModelLoadError: the files, the architecture, the device or the model's numbers are
+                unusable; one sentence says which and what to do.
+        """
+        loaded = load(model_dir, model, engine, num_gpus=num_gpus, num_cpus=num_cpus)
+        started = time.monotonic()
+        backend = choose_backend(loaded.shapes.values())
+        cache = KVCache(loaded.shapes, loaded.kv_tokens)
+        kv_cache_s = loaded.probe_s + time.monotonic() - started
+        self = cls(
+            Runner(loaded.model, cache, backend, loaded.device),
+            Scheduler(
+                kv_tokens=loaded.kv_tokens,
+                max_batch_tokens=engine.max_batch_tokens,
+                max_running_requests=engine.max_running_requests,
+            ),
+            PromptEncoder(
+                loaded.tokenizer,
+                vocab_size=loaded.vocab_size,
+                max_context_tokens=loaded.max_context_tokens,
+                eos_token_ids=loaded.eos_token_ids,
+            ),
+            max_context_tokens=loaded.max_context_tokens,
+            max_running_requests=engine.max_running_requests,
+            max_queued_requests=max_queued_requests,
+        )
+        started = time.monotonic()
+        warm_up(self._loop, self._encoder, key=next(self._keys))
+        self.load_report = LoadReport(
+            device=str(loaded.device),
+            dtype=model.dtype,
+            attention=backend.name,
+            weights_bytes=loaded.weights_bytes,
+            kv_bytes=cache.bytes,
+            kv_tokens=cache.tokens,
+            tokenizer_s=loaded.tokenizer_s,
+            weights_s=loaded.weights_s,
+            kv_cache_s=kv_cache_s,
+            warm_up_s=time.monotonic() - started,
+        )
+        self._loop.start()
+        return self
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Continue one prompt; see `LLMEngine.generate`.
+
+        `completion_tokens` counts every sampled id up to the one that ended the completion,
+        an end-of-sequence id included; ids sampled after a stop string are not counted.
+        """
+        self.check()
+        self._check_room()
+        encoded = await self._encoder.encode(request)
+        key, stream = self._submit(encoded)
+        completion = Completion(
+            self._encoder.decode,
+            stop=request.sampling.stop,
+            prompt_tokens=len(encoded.tokens),
+            context=encoded.tokens if encoded.continues else (),
+        )
+        try:
+            while not completion.finished:
+                delta = completion.take(await stream.updates())
+                if completion.finished:
+                    self._forget(key)  # before the last delta: its reader may never come back
+                if delta is not None:
+                    yield delta
+        finally:
+            self._forget(key)
+
+    async def ready(self) -> bool:
+        """Tell whether a request sent now would be answered."""
+        return self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine thread does its work."""
+        return self._dead is None and self._loop.is_alive()
+
+    def check(self) -> None:
+        """Raise if the engine has stopped.
+
+        Raises:
+            EngineDead: it failed or was closed; the replica must be replaced.
+        """
+        if self._dead is not None:
+            raise EngineDead(self._dead.message)
+        if not self._loop.is_alive():
+            raise EngineDead("The engine is not running.")
+
+    def stats(self) -> EngineStats:
+        """Return the present numbers."""
+        return self._loop.stats()
+
+    def close(self) -> None:
+        """Stop the thread and fail what is open; calling it again does nothing."""
+        self._end(EngineDead("The engine was closed."), "The engine was closed.")
+        if self._loop.is_alive():
+            self._loop.stop(CLOSE_TIMEOUT_S)
+
+    def _check_room(self) -> None:
+        open_requests = len(self._streams)
+        waiting = self._loop.waiting
+        if open_requests < self._max_open and waiting < self._max_queued:
+            return
+        rate = self._loop.drain_rate()
+        wait_s = math.ceil(max(1, waiting) / rate) if rate else 1
+        retry_after_s = min(max(1, wait_s), MAX_RETRY_AFTER_S)
+        raise Overloaded(
+            f"The server is at its limit of {self._max_queued} waiting requests. "
+            f"Please try again in {retry_after_s} s.",
+            retry_after_s=retry_after_s,
+        )
+
+    def _submit(self, encoded: EncodedRequest) -> tuple[int, _Stream]:
+        stream = _Stream(asyncio.get_running_loop())
+        with self._lock:
+            self.check()
+            self._check_room()
+            key = next(self._keys)
+            self._streams[key] = stream
+            self._loop.submit(
+                Sequence(
+                    key=key,
+                    tokens=list(encoded.tokens),
+                    prompt_tokens=len(encoded.tokens),
+                    max_tokens=encoded.max_tokens,
+                    sampling=encoded.sampling,
+                )
+            )
+        return key, stream
+
+    def _forget(self, key: int) -> None:
+        """Drop a stream; its sequence, if it still runs, ends within one step."""
+        stream = self._streams.pop(key, None)
+        if stream is not None and not stream.over:
+            self._loop.cancel(key)
+
+    def _deliver(self, updates: list[Update]) -> None:
+        """Hand a step's updates to their readers' event loops; on the engine thread."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Update]]] = defaultdict(list)
+        for update in updates:
+            stream = self._streams.get(update.key)
+            if stream is not None:
+                by_loop[stream.loop].append((stream, update))
+        for loop, pairs in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_hand_over, pairs)
+            except RuntimeError:  # that event loop is closed: nobody reads any more
+                for _, update in pairs:
+                    self._forget(update.key)
+
+    def _died(self, error: Exception) -> None:
+        # The cause goes to the log by `check`; a client sees the open requests' message.
+        self._end(
+            EngineDead(f"The engine stopped after {type(error).__name__}: {error}"),
+            "Generation failed: the engine stopped after an internal error.",
+        )
+
+    def _end(self, dead: EngineDead, message: str) -> None:
+        """Refuse all from now on and fail every open request once."""
+        with self._lock:
+            if self._dead is not None:
+                return
+            self._dead = dead
+            streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(EngineError(message))
+
+
+class _Stream:
+    """Updates on their way from the engine thread to one reader.
+
+    Args:
+        loop: the reader's event loop; everything but `fail` happens on it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.over = False
+        self._updates: list[Update] = []
+        self._error: ServeAppError | None = None
+        self._arrived = asyncio.Event()
+
+    async def updates(self) -> list[Update]:
+        """Wait for updates and return all that are there.
+
+        Raises:
+            EngineError: the request failed; nothing comes after it.
+        """
+        await self._arrived.wait()
+        self._arrived.clear()
+        updates, self._updates = self._updates, []
+        if self._error is not None:
+            raise self._error
+        return updates
+
+    def push(self, update: Update) -> None:
+        """Take an update; on the reader's loop."""
+        if update.fault is not None:
+            self._error = EngineError(f"Generation failed: {update.fault}")
+        else:
+            self._updates.append(update)
+        self.over = self.over or update.fault is not None or update.finish_reason is not None
+        self._arrived.set()
+
+    def fail(self, error: ServeAppError) -> None:
+        """End the stream with an error; any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._fail, error)
+        except RuntimeError:  # the reader's loop is closed: nobody is there to be told
+            self.over = True
+
+    def _fail(self, error: ServeAppError) -> None:
+        self.over = True
+        self._error = self._error or error
+        self._arrived.set()
+
+
+def _hand_over(pairs: list[tuple[_Stream, Update]]) -> None:
+    for stream, update in pairs:
+        stream.push(update)

@@ -1,0 +1,295 @@
+"""A directory of weights to a model on its device, or one clear reason why not.
+
+Safetensors only and never the repository's own code. Every parameter's dtype is asserted
+after loading, no weight may be missing (transformers would fill it with random numbers), and
+the architecture must attend through transformers' attention interface.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from serve_app.config import EngineConfig, ModelConfig
+from serve_app.engine.attention.interface import NAME, ShapeProbe
+from serve_app.engine.attention.step import LayerShape
+from serve_app.engine.kv_cache import tokens_for
+from serve_app.errors import ModelLoadError
+
+INDEX = "model.safetensors.index.json"
+# Kinds of layers whose attention is causal over all tokens or over a sliding window.
+LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+# Rotary embeddings that change with the longest sequence of a batch beyond the trained window.
+BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to compute, and what was learned about it.
+
+    Args:
+        model: a transformers causal LM in evaluation mode.
+        tokenizer: its tokenizer.
+        device: where token ids go in.
+        shapes: of its attention layers, by index.
+        kv_tokens: tokens of KV cache that the budget pays for.
+        max_context_tokens: the configured window, the model's or the cache's: the least.
+        vocab_size: rows of the embedding.
+        eos_token_ids: the model's own end-of-sequence ids.
+        weights_bytes: size of all parameters.
+        tokenizer_s: time of the tokenizer.
+        weights_s: time of the weights.
+        probe_s: time of the measuring forward.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    shapes: dict[int, LayerShape]
+    kv_tokens: int
+    max_context_tokens: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    weights_bytes: int
+    tokenizer_s: float
+    weights_s: float
+    probe_s: float
+
+
+def load(
+    model_dir: Path,
+    model: ModelConfig,
+    engine: EngineConfig,
+    *,
+    num_gpus: float,
+    num_cpus: float,
+) -> LoadedModel:
+    """Load a model directory.
+
+    Args:
+        model_dir: config, tokenizer and safetensors, as a Hub repository holds them.
+        model: the dtype to hold the weights in.
+        engine: the window and the cache's budget.
+        num_gpus: 0 computes on the CPU, above 1 spreads the layers over the GPUs.
+        num_cpus: threads of one step, rounded down, at least 1.
+
+    Raises:
+        ModelLoadError: one sentence that names the file, the setting or the architecture.
+    """
+    if engine.deterministic:
+        raise ModelLoadError("engine.deterministic is not available yet; set it to false.")
+    torch.set_num_threads(max(1, int(num_cpus)))
+    device_map = _device_map(num_gpus)
+    started = time.monotonic()
+    _check_files(model_dir)
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    loaded = _load_weights(model_dir, dtype, device_map)
+    weights_s = time.monotonic() - started
+
+    started = time.monotonic()
+    tokenizer = _load_tokenizer(model_dir)
+    tokenizer_s = time.monotonic() - started
+
+    started = time.monotonic()
+    device: torch.device = loaded.get_input_embeddings().weight.device
+    shapes, activation_bytes = _probe(loaded, device, engine)
+    kv_tokens = tokens_for(shapes, _budgets(shapes, engine, activation_bytes))
+    window = min(engine.max_context_tokens, _model_window(loaded.config), kv_tokens)
+    if window < 2:
+        raise ModelLoadError(
+            "No memory is left for the KV cache; raise engine.kv_cache_fraction (on a GPU) or "
+            "engine.kv_cache_cpu_gib, or use a larger device."
+        )
+    return LoadedModel(
+        model=loaded,
+        tokenizer=tokenizer,
+        device=device,
+        shapes=shapes,
+        kv_tokens=min(kv_tokens, window * engine.max_running_requests),
+        max_context_tokens=window,
+        vocab_size=loaded.get_input_embeddings().num_embeddings,
+        eos_token_ids=_eos_token_ids(loaded),
+        weights_bytes=sum(p.numel() * p.element_size() for p in loaded.parameters()),
+        tokenizer_s=tokenizer_s,
+        weights_s=weights_s,
+        probe_s=time.monotonic() - started,
+    )
+
+
+def _device_map(num_gpus: float) -> str | None:
+    if num_gpus == 0:
+        return None
+    if not torch.cuda.is_available():
+        raise ModelLoadError(
+            f"replica.num_gpus is {num_gpus:g}, but torch {torch.__version__} sees no CUDA device "
+            "here; check the driver and the torch build, or set replica.num_gpus to 0."
+        )
+    return "auto" if num_gpus > 1 else "cuda:0"
+
+
+def _check_files(model_dir: Path) -> None:
+    """Look at every weight file before loading: missing or cut ones get their name said."""
+    if not (model_dir / "config.json").is_file():
+        raise ModelLoadError(f"{model_dir} has no config.json; it is not a model's directory.")
+    index = model_dir / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelLoadError(f"{INDEX} is damaged; download the model again.") from None
+    else:
+        names = sorted(path.name for path in model_dir.glob("*.safetensors"))
+    if not names:
+        raise ModelLoadError(
+            f"{model_dir} holds no safetensors weights; other formats can run code and are refused."
+        )
+    for name in names:
+        try:
+            with safe_open(model_dir / name, framework="pt"):
+                pass
+        except OSError:
+            raise ModelLoadError(f"The weight file {name} is missing or unreadable.") from None
+        except SafetensorError as error:
+            raise ModelLoadError(
+                f"The weight file {name} is damaged ({error}); download the model again."
+            ) from None
+
+
+def _load_weights(model_dir: Path, dtype: torch.dtype, device_map: str | None) -> Any:
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                model_dir,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=NAME,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    # What transformers raises for a file, an unknown architecture, a shape, a lack of memory.
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadError(f"The model cannot be loaded: {error}") from error
+    if absent := sorted(report["missing_keys"]):
+        raise ModelLoadError(
+            f"The weights lack {len(absent)} of the model's tensors, the first is {absent[0]}."
+        )
+    model.eval()
+    _check_model(model, dtype)
+    return model
+
+
+def _check_model(model: Any, dtype: torch.dtype) -> None:
+    config = model.config.get_text_config()
+    kind = type(model).__name__
+    if not model._supports_attention_backend or model._is_stateful or config.is_encoder_decoder:
+        raise ModelLoadError(f"{kind} does not use transformers' attention interface.")
+    if other := set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES:
+        raise ModelLoadError(f"{kind} has layers of kind {min(other)}, which is not supported.")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != dtype:
+            raise ModelLoadError(f"{name} was loaded as {parameter.dtype} instead of {dtype}.")
+        if parameter.device.type in ("meta", "cpu") and getattr(model, "hf_device_map", None):
+            raise ModelLoadError("The weights do not fit the replica's GPUs; raise num_gpus.")
+
+
+def _load_tokenizer(model_dir: Path) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_dir, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelLoadError(f"The tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelLoadError("The repository has no tokenizer.json, or it cannot be made.")
+    return tokenizer
+
+
+def _model_window(config: Any) -> int:
+    """Return the tokens that the model can place, one rule for all of them."""
+    text = config.get_text_config()
+    window: int = getattr(text, "max_position_embeddings", None) or 2**31
+    rope = getattr(text, "rope_parameters", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type") in BATCH_DEPENDENT_ROPE:
+            window = min(window, part.get("original_max_position_embeddings") or window)
+    return window
+
+
+def _eos_token_ids(model: Any) -> frozenset[int]:
+    ids: set[int] = set()
+    for source in (model.generation_config, model.config.get_text_config()):
+        value = getattr(source, "eos_token_id", None)
+        ids.update([value] if isinstance(value, int) else value or ())
+    return frozenset(ids)
+
+
+@torch.inference_mode()
+def _probe(
+    model: Any, device: torch.device, engine: EngineConfig
+) -> tuple[dict[int, LayerShape], int]:
+    """See every attention layer's shapes and, on a GPU, what the largest step takes.
+
+    Returns:
+        Shapes by layer index, and the bytes a step needs besides weights and KV cache.
+    """
+    tokens = engine.max_batch_tokens if device.type == "cuda" else 2
+    kept = min(tokens, engine.max_running_requests)
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device=device)
+    places = torch.arange(tokens, device=device)
+    probe = ShapeProbe()
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    try:
+        logits = model(
+            input_ids=ids,
+            position_ids=places[None] % _model_window(model.config),
+            logits_to_keep=places[:kept],
+            use_cache=False,
+            forward_pass=probe,
+        ).logits
+    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
+        raise ModelLoadError(f"{type(model).__name__} cannot run here: {error}") from error
+    if logits.shape[1] != kept or not probe.shapes:
+        raise ModelLoadError(f"{type(model).__name__} does not follow the attention interface.")
+    if device.type != "cuda":
+        return probe.shapes, 0
+    # The sampler works in float32 on the kept rows, a few tensors of their size at a time.
+    sampler = 6 * logits.numel() * 4
+    return probe.shapes, torch.cuda.max_memory_allocated(device) - before + sampler
+
+
+def _budgets(
+    shapes: dict[int, LayerShape], engine: EngineConfig, activation_bytes: int
+) -> dict[torch.device, int]:
+    budgets = {}
+    for device in {shape.device for shape in shapes.values()}:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            free, total = torch.cuda.mem_get_info(device)
+            budget = engine.kv_cache_fraction * total - (total - free) - activation_bytes
+        else:
+            budget = engine.kv_cache_cpu_gib * 2**30
+        budgets[device] = int(budget)
+    return budgets
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

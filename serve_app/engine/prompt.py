@@ -1,0 +1,231 @@
+"""Validate a request and turn its prompt into token ids.
+
+Everything a client can get wrong is refused here, before any work of the engine thread, so
+that nothing it computes depends on a client's good will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from serve_app.engine.sequence import SamplingPlan
+from serve_app.errors import ContextLengthExceeded, InvalidRequest
+from serve_app.protocol import (
+    ChatPrompt,
+    GenerationRequest,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+
+# Above this many characters encoding takes milliseconds and leaves the event loop.
+THREAD_CHARS = 8192
+# Arguments of transformers' `apply_chat_template` that steer it; the rest go to the template.
+RENDER_OPTIONS = frozenset({
+    "conversation", "chat_template", "continue_final_message", "tokenize",
+    "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors",
+    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRequest:
+    """A request that the engine can do.
+
+    Args:
+        tokens: the prompt's ids, shape (prompt_tokens,), each within the vocabulary.
+        max_tokens: completion tokens at the most; prompt and completion fit the window.
+        sampling: with every default resolved.
+        continues: the completion continues the prompt's text (it is no chat answer), so the
+            prompt's end decides on spaces before its first word.
+    """
+
+    tokens: list[int]
+    max_tokens: int
+    sampling: SamplingPlan
+    continues: bool
+
+
+class PromptEncoder:
+    """Turns requests into ids under one model's rules.
+
+    Args:
+        tokenizer: transformers' tokenizer, backed by the `tokenizers` library.
+        vocab_size: rows of the embedding; ids are below it.
+        max_context_tokens: prompt and completion together.
+        eos_token_ids: the model's own end-of-sequence ids.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        vocab_size: int,
+        max_context_tokens: int,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._tokenizer = tokenizer
+        # The library's own object is used directly: it never changes while threads share it.
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._vocab_size = vocab_size
+        self._max_context_tokens = max_context_tokens
+        self._eos_token_ids = eos_token_ids
+
+    async def encode(self, request: GenerationRequest) -> EncodedRequest:
+        """Check and encode; long prompts are encoded off the event loop.
+
+        Raises:
+            InvalidRequest: an empty prompt, an id outside the vocabulary, a sampling
+                parameter out of range, a conversation that the chat template refuses.
+            ContextLengthExceeded: prompt and completion do not fit the window.
+        """
+        if _chars(request.prompt) > THREAD_CHARS:
+            return await asyncio.to_thread(self.encode_now, request)
+        return self.encode_now(request)
+
+    def encode_now(self, request: GenerationRequest) -> EncodedRequest:
+        """Check and encode on the calling thread; see `encode`."""
+        check_sampling(request.sampling, self._vocab_size)
+        tokens = self._tokens(request.prompt)
+        return EncodedRequest(
+            tokens=tokens,
+            max_tokens=self._max_tokens(len(tokens), request),
+            sampling=self._plan(request.sampling),
+            continues=not isinstance(request.prompt, ChatPrompt),
+        )
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids without special tokens."""
+        text: str = self._backend.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, ChatPrompt):
+            return self._ids(self._render(prompt), add_special_tokens=False)
+        if isinstance(prompt, TextPrompt):
+            return self._ids(prompt.text, add_special_tokens=True)
+        return self._checked(prompt.token_ids)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if not text:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        return self._checked(encoding.ids)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        if not ids:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            raise InvalidRequest(
+                f"The prompt holds an id outside the vocabulary (0 to {self._vocab_size - 1}).",
+                param="prompt",
+            )
+        return list(ids)
+
+    def _render(self, prompt: ChatPrompt) -> str:
+        if not prompt.messages:
+            raise InvalidRequest("The conversation is empty.", param="messages")
+        if not self._tokenizer.chat_template:
+            raise InvalidRequest(
+                "This model has no chat template; use /v1/completions instead.", param="messages"
+            )
+        if reserved := RENDER_OPTIONS & prompt.template_kwargs.keys():
+            raise InvalidRequest(
+                f"{min(reserved)} cannot be set for the chat template.",
+                param="chat_template_kwargs",
+            )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(prompt.messages),
+                tokenize=False,
+                **{"add_generation_prompt": True, **prompt.template_kwargs},
+            )
+        # A template is a program of the model's author: it raises TemplateError on purpose and
+        # the others when a message is not what it expects.
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidRequest(
+                f"The model's chat template refuses this conversation: {error}", param="messages"
+            ) from error
+        return text
+
+    def _max_tokens(self, prompt_tokens: int, request: GenerationRequest) -> int:
+        window = self._max_context_tokens
+        room = window - prompt_tokens
+        wanted = request.sampling.max_tokens
+        if room >= (wanted or 1):
+            return wanted or room
+        part, param = (
+            ("messages", "messages")
+            if isinstance(request.prompt, ChatPrompt)
+            else ("prompt", "prompt")
+        )
+        if wanted is None or room < 1:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {window} tokens. However, your {part} "
+                f"resulted in {prompt_tokens} tokens. Please reduce the length of the {part}.",
+                param=param,
+                prompt_tokens=prompt_tokens,
+                max_context_tokens=window,
+            )
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {window} tokens. However, you requested "
+            f"{prompt_tokens + wanted} tokens ({prompt_tokens} in the {part}, {wanted} in the "
+            f"completion). Please reduce the length of the {part} or of the completion.",
+            param=param,
+            prompt_tokens=prompt_tokens,
+            max_tokens=wanted,
+            max_context_tokens=window,
+        )
+
+    def _plan(self, params: SamplingParams) -> SamplingPlan:
+        own = frozenset() if params.ignore_eos else self._eos_token_ids
+        seed = random.getrandbits(64) if params.seed is None else params.seed
+        return SamplingPlan(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            # A k at or above the vocabulary keeps everything.
+            top_k=params.top_k if params.top_k < self._vocab_size else 0,
+            seed=seed % 2**64,
+            stop_token_ids=own.union(params.stop_token_ids),
+        )
+
+
+def check_sampling(params: SamplingParams, vocab_size: int) -> None:
+    """Refuse parameters that no result could honour.
+
+    Raises:
+        InvalidRequest: names the parameter and its range.
+    """
+    rules = (
+        ("max_tokens", params.max_tokens is None or params.max_tokens >= 1, "at least 1"),
+        ("temperature", 0 <= params.temperature < math.inf, "a number, 0 or above"),
+        ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
+        ("top_k", params.top_k >= 0, "0 (off) or above"),
+        ("stop", all(params.stop), "strings of at least one character"),
+        (
+            "stop_token_ids",
+            all(0 <= token < vocab_size for token in params.stop_token_ids),
+            f"token ids from 0 to {vocab_size - 1}",
+        ),
+    )
+    for name, holds, words in rules:
+        if not holds:
+            raise InvalidRequest(f"{name} must be {words}.", param=name)
+
+
+def _chars(prompt: Prompt) -> int:
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    if isinstance(prompt, TokenPrompt):
+        return 0
+    return sum(len(str(message.get("content") or "")) for message in prompt.messages)

@@ -1,0 +1,86 @@
+"""Contiguous places in a flat pool of tokens: first fit, neighbours merged when freed.
+
+Pure bookkeeping; no tensor is touched here. A pool has tens to a few hundred regions, so
+plain lists are faster than anything cleverer.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Tokens `start` to `start + length - 1` of the pool; length >= 1."""
+
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The first token after the region."""
+        return self.start + self.length
+
+
+class RegionAllocator:
+    """Hands out regions of a pool of `size` tokens; no two overlap."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.free_tokens = size  # in no region, perhaps scattered
+        self._free = [Region(0, size)]  # sorted by start, never adjacent
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens in regions."""
+        return self.size - self.free_tokens
+
+    def allocate(self, length: int) -> Region | None:
+        """Return the lowest region of `length` tokens, or None when no hole is long enough."""
+        for index, hole in enumerate(self._free):
+            if hole.length >= length:
+                self._take(index, length)
+                return Region(hole.start, length)
+        return None
+
+    def extend(self, region: Region, length: int) -> Region | None:
+        """Grow a region in place to `length` tokens, or return None when there is no room."""
+        more = length - region.length
+        index = bisect.bisect_left(self._free, region.end, key=_start)
+        if index < len(self._free):
+            hole = self._free[index]
+            if hole.start == region.end and hole.length >= more:
+                self._take(index, more)
+                return Region(region.start, length)
+        return None
+
+    def free(self, region: Region) -> None:
+        """Give a region back.
+
+        Raises:
+            ValueError: part of it is free already; the bookkeeping of the caller is broken.
+        """
+        index = bisect.bisect_left(self._free, region.start, key=_start)
+        before = self._free[index - 1] if index > 0 else None
+        after = self._free[index] if index < len(self._free) else None
+        if (before and before.end > region.start) or (after and region.end > after.start):
+            raise ValueError(f"{region} is free already")
+        start, end = region.start, region.end
+        first, last = index, index
+        if before and before.end == start:
+            start, first = before.start, index - 1
+        if after and after.start == end:
+            end, last = after.end, index + 1
+        self._free[first:last] = [Region(start, end - start)]
+        self.free_tokens += region.length
+
+    def _take(self, index: int, length: int) -> None:
+        hole = self._free[index]
+        rest = hole.length - length
+        self._free[index : index + 1] = [Region(hole.start + length, rest)] if rest else []
+        self.free_tokens -= length
+
+
+def _start(region: Region) -> int:
+    return region.start

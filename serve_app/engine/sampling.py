@@ -1,0 +1,116 @@
+"""Logits to token ids: one call for the whole batch, every row by its own rules.
+
+The noise of a token is a function of its request's seed and its own index alone, so a result
+depends neither on the neighbours in the batch nor on how often a request was put back and
+computed again. A token is drawn by inverting the cumulated probabilities in the order of
+ids: one uniform number a row, no noise over the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import torch
+
+from serve_app.engine.sequence import SamplingPlan
+
+# The nucleus of a language model is nearly always among its largest logits; sorting those
+# alone is ten times cheaper than sorting a vocabulary. Wider nuclei sort everything.
+NUCLEUS = 1024
+# 23 bits: the product with a float32 sum stays below the sum after rounding.
+_UNIFORM_BITS = 23
+_MASK = 2**64 - 1
+
+
+def sample(logits: torch.Tensor, plans: Rows[SamplingPlan], indices: Rows[int]) -> list[int | None]:
+    """Pick one token a row.
+
+    Args:
+        logits: float, (rows, vocabulary), any device; not changed.
+        plans: one for each row.
+        indices: of the token within its completion, from 0; one for each row.
+
+    Returns:
+        The ids; None where a row holds NaN or an infinity.
+    """
+    # Any NaN or infinity survives a sum, so this is one pass over the logits.
+    finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))
+    tokens = logits.argmax(dim=-1)
+    drawn = [row for row, plan in enumerate(plans) if plan.temperature > 0]
+    if drawn:
+        rows = logits if len(drawn) == len(plans) else logits[drawn]
+        tokens[drawn] = _draw(rows, [plans[i] for i in drawn], [indices[i] for i in drawn])
+    picked, good = tokens.tolist(), finite.tolist()
+    return [token if ok else None for token, ok in zip(picked, good, strict=True)]
+
+
+def uniform(seed: int, index: int) -> float:
+    """Return the noise of one token, in [0, 1): SplitMix64 at a counter.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
+    """
+    mixed = seed
+    for _ in range(2):  # the first round spreads small seeds, the second the index
+        mixed = (mixed + 0x9E3779B97F4A7C15 * (index + 1)) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return float((mixed >> (64 - _UNIFORM_BITS)) / 2**_UNIFORM_BITS)
+
+
+def _draw(logits: torch.Tensor, plans: list[SamplingPlan], indices: list[int]) -> torch.Tensor:
+    """Sample every row of (rows, vocabulary); returns int64, (rows,)."""
+    device = logits.device
+    scaled = logits.to(torch.float32)
+    # The maximum becomes 0 first: a tiny temperature then sends the rest to -inf, never to NaN.
+    scaled = scaled - scaled.amax(dim=-1, keepdim=True)
+    scaled /= torch.tensor([[plan.temperature] for plan in plans], device=device).clamp(min=1e-30)
+    narrow = [row for row, plan in enumerate(plans) if plan.top_k or plan.top_p < 1]
+    if narrow:
+        kept = _narrow(scaled[narrow], [plans[row] for row in narrow])
+        scaled[narrow] = kept
+    cumulated = scaled.softmax(dim=-1).cumsum(dim=-1)
+    noise = torch.tensor(
+        [[uniform(plan.seed, i)] for plan, i in zip(plans, indices, strict=True)], device=device
+    )
+    # The first id whose cumulated probability is above the target; one of probability 0 never is.
+    target = noise * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, target, right=True).clamp_(max=logits.shape[1] - 1)[:, 0]
+
+
+def _narrow(scaled: torch.Tensor, plans: list[SamplingPlan]) -> torch.Tensor:
+    """Send everything outside top_k, then outside the nucleus of what is left, to -inf."""
+    vocabulary = scaled.shape[1]
+    device = scaled.device
+    top_k = torch.tensor([[plan.top_k or vocabulary] for plan in plans], device=device)
+    top_p = torch.tensor([[plan.top_p] for plan in plans], device=device)
+    width = min(vocabulary, max(NUCLEUS, *(plan.top_k for plan in plans)))
+    floor, complete = _floor(scaled, width, top_k, top_p)
+    if width < vocabulary and not bool(complete.all()):
+        floor, _ = _floor(scaled, vocabulary, top_k, top_p)
+    return scaled.masked_fill(scaled < floor, -torch.inf)
+
+
+def _floor(
+    scaled: torch.Tensor, width: int, top_k: torch.Tensor, top_p: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find each row's least logit to keep among its `width` largest.
+
+    Returns:
+        The floor, (rows, 1), and whether `width` was enough to know it, (rows, 1).
+    """
+    largest = scaled.topk(width, dim=-1).values
+    rank = torch.arange(width, device=scaled.device)
+    in_k = rank < top_k
+    # Mass of what top_k keeps: all of the row when it is off.
+    total = torch.where(
+        top_k < scaled.shape[1],
+        largest.masked_fill(~in_k, -torch.inf).logsumexp(dim=-1, keepdim=True),
+        scaled.logsumexp(dim=-1, keepdim=True),
+    )
+    mass = (largest - total).exp()
+    # Keep a token while the mass before it is short of top_p; the first is always kept.
+    keep = in_k & ((mass.cumsum(dim=-1) - mass < top_p) | (rank == 0))
+    last = keep.sum(dim=-1, keepdim=True) - 1
+    complete = (last < width - 1) | (top_k <= width)
+    return largest.gather(-1, last), complete

@@ -1,0 +1,80 @@
+"""Plain numbers about an engine, safe to import without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A moment of one engine.
+
+    Args:
+        running: requests that hold a place in the KV cache.
+        waiting: requests that do not yet, or not any more.
+        kv_tokens_used: tokens of the KV cache that are reserved.
+        kv_tokens_total: its size in tokens.
+        steps: forward passes since the start.
+        prompt_tokens: prompt tokens computed since the start.
+        generation_tokens: tokens sampled since the start.
+        preemptions: requests put back because the cache was full, since the start.
+    """
+
+    running: int
+    waiting: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+    steps: int
+    prompt_tokens: int
+    generation_tokens: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading took; seconds are wall clock, phases do not overlap.
+
+    Args:
+        device: where the first layer lives, `cpu` or `cuda:0`.
+        dtype: of every parameter.
+        attention: the backend's name.
+        weights_bytes: size of all parameters.
+        kv_bytes: size of the KV cache.
+        kv_tokens: tokens that fit the KV cache.
+        tokenizer_s: the tokenizer, from disk.
+        weights_s: the weights, from disk to device.
+        kv_cache_s: measuring a forward and allocating the KV cache.
+        warm_up_s: the sanity generation.
+    """
+
+    device: str
+    dtype: str
+    attention: str
+    weights_bytes: int
+    kv_bytes: int
+    kv_tokens: int
+    tokenizer_s: float
+    weights_s: float
+    kv_cache_s: float
+    warm_up_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All phases together."""
+        return self.tokenizer_s + self.weights_s + self.kv_cache_s + self.warm_up_s
+
+    def facts(self) -> dict[str, str | int | float]:
+        """Return flat keywords for one log line."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "weights_bytes": self.weights_bytes,
+            "kv_bytes": self.kv_bytes,
+            "kv_tokens": self.kv_tokens,
+            "load_s": round(self.total_s, 3),
+            "tokenizer_s": round(self.tokenizer_s, 3),
+            "weights_s": round(self.weights_s, 3),
+            "kv_cache_s": round(self.kv_cache_s, 3),
+            "warm_up_s": round(self.warm_up_s, 3),
+        }

@@ -1,0 +1,48 @@
+"""One short generation before the first request: it must give numbers and text."""
+
+from __future__ import annotations
+
+from serve_app.engine.loop import EngineLoop
+from serve_app.engine.prompt import EncodedRequest, PromptEncoder
+from serve_app.engine.sequence import Sequence
+from serve_app.errors import ModelLoadError, RequestError
+from serve_app.protocol import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
+
+TOKENS = 8
+PROMPTS = (ChatPrompt(({"role": "user", "content": "Say hello."},)), TextPrompt("Hello"))
+
+
+def warm_up(loop: EngineLoop, encoder: PromptEncoder, *, key: int) -> None:
+    """Generate a few tokens on the calling thread, before the loop's own one starts.
+
+    Raises:
+        ModelLoadError: NaN or infinite logits, an empty text, or a step that fails.
+    """
+    encoded = _encode(encoder)
+    sequence = Sequence(
+        key=key,
+        tokens=encoded.tokens,
+        prompt_tokens=len(encoded.tokens),
+        max_tokens=encoded.max_tokens,
+        sampling=encoded.sampling,
+    )
+    try:
+        updates = loop.run_alone(sequence)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ModelLoadError(f"The model fails its first step: {error}") from error
+    if faults := [update.fault for update in updates if update.fault is not None]:
+        raise ModelLoadError(f"The model fails its first generation: {faults[0]}")
+    if not encoder.decode([update.token for update in updates if update.token is not None]):
+        raise ModelLoadError("The model's first generation is an empty text.")
+
+
+def _encode(encoder: PromptEncoder) -> EncodedRequest:
+    """Encode the first prompt that the model can take: a base model has no chat template."""
+    sampling = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    for prompt in PROMPTS:
+        request = GenerationRequest("warm-up", prompt, sampling)
+        try:
+            return encoder.encode_now(request)
+        except RequestError as error:
+            refusal = error
+    raise ModelLoadError(f"The tokenizer cannot encode a greeting: {refusal}")
