@@ -7,11 +7,15 @@ all in this file.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray._private.services import get_ray_address_from_environment
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.serve.schema import ServeApplicationSchema
 
@@ -21,6 +25,7 @@ from serve_app.errors import ConfigError
 
 SERVER_DEPLOYMENT = "LLMServer"
 CONTROLLER_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,50 @@ def asked_by(config: AppConfig) -> Placement:
 def all_nodes() -> list[dict[str, Any]]:
     """Return every node that Ray knows, dead ones too."""
     return list(ray.nodes())  # type: ignore[no-untyped-call]
+
+
+def find_cluster(address: str | None) -> str | None:
+    """Find the cluster to connect to, and make sure that it answers.
+
+    Never `auto`: that takes whatever Ray process runs on the machine, also somebody else's.
+
+    Args:
+        address: as given by a person; None takes RAY_ADDRESS, or what `ray start` recorded.
+
+    Returns:
+        Its address; None if none was given and none is known to run.
+
+    Raises:
+        ConfigError: a cluster was named and does not answer, or does not let this process in.
+    """
+    found = address or get_ray_address_from_environment(None, None)  # type: ignore[arg-type]
+    if not found:
+        return None
+    if "://" in found:  # Ray Client, which has a limit of its own
+        return str(found)
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        raise ConfigError(f"no Ray cluster answers at {found}") from None
+    answered: list[bool] = []
+    # `ray.init` would try for minutes, and neither it nor this can be interrupted.
+    thread = threading.Thread(target=lambda: answered.append(_greet(found)), daemon=True)
+    thread.start()
+    thread.join(CONNECT_TIMEOUT_S)
+    if answered != [True]:
+        raise ConfigError(
+            f"{found} is no Ray cluster that lets this process in (authentication token?)"
+        )
+    return str(found)
+
+
+def _greet(address: str) -> bool:
+    try:
+        GcsClient(address=address)
+    except (RayError, RuntimeError, ValueError, ConnectionError):
+        return False
+    return True
 
 
 def draining() -> Sequence[str]:

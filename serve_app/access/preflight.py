@@ -28,7 +28,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from serve_app.access.collect import Collection, Lost, failed
 from serve_app.access.hub import check_here, check_later, endpoint_of
 from serve_app.access.nodes import Node, eligible, shortage
-from serve_app.access.placement import Placement, all_nodes, asked_by, draining, placements_of
+from serve_app.access.placement import (
+    Placement,
+    all_nodes,
+    asked_by,
+    draining,
+    find_cluster,
+    placements_of,
+)
 from serve_app.access.report import sanitise
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
@@ -91,10 +98,10 @@ def check_cluster(
     Args:
         config: the application.
         runtime_env: of the application, as the Serve config has it.
-        address: of the cluster; None looks for a running one.
+        address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
 
     Returns:
-        The verdict; None if no address was given and no cluster runs.
+        The verdict; None if no cluster is named in any of these ways.
 
     Raises:
         ConfigError: there is no cluster at the address.
@@ -102,17 +109,18 @@ def check_cluster(
     asked = asked_by(config)
     if ray.is_initialized():
         return preflight(config, placements=[Placement(asked.demands, dict(runtime_env or {}))])
+    found = find_cluster(address)
+    if found is None:
+        return None
     try:
         ray.init(
-            address=address or "auto",
+            address=found,
             runtime_env=dict(runtime_env or {}) or None,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is None and isinstance(error, ConnectionError):
-            return None
-        raise ConfigError(f"no Ray cluster at {address}: {sanitise(str(error))}") from None
+        raise ConfigError(f"no Ray cluster at {found}: {sanitise(str(error))}") from None
     try:
         # The job carries the environment: only a job may upload a local working directory.
         return preflight(config, placements=[asked])

@@ -1,5 +1,9 @@
 """Where replicas may go: the config, and what a Serve config overrides."""
 
+import socket
+import threading
+import time
+
 import pytest
 from ray.serve._private.utils import override_runtime_envs_except_env_vars
 from ray.serve.schema import ServeApplicationSchema
@@ -7,6 +11,7 @@ from ray.serve.schema import ServeApplicationSchema
 from serve_app.access import placement
 from serve_app.access.nodes import Demand
 from serve_app.config import AppConfig
+from serve_app.errors import ConfigError
 
 ARGS = {"model": {"repo_id": "acme/tiny"}, "replica": {"num_gpus": 2, "accelerator_type": "H100"}}
 CONFIG = AppConfig.model_validate(ARGS)
@@ -82,3 +87,45 @@ def test_two_applications_with_the_same_args_are_both_checked(goal):
     special = {"name": "LLMServer", "ray_actor_options": {"num_gpus": 1}}
     goal += [application(), application(name="again"), application(special, name="special")]
     assert len(placement.placements_of(CONFIG)) == 2
+
+
+@pytest.fixture
+def no_recorded_cluster(monkeypatch):
+    """Keep the clusters of whoever runs the tests out of them."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", frozenset)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: None)
+
+
+def test_no_cluster_is_looked_for_beyond_what_is_named(no_recorded_cluster, monkeypatch):
+    """A Ray process of somebody else on the same machine is left alone."""
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"192.0.2.1:6379"})
+    assert placement.find_cluster(None) is None
+
+
+@pytest.mark.parametrize("named", ["argument", "variable"])
+def test_a_named_cluster_that_is_not_there_is_a_config_error(
+    no_recorded_cluster, monkeypatch, named
+):
+    """At once, with the address in the message."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        if named == "variable":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}"):
+            placement.find_cluster(address if named == "argument" else None)
+
+
+def test_something_else_at_the_address_is_a_config_error(no_recorded_cluster, monkeypatch):
+    """Within the limit; Ray itself would try for minutes."""
+    monkeypatch.setattr(placement, "CONNECT_TIMEOUT_S", 1.0)
+    release = threading.Event()
+    monkeypatch.setattr(placement, "_greet", lambda _: release.wait(30))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match="is no Ray cluster that lets this process in"):
+            placement.find_cluster(address)
+    release.set()
+    assert time.monotonic() - began < 4
