@@ -1,0 +1,161 @@
+"""Whatever is posted, the answer is a valid answer or an envelope, and never a 5xx."""
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from serve_app.api.fields import CHAT as CHAT_FIELDS
+from serve_app.api.fields import COMPLETION as COMPLETION_FIELDS
+from tests.api.harness import CHAT, COMPLETIONS, Service, events, refusal
+from tests.api.specification import conform
+from tests.fakes import FakeEngine
+
+SETTINGS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from([0, 1, -1, 2**31, 2**63, 2**64, 10**30, 1e308, "", "\x00", "\ud800", "💥"])
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+contents = st.text(max_size=20) | st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]), "text": st.text()})
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["system", "developer", "user", "assistant", "user", "user"]),
+            "content": contents,
+        },
+        optional={"name": st.text(max_size=5), "tool_call_id": st.text(max_size=5)},
+    ),
+    min_size=1,
+    max_size=3,
+)
+prompts = st.text(max_size=20) | st.lists(st.text(max_size=5)) | st.lists(st.integers())
+SENSIBLE = {
+    "stream": st.booleans(),
+    "n": st.integers(1, 4),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1),
+    "max_tokens": st.integers(1, 99),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "stop": st.lists(st.text(max_size=3), max_size=5) | st.text(max_size=3),
+}
+
+
+@st.composite
+def bodies(draw, name, right, fields):
+    """Bodies that are often nearly right: up to three fields more, sensible or not."""
+    body = {name: draw(anything if draw(st.integers(0, 3)) == 0 else right)}
+    names = sorted((fields.honoured | fields.labels | set(fields.refused)) - {"model", name})
+    for extra in draw(st.lists(st.sampled_from(names), max_size=3)):
+        neutral = [None, *fields.refused.get(extra, ())]
+        usual = SENSIBLE.get(extra, st.sampled_from(neutral))
+        body[extra] = draw(anything if draw(st.integers(0, 3)) == 0 else usual)
+    return body
+
+
+def post(path, body, **headers):
+    service = Service(FakeEngine(["a", "b"]), max_request_bytes=65_536)
+    response = asyncio.run(service.post_raw(path, body, **headers))
+    assert not service.engine.running
+    assert len(service.records) == 1
+    return response
+
+
+def check(response, path):
+    """A good answer is valid against the specification, any other is an envelope of a 4xx."""
+    if response.status_code != 200:
+        assert 400 <= response.status_code < 500, response.text
+        assert refusal(response, response.status_code)["message"]
+    elif response.headers["content-type"].startswith("text/event-stream"):
+        assert events(response)[-1] == "[DONE]"
+    elif path == CHAT:
+        conform(response.json(), "CreateChatCompletionResponse")
+    else:
+        conform(response.json(), "CreateCompletionResponse")
+    return response.status_code
+
+
+@SETTINGS
+@given(bodies("messages", messages, CHAT_FIELDS))
+def test_chat_bodies(body):
+    """Well-formed JSON of any meaning, to the chat endpoint."""
+    event(str(check(post(CHAT, json.dumps(body).encode()), CHAT)))
+
+
+@SETTINGS
+@given(bodies("prompt", prompts, COMPLETION_FIELDS))
+def test_completion_bodies(body):
+    """Well-formed JSON of any meaning, to the completions endpoint."""
+    event(str(check(post(COMPLETIONS, json.dumps(body).encode()), COMPLETIONS)))
+
+
+@SETTINGS
+@given(st.binary(max_size=200), st.sampled_from([CHAT, COMPLETIONS]))
+def test_any_bytes(body, path):
+    """Not even JSON."""
+    assert check(post(path, body), path) == 400
+
+
+@SETTINGS
+@given(st.data())
+def test_damaged_json(data):
+    """A right body with some bytes changed, cut or repeated."""
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "n": 2}).encode()
+    start = data.draw(st.integers(0, len(body)))
+    end = data.draw(st.integers(start, len(body)))
+    check(post(CHAT, body[:start] + data.draw(st.binary(max_size=8)) + body[end:]), CHAT)
+
+
+@SETTINGS
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "x-request-id",
+                "x-request-timeout-seconds",
+                "content-length",
+                "content-type",
+                "origin",
+            ]
+        ),
+        st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=255), max_size=40),
+    )
+)
+def test_any_headers(headers):
+    """Headers of any content."""
+    body = b'{"prompt": "Once"}'
+    encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+    check(post(COMPLETIONS, body, **encoded), COMPLETIONS)
+
+
+@pytest.mark.parametrize("depth", [10, 190, 250, 10_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_deep_nesting(depth, opening, closing):
+    """Deep values are taken or refused, at any depth, in any field."""
+    value = opening * depth + "1" + closing * depth
+    for name in ("messages", "chat_template_kwargs", "metadata", "tools", "stop", "zzz"):
+        body = f'{{"messages": [{{"role": "user", "content": "a"}}], "{name}": {value}}}'
+        check(post(CHAT, body.encode()), CHAT)
+
+
+def test_the_check_can_fail():
+    """An answer with a 5xx does not pass as harmless."""
+    service = Service(FakeEngine([RuntimeError("fault")]))
+    response = asyncio.run(service.complete())
+    with pytest.raises(AssertionError):
+        check(response, COMPLETIONS)
