@@ -83,6 +83,8 @@ class Choices:
     @property
     def usage(self) -> Usage:
         """Totals of all choices so far; a prompt counts once, however many choices it has."""
+        if len(self._usages) == 1:
+            return self._usages[0]
         firsts = self._usages[:: self._choices_per_prompt]
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in firsts),

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.api import sse
 from serve_app.api.answers import ChatVoice, CompletionVoice, Voice, usage_body
-from serve_app.api.body import parse_object, read_body, require_json, time_limit
+from serve_app.api.body import TIMEOUT_HEADER, parse_object, read_body, require_json, time_limit
 from serve_app.api.choices import Choices, Piece
 from serve_app.api.convert import Plan, plan_chat, plan_completion
 from serve_app.api.fields import CHAT, COMPLETION, Fields
@@ -85,7 +85,9 @@ class Generate:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise DeadlineExceeded(f"not finished within {seconds:g} seconds") from None
+            raise DeadlineExceeded(
+                "the request was not finished within its own time limit", param=TIMEOUT_HEADER
+            ) from None
 
     def _plan(self, body: dict[str, Any], trace: Trace) -> Plan:
         self._require_model(body.get("model"))
