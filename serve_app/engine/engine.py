@@ -15,6 +15,9 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from traceback import format_exception
+
+import structlog
 
 from serve_app.config import EngineConfig, ModelConfig
 from serve_app.engine.attention.interface import choose_backend
@@ -30,6 +33,8 @@ from serve_app.engine.stats import EngineStats, LoadReport
 from serve_app.engine.warm_up import warm_up
 from serve_app.errors import EngineDead, EngineError, Overloaded, ServeAppError
 from serve_app.protocol import GenerationRequest, TokenDelta
+
+log = structlog.get_logger()
 
 # Far above any step; a thread that does not end by then hangs in a driver.
 CLOSE_TIMEOUT_S = 60.0
@@ -61,6 +66,7 @@ class Engine:
         max_queued_requests: int,
     ) -> None:
         self.max_context_tokens = max_context_tokens
+        self.vocab_size = encoder.vocab_size
         self._encoder = encoder
         self._loop = EngineLoop(scheduler, runner, deliver=self._deliver, died=self._died)
         self._max_queued = max_queued_requests
@@ -176,7 +182,7 @@ class Engine:
             EngineDead: it failed or was closed; the replica must be replaced.
         """
         if self._dead is not None:
-            raise EngineDead(self._dead.message)
+            raise EngineDead(self._dead.message, cause=self._dead.details.get("cause"))
         if not self._loop.is_alive():
             raise EngineDead("The engine is not running.")
 
@@ -243,9 +249,10 @@ class Engine:
                     self._forget(update.key)
 
     def _died(self, error: Exception) -> None:
-        # The cause goes to the log by `check`; a client sees the open requests' message.
+        cause = f"{type(error).__name__}: {error}"
+        log.error("engine.died", cause=cause, traceback="".join(format_exception(error)))
         self._end(
-            EngineDead(f"The engine stopped after {type(error).__name__}: {error}"),
+            EngineDead("The engine stopped after an internal error.", cause=cause),
             "Generation failed: the engine stopped after an internal error.",
         )
 

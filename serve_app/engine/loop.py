@@ -157,6 +157,8 @@ class EngineLoop:
         """Apply what was asked for, waiting if there is nothing to do; False ends the thread."""
         while True:
             idle = not self._scheduler.running and not self._scheduler.waiting
+            # A cancel makes room at once; arrivals count when a plan has found no place for them.
+            self._waiting = min(self._waiting, self._scheduler.waiting)
             try:
                 command = self._inbox.get(block=idle)
             except queue.Empty:

@@ -77,7 +77,7 @@ class PromptEncoder:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._max_context_tokens = max_context_tokens
         self._eos_token_ids = eos_token_ids
 
@@ -95,7 +95,7 @@ class PromptEncoder:
 
     def encode_now(self, request: GenerationRequest) -> EncodedRequest:
         """Check and encode on the calling thread; see `encode`."""
-        check_sampling(request.sampling, self._vocab_size)
+        check_sampling(request.sampling, self.vocab_size)
         tokens = self._tokens(request.prompt)
         return EncodedRequest(
             tokens=tokens,
@@ -125,9 +125,9 @@ class PromptEncoder:
     def _checked(self, ids: Sequence[int]) -> list[int]:
         if not ids:
             raise InvalidRequest("The prompt is empty.", param="prompt")
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
             raise InvalidRequest(
-                f"The prompt holds an id outside the vocabulary (0 to {self._vocab_size - 1}).",
+                f"The prompt holds an id outside the vocabulary (0 to {self.vocab_size - 1}).",
                 param="prompt",
             )
         return list(ids)
@@ -194,7 +194,7 @@ class PromptEncoder:
             temperature=params.temperature,
             top_p=params.top_p,
             # A k at or above the vocabulary keeps everything.
-            top_k=params.top_k if params.top_k < self._vocab_size else 0,
+            top_k=params.top_k if params.top_k < self.vocab_size else 0,
             seed=seed % 2**64,
             stop_token_ids=own.union(params.stop_token_ids),
         )

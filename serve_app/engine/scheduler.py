@@ -80,14 +80,13 @@ class Scheduler:
 
     def remove(self, key: int) -> Sequence | None:
         """Take a sequence out, finished or not, and free its region; None if it is not here."""
-        sequence = self._running.pop(key, None)
-        if sequence is not None:
-            self._release(sequence)
-            return sequence
-        for sequence in self._waiting:
-            if sequence.key == key:
-                self._waiting.remove(sequence)
-                return sequence
+        if running := self._running.pop(key, None):
+            self._release(running)
+            return running
+        for waiting in self._waiting:
+            if waiting.key == key:
+                self._waiting.remove(waiting)
+                return waiting
         return None
 
     def plan(self) -> StepPlan:
