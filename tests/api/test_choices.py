@@ -110,3 +110,19 @@ async def test_an_iterator_without_aclose_is_enough():
 
     async with Choices(Plain(["a"]), asked(1), 1) as choices:
         assert await drain(choices) == [[Piece(0, "a", FinishReason.STOP)]]
+
+
+async def test_a_finished_generation_is_closed_too():
+    """Its iterator is closed by us, not some day by the garbage collector."""
+    kept = []
+
+    class Kept(FakeEngine):
+        def generate(self, request):
+            kept.append(super().generate(request))
+            return kept[-1]
+
+    engine = Kept(["a"])
+    async with Choices(engine, asked(1), 1) as choices:
+        await drain(choices)
+    assert not engine.running
+    assert len(kept) == 1

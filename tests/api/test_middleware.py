@@ -3,6 +3,8 @@
 import pytest
 from structlog.testing import capture_logs
 
+from serve_app.api.middleware import Boundary, RequestId
+from serve_app.errors import RequestCancelled
 from tests.api.harness import CHAT, HELLO, MODEL, Connection, Service, refusal
 from tests.fakes import FakeEngine
 
@@ -107,3 +109,19 @@ async def test_other_scopes_pass_through():
         "lifespan.startup.complete",
         "lifespan.shutdown.complete",
     ]
+
+
+@pytest.mark.parametrize("late", [RequestCancelled("the client went away"), ValueError("x")])
+async def test_an_answer_that_went_out_whole_has_ended_well(late):
+    """What happens after the last byte neither adds to the answer nor to the record's errors."""
+
+    async def answer_then_fail(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+        raise late
+
+    records = []
+    connection = Connection("/")
+    await connection.run(RequestId(Boundary(answer_then_fail, records.append, frozenset())))
+    assert connection.body == b"{}"
+    assert [(record.status, record.error_code) for record in records] == [(200, None)]

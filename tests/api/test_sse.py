@@ -2,12 +2,14 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve_app.api.sse import event
 
 
+@example("a\u2028b\u2029c\x85d")
+@example("a\r\nb\x0b\x0c\x1c\x1d\x1e")
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_is_one_line_and_comes_back(text):
     """However a client splits lines, an event is one, and its JSON is the text."""
