@@ -100,8 +100,8 @@ class Scheduler:
         prefilling = [s for s in self._running.values() if s.missing > 1]
         budget = _add_rows(rows, decoding, self._max_batch_tokens)
         budget = _add_rows(rows, prefilling, budget)
-        while budget > 0 and (sequence := self._admit()) is not None:
-            budget = _add_rows(rows, (sequence,), budget)
+        while budget > 0 and (admitted := self._admit()) is not None:
+            budget = _add_rows(rows, (admitted,), budget)
         return StepPlan(tuple(rows), tuple(moves))
 
     def commit(self, plan: StepPlan) -> None:

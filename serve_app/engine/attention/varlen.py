@@ -76,7 +76,12 @@ class VarlenStep:
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """See `StepAttention.attend`."""
-        left = -1 if scoring.window is None else scoring.window - 1
+        # (left, right) without the query itself; right = 0 is causal, aligned to the last key in
+        # use. Single queries see all keys in use anyway, and only without any window does the
+        # kernel share K and V among a group's heads and split long ones (flash_api.cpp, 2.13).
+        window = (-1, -1) if self._max_q == 1 else (-1, 0)
+        if scoring.window is not None:
+            window = (scoring.window - 1, 0)
         return self._attend(
             query,
             keys,
@@ -84,9 +89,7 @@ class VarlenStep:
             max_q=self._max_q,
             max_k=self._max_k,
             scale=scoring.scale,
-            # (left, right) without the query itself; right = 0 is causal, aligned to the last
-            # key in use.
-            window_size=(left, 0),
+            window_size=window,
             enable_gqa=query.shape[1] != keys.shape[1],
             **self._on(query.device),
         )
