@@ -44,10 +44,11 @@ def time_limit(headers: Headers) -> float | None:
     """Return the seconds after which to give up, so that the client hears of it in time.
 
     Returns:
-        A little less than the request's own limit; None if it has none.
+        A little less than the request's own limit; None if it has none, or one of zero or
+        less, which is how Serve's proxy is told not to limit.
 
     Raises:
-        InvalidRequest: not a positive, finite number.
+        InvalidRequest: not a finite number.
     """
     text = headers.get(TIMEOUT_HEADER)
     if text is None:
@@ -56,8 +57,10 @@ def time_limit(headers: Headers) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequest("must be a positive number of seconds", param=TIMEOUT_HEADER)
+    if not math.isfinite(seconds):
+        raise InvalidRequest(f"`{TIMEOUT_HEADER}`: must be a number", param=TIMEOUT_HEADER)
+    if seconds <= 0:
+        return None
     return seconds - min(_EARLY_S, seconds * _EARLY_SHARE)
 
 

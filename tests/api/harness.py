@@ -150,7 +150,8 @@ class Connection:
 @contextlib.asynccontextmanager
 async def listening(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an application on a free loopback port; yields its base URL."""
-    with socket.socket() as listener:
+    # the protocol is named, because asyncio switches Nagle off only where it is
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         config = uvicorn.Config(

@@ -87,10 +87,15 @@ def test_a_time_limit_ends_a_little_early(text, seconds):
     """The answer leaves before a proxy that knows the same limit cuts the connection."""
     limit = time_limit(Headers({"x-request-timeout-seconds": text}))
     assert limit == pytest.approx(seconds)
-    assert time_limit(Headers({})) is None
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e999", "soon", "5s"])
+@pytest.mark.parametrize("headers", [{}, *({"x-request-timeout-seconds": t} for t in ("0", "-1"))])
+def test_without_a_positive_time_limit_there_is_none(headers):
+    """Zero and less switch it off, as in Serve's proxy."""
+    assert time_limit(Headers(headers)) is None
+
+
+@pytest.mark.parametrize("text", ["", "nan", "inf", "-inf", "1e999", "soon", "5s"])
 def test_other_time_limits_are_refused(text):
     """The message names the header."""
     with pytest.raises(InvalidRequest) as caught:
