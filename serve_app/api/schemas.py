@@ -25,28 +25,6 @@ from serve_app.protocol import TextPrompt, TokenPrompt
 MAX_CHOICES = 128  # OpenAI's limit of `n`; here also of prompts times n
 MAX_TOKEN_ID = 2**31 - 1
 _MAX_STOP_CHARS = 1024
-# Arguments of transformers' apply_chat_template that a client must not reach: they change
-# the template or the kind of its result instead of being variables of it.
-_TEMPLATE_ARGUMENTS = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "documents",
-        "max_length",
-        "messages",
-        "padding",
-        "processor_kwargs",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    }
-)
 
 
 def _refuse(_value: object) -> None:
@@ -181,15 +159,6 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _only_variables(self) -> ChatRequest:
-        if _TEMPLATE_ARGUMENTS & set(self.chat_template_kwargs or ()):
-            names = ", ".join(sorted(_TEMPLATE_ARGUMENTS))
-            raise PydanticCustomError(
-                "chat_template_kwargs", f"`chat_template_kwargs` must not set any of {names}"
-            )
-        return self
-
 
 class CompletionRequest(SamplingFields):
     """The body of `POST /v1/completions`."""
@@ -244,4 +213,4 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 def _param_of_whole(kind: str) -> str | None:
     """Return the field that a fault of the whole body is about: its type is the field's name."""
-    return kind if kind in ("stream_options", "chat_template_kwargs", "prompt") else None
+    return kind if kind in ("stream_options", "prompt") else None
