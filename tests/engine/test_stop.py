@@ -1,5 +1,7 @@
 """Stop strings: found wherever the text is cut, nothing of them shown, nothing else lost."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def push_all(stop, pieces):
 def test_the_cut_does_not_matter(text, stop, cuts):
     """Any pieces give what single characters give."""
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
     assert push_all(stop, pieces) == push_all(stop, list(text))
 
 

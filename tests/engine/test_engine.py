@@ -1,0 +1,420 @@
+"""The engine as its callers see it: streams, ends, faults, limits."""
+
+import asyncio
+import math
+import threading
+import time
+
+import pytest
+
+from serve_app.engine.runner import Runner
+from serve_app.errors import (
+    ContextLengthExceeded,
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+)
+from serve_app.protocol import (
+    ChatPrompt,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+from tests.engine.conftest import GREEDY, Reference, collect, load_engine, random_prompts, run
+from tests.models import VOCAB, make_tokenizer
+
+PROMPT = list(range(10, 30))
+LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+TOKENIZER = make_tokenizer()
+
+
+async def drained(engine, within_s=10.0):
+    """Wait until nothing runs and return the numbers of that moment."""
+    deadline = time.monotonic() + within_s
+    while (stats := engine.stats()).running or stats.waiting:
+        assert time.monotonic() < deadline, stats
+        await asyncio.sleep(0.005)
+    return stats
+
+
+async def begun(engine, sampling=LONG, request_id="r"):
+    """Start a stream and return it after its first delta."""
+    stream = engine.generate(GenerationRequest(request_id, TokenPrompt(tuple(PROMPT)), sampling))
+    await anext(stream)
+    return stream
+
+
+async def test_a_chat_streams_text_to_one_end(engine):
+    """Deltas join to the decoding of their ids, usage runs, only the last has a reason."""
+    prompt = ChatPrompt(({"role": "user", "content": "Hello"},))
+    sampling = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    deltas = await collect(engine, GenerationRequest("r", prompt, sampling))
+    ids = [token for delta in deltas for token in delta.token_ids]
+    text = "".join(delta.text for delta in deltas)
+    assert len(ids) == 30
+    assert text == TOKENIZER.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+    counts = [delta.usage.completion_tokens for delta in deltas]
+    assert counts == sorted(counts)
+    assert counts[-1] == 30
+    assert deltas[-1].finish_reason is FinishReason.LENGTH
+    assert len(deltas) > 3
+
+
+async def test_eos_ends_and_has_no_text(engine, model_dir):
+    """Any id can be an end: it is counted and not shown; `ignore_eos` spares only the model's."""
+    _, ids, reason, _ = await run(engine, PROMPT, LONG)
+    assert reason is FinishReason.LENGTH
+    end = next(token for token in ids[3:] if token not in ids[:3])
+    at = ids.index(end)
+    text, stopped, reason, usage = await run(
+        engine, PROMPT, SamplingParams(temperature=0, max_tokens=400, stop_token_ids=(end,))
+    )
+    assert stopped == ids[: at + 1]
+    assert reason is FinishReason.STOP
+    assert usage.completion_tokens == at + 1
+    expected = TOKENIZER.decode([*PROMPT, *ids[:at]], skip_special_tokens=True)
+    assert expected.rstrip("\ufffd").endswith(text)
+    assert text
+
+
+async def test_stop_strings_across_tokens_end_before_themselves(engine):
+    """Any part of the text works as a stop string; ids after it are not counted."""
+    sampling = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    text, ids, _, _ = await run(engine, PROMPT, sampling)
+    cuts = [n for n in range(3, len(text) - 4, 5) if "\ufffd" not in text[n : n + 4]]
+    assert len(cuts) > 3
+    for cut in cuts:
+        stop = text[cut : cut + 4]
+        stopping = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, stop=(stop,))
+        shown, used, reason, usage = await run(engine, PROMPT, stopping)
+        assert shown == text[: text.index(stop)]
+        assert reason is FinishReason.STOP
+        assert used == ids[: len(used)]
+        assert usage.completion_tokens == len(used) < 60
+    assert (await drained(engine)).kv_tokens_used == 0
+
+
+async def test_a_stop_string_ends_the_work(engine):
+    """The sequence leaves the batch when its reader sees the end, not at its limit."""
+    text, _, _, _ = await run(engine, PROMPT, SamplingParams(temperature=0, max_tokens=20))
+    before = (await drained(engine)).generation_tokens
+    await run(engine, PROMPT, SamplingParams(temperature=0, max_tokens=400, stop=(text[2:4],)))
+    assert (await drained(engine)).generation_tokens - before < 100
+
+
+async def test_a_seed_repeats_whatever_runs_beside(engine):
+    """The same seed gives the same ids alone and in a crowd; another seed gives others."""
+    seeded = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=32, seed=11, ignore_eos=True)
+    _, alone, _, _ = await run(engine, PROMPT, seeded)
+    crowd = [
+        run(engine, prompt, SamplingParams(temperature=1.1, max_tokens=20 + i, seed=i))
+        for i, prompt in enumerate(random_prompts(12, VOCAB, seed=9))
+    ]
+    (_, beside, _, _), *_ = await asyncio.gather(run(engine, PROMPT, seeded), *crowd)
+    assert beside == alone
+    other = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=32, seed=12, ignore_eos=True)
+    assert (await run(engine, PROMPT, other))[1] != alone
+
+
+async def test_without_a_seed_every_request_is_another(engine):
+    """Two unseeded requests draw their own noise."""
+    hot = SamplingParams(temperature=1.5, max_tokens=32, ignore_eos=True)
+    first, second = await asyncio.gather(run(engine, PROMPT, hot), run(engine, PROMPT, hot))
+    assert first[1] != second[1]
+
+
+async def test_closing_the_iterator_frees_its_place(engine):
+    """The region is free within a step, and the work stops."""
+    stream = await begun(engine)
+    assert engine.stats().running == 1
+    steps = engine.stats().steps
+    await stream.aclose()
+    stats = await drained(engine)
+    assert stats.kv_tokens_used == 0
+    assert stats.steps - steps <= 50
+
+
+async def test_cancelling_the_reading_task_frees_its_place(engine):
+    """A client that hangs up is a cancelled task."""
+    task = asyncio.create_task(run(engine, PROMPT, LONG))
+    while not engine.stats().running:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await drained(engine)).kv_tokens_used == 0
+
+
+async def test_a_thousand_random_cancels_leave_nothing(load):
+    """Waiting, prefilling or streaming: whatever is cancelled, no region stays."""
+    engine = load(max_running_requests=16, max_batch_tokens=64, queued=2000)
+    prompts = random_prompts(1000, VOCAB, longest=40, seed=1)
+    finished = []
+
+    async def some(index):
+        stream = engine.generate(
+            GenerationRequest(str(index), TokenPrompt(tuple(prompts[index])), GREEDY)
+        )
+        wanted = index * 7919 % 5
+        async for _ in stream:
+            wanted -= 1
+            if wanted < 0:
+                break
+        else:
+            finished.append(index)
+        await stream.aclose()
+
+    async def hasty(index):
+        task = asyncio.create_task(some(index))
+        await asyncio.sleep((index * 31 % 17) / 4000)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    for start in range(0, 1000, 100):
+        await asyncio.gather(
+            *(hasty(i) if i % 3 == 0 else some(i) for i in range(start, start + 100))
+        )
+    stats = await drained(engine)
+    assert (stats.running, stats.waiting, stats.kv_tokens_used) == (0, 0, 0)
+    assert not engine._streams
+    assert (await run(engine, PROMPT))[1] == (await run(engine, PROMPT))[1]
+
+
+async def test_a_full_cache_puts_back_and_loses_nothing(model_dir):
+    """Requests that outgrow a small cache are preempted and still equal `generate`."""
+    engine = load_engine(
+        model_dir("llama"), kv_cache_cpu_gib=800 * 384 / 2**30, max_context_tokens=400
+    )
+    try:
+        assert engine.stats().kv_tokens_total == 800
+        reference = Reference(model_dir("llama"))
+        prompts = random_prompts(8, VOCAB, longest=30, seed=8)
+        long = SamplingParams(temperature=0, max_tokens=330)
+        results = await asyncio.gather(*(run(engine, prompt, long) for prompt in prompts))
+        for prompt, (_, ids, _, _) in zip(prompts, results, strict=True):
+            assert ids == reference.greedy(prompt, 330)
+        assert engine.stats().preemptions > 0
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "error"),
+    [
+        (TextPrompt(""), GREEDY, InvalidRequest),
+        (TokenPrompt((VOCAB,)), GREEDY, InvalidRequest),
+        (TokenPrompt((5,)), SamplingParams(top_p=0), InvalidRequest),
+        (TokenPrompt((5,) * 512), GREEDY, ContextLengthExceeded),
+        (TokenPrompt((5,)), SamplingParams(max_tokens=512), ContextLengthExceeded),
+    ],
+)
+async def test_a_bad_request_harms_only_itself(engine, prompt, sampling, error):
+    """It is refused before any work while a neighbour streams on."""
+    stream = await begun(engine)
+    with pytest.raises(error):
+        await run(engine, prompt, sampling)
+    assert engine.stats().waiting == 0
+    assert await anext(stream)
+    await stream.aclose()
+    await drained(engine)
+
+
+async def test_a_prompt_as_long_as_the_window_allows(engine):
+    """511 tokens and one new one fit a window of 512."""
+    _, ids, reason, _ = await run(engine, [7] * 511, SamplingParams(temperature=0))
+    assert len(ids) == 1
+    assert reason in {FinishReason.LENGTH, FinishReason.STOP}
+
+
+async def test_overload_is_answered_with_a_time(load):
+    """Beyond the queue's bound a request is refused at once, and taken again when it drains."""
+    engine = load(max_running_requests=2, queued=3)
+    for _ in range(2):
+        await run(engine, PROMPT)
+    running = [await begun(engine), await begun(engine)]
+    waiting = [asyncio.create_task(run(engine, PROMPT)) for _ in range(3)]
+    while engine.stats().waiting < 3:
+        await asyncio.sleep(0.001)
+    with pytest.raises(Overloaded, match="3 waiting") as caught:
+        await run(engine, PROMPT)
+    assert caught.value.details["retry_after_s"] >= 1
+    for stream in running:
+        await stream.aclose()
+    for task in waiting:
+        assert len((await task)[1]) <= 16
+    assert (await run(engine, PROMPT))[1]
+
+
+async def test_a_burst_into_an_idle_engine_is_not_overload(load):
+    """Free places in the batch do not count as a queue."""
+    engine = load(max_running_requests=16, queued=1)
+    results = await asyncio.gather(*(run(engine, PROMPT) for _ in range(16)))
+    assert len({tuple(ids) for _, ids, _, _ in results}) == 1
+
+
+async def test_cancelled_waiters_make_room_again(load):
+    """A queue that was full and then left is not full."""
+    engine = load(max_running_requests=1, queued=2)
+    stream = await begun(engine)
+    waiting = [asyncio.create_task(run(engine, PROMPT)) for _ in range(2)]
+    while engine.stats().waiting < 2:
+        await asyncio.sleep(0.001)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await stream.aclose()
+    await drained(engine)
+    assert (await run(engine, PROMPT))[1]
+
+
+async def test_an_exception_in_a_step_ends_the_engine_and_every_request_once(load, monkeypatch):
+    """Open requests fail with one error, later ones find it dead, nothing hangs."""
+    engine = load(max_running_requests=3)
+    tasks = [asyncio.create_task(run(engine, PROMPT, LONG)) for _ in range(6)]
+    while engine.stats().running < 3:
+        await asyncio.sleep(0.001)
+
+    def broken(self, plan):
+        raise RuntimeError("secret detail of a kernel")
+
+    monkeypatch.setattr(Runner, "step", broken)
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    assert {type(result) for result in results} == {EngineError}
+    assert all("secret" not in result.message for result in results)
+    assert not await engine.ready()
+    with pytest.raises(EngineDead) as caught:
+        engine.check()
+    assert caught.value.details["cause"] == "RuntimeError: secret detail of a kernel"
+    assert "secret" not in caught.value.message
+    with pytest.raises(EngineDead):
+        await run(engine, PROMPT)
+    engine.close()
+
+
+async def test_a_row_of_nan_fails_its_own_request_alone(load, monkeypatch):
+    """One sequence's numbers break; its neighbours and the engine go on."""
+    engine = load()
+    _, expected, _, _ = await run(engine, PROMPT)
+    forward = Runner._forward
+
+    def poisoned(self, rows):
+        logits = forward(self, rows)
+        sampled = [row for row in rows if row.samples]
+        for index, row in enumerate(sampled):
+            if row.sequence.tokens[0] == 99 and row.sequence.generated == 3:
+                logits[index] = math.nan
+        return logits
+
+    monkeypatch.setattr(Runner, "_forward", poisoned)
+    bad, *good = await asyncio.gather(
+        run(engine, [99, *PROMPT]), *(run(engine, PROMPT) for _ in range(3)), return_exceptions=True
+    )
+    assert type(bad) is EngineError
+    assert [ids for _, ids, _, _ in good] == [expected] * 3
+    assert await engine.ready()
+    assert (await drained(engine)).kv_tokens_used == 0
+
+
+async def test_close_ends_open_requests_and_the_thread(load):
+    """Nothing hangs; closing again and asking again are safe."""
+    engine = load()
+    task = asyncio.create_task(run(engine, PROMPT, LONG))
+    while not engine.stats().running:
+        await asyncio.sleep(0.001)
+    await asyncio.to_thread(engine.close)
+    with pytest.raises(EngineError):
+        await asyncio.wait_for(task, 5)
+    engine.close()
+    assert not engine.alive
+    with pytest.raises(EngineDead):
+        await run(engine, PROMPT)
+    assert not [t for t in threading.enumerate() if t is engine._loop._thread]
+
+
+async def test_an_idle_engine_uses_no_cpu(engine):
+    """The thread sleeps in its queue: it takes no processor time at all."""
+    await run(engine, PROMPT)
+    await drained(engine)
+    await asyncio.sleep(0.05)
+    steps, before = engine.stats().steps, time.process_time()
+    await asyncio.sleep(0.5)
+    assert time.process_time() - before < 0.1
+    assert engine.stats().steps == steps
+
+
+async def test_equal_request_ids_do_not_mix(engine):
+    """Two requests under one id are two requests."""
+    one, two = await asyncio.gather(run(engine, PROMPT), run(engine, PROMPT[::-1]))
+    assert one[3].prompt_tokens == two[3].prompt_tokens == 20
+    assert (await run(engine, PROMPT))[1] == one[1]
+    assert (await run(engine, PROMPT[::-1]))[1] == two[1]
+
+
+def test_readers_on_several_event_loops(engine):
+    """Updates go to the loop that asked; a loop that is closed stops nobody."""
+    results = {}
+
+    def ask(name):
+        results[name] = asyncio.run(run(engine, PROMPT))[1]
+
+    def leave():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begun(engine))
+        loop.close()
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
+    threads.append(threading.Thread(target=leave))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(results) == 3
+    assert results[0] == results[1] == results[2]
+    asyncio.run(drained(engine))
+
+
+async def test_a_slow_reader_gets_coalesced_deltas(engine):
+    """What was ready together comes as one delta, with nothing lost."""
+    _, expected, _, _ = await run(engine, PROMPT, LONG)
+    stream = engine.generate(GenerationRequest("slow", TokenPrompt(tuple(PROMPT)), LONG))
+    ids = []
+    count = 0
+    async for delta in stream:
+        ids += delta.token_ids
+        count += 1
+        await asyncio.sleep(0.05)
+    assert ids == expected
+    assert count < 100
+
+
+async def test_stats_add_up(load):
+    """Prompt and generation tokens are those of the requests."""
+    engine = load()
+    before = engine.stats()
+    await asyncio.gather(
+        *(run(engine, [5] * 30, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
+          for _ in range(4))
+    )  # fmt: skip
+    after = engine.stats()
+    assert after.prompt_tokens - before.prompt_tokens == 120
+    assert after.generation_tokens - before.generation_tokens == 40
+    assert after.steps - before.steps >= 10
+
+
+@pytest.mark.parametrize("fraction", [0.25, 2.0])
+async def test_the_drain_rate_sets_the_time_to_retry(load, monkeypatch, fraction):
+    """Waiting requests over requests finished per second, rounded up, at least 1."""
+    engine = load(max_running_requests=1, queued=1)
+    stream = await begun(engine)
+    waiting = asyncio.create_task(run(engine, PROMPT))
+    while engine.stats().waiting < 1:
+        await asyncio.sleep(0.001)
+    monkeypatch.setattr(engine._loop, "drain_rate", lambda: fraction)
+    with pytest.raises(Overloaded) as caught:
+        await run(engine, PROMPT)
+    assert caught.value.details["retry_after_s"] == max(1, math.ceil(1 / fraction))
+    await stream.aclose()
+    await waiting

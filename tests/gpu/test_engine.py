@@ -1,0 +1,82 @@
+"""The engine on a CUDA device: the fast backend, the same answers, no lost memory."""
+
+import asyncio
+from contextlib import closing
+
+import pytest
+import torch
+
+from serve_app.config import EngineConfig, ModelConfig
+from serve_app.engine.attention.interface import choose_backend
+from serve_app.engine.attention.sdpa import SdpaBackend
+from serve_app.engine.attention.step import LayerShape, Scoring, Span
+from serve_app.engine.engine import Engine
+from serve_app.protocol import SamplingParams
+from tests.engine.conftest import Reference, random_prompts, run
+from tests.models import VOCAB, make_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+MIXED = (Span(0, 1, 3, 900), Span(1, 60, 1000, 60), Span(61, 40, 1100, 170), Span(101, 1, 1300, 1))
+DECODE = (Span(0, 1, 3, 900), Span(1, 1, 1000, 33), Span(2, 1, 1100, 1))
+
+
+@pytest.mark.parametrize("spans", [MIXED, DECODE], ids=["mixed", "decode"])
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2)], ids=str)
+def test_flash_attention_is_attention(spans, window, heads):
+    """`varlen_attn` over regions of the pool equals SDPA in float32 within bf16's rounding."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = sum(span.q_count for span in spans)
+    shapes = ((tokens, heads[0], 64), (1400, heads[1], 64), (1400, heads[1], 64))
+    query, keys, values = (torch.randn(s, generator=generator).cuda() for s in shapes)
+    shape = LayerShape(heads[1], 64, 64, query.device, torch.bfloat16, softcap=False)
+    fast = choose_backend([shape])
+    assert fast.name == "varlen"
+    scoring = Scoring(0.125, window=window)
+    half = [t.to(torch.bfloat16) for t in (query, keys, values)]
+    out = fast.begin(spans).attend(*half, scoring)
+    expected = SdpaBackend().begin(spans).attend(*(t.float() for t in half), scoring)
+    torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def load(directory, dtype):
+    return Engine.load(
+        directory,
+        model=ModelConfig(path=str(directory), dtype=dtype),
+        engine=EngineConfig(max_context_tokens=512, max_batch_tokens=64, kv_cache_fraction=0.5),
+        num_gpus=1,
+        num_cpus=1,
+        max_queued_requests=64,
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2-softcap-window"])
+async def test_float32_equals_generate(tmp_path, name):
+    """Token for token, 32 prompts at once, against the CPU's `generate`."""
+    directory = make_model(tmp_path / "m", name)
+    reference = Reference(directory)
+    prompts = random_prompts(32, VOCAB)
+    greedy = SamplingParams(temperature=0, max_tokens=12)
+    with closing(load(directory, "float32")) as engine:
+        results = await asyncio.gather(*(run(engine, prompt, greedy) for prompt in prompts))
+        assert engine.stats().kv_tokens_used == 0
+    equal = [
+        ids == reference.greedy(p, 12) for p, (_, ids, _, _) in zip(prompts, results, strict=True)
+    ]
+    assert all(equal)
+
+
+async def test_bfloat16_runs_on_flash_attention(tmp_path):
+    """The product's dtype takes the fast backend; the cache's size follows the GPU's memory."""
+    directory = make_model(tmp_path / "m", "llama", head_dim=16)
+    with closing(load(directory, "bfloat16")) as engine:
+        assert engine.load_report.attention == "varlen"
+        assert engine.load_report.device.startswith("cuda")
+        prompts = random_prompts(16, VOCAB)
+        sampled = SamplingParams(max_tokens=20, top_p=0.9, seed=3, ignore_eos=True)
+        results = await asyncio.gather(*(run(engine, prompt, sampled) for prompt in prompts))
+        assert all(len(ids) == 20 for _, ids, _, _ in results)
