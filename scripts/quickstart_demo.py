@@ -33,7 +33,7 @@ BLOCKED_EXIT = 3
 def main() -> int:
     """Run the demo and return its exit code."""
     options = _options()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _stop_by_signal()
     try:
         with contextlib.ExitStack() as stack:
             return _run(options, stack)
@@ -43,6 +43,12 @@ def main() -> int:
     except Failure as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 2
+
+
+def _stop_by_signal() -> None:
+    """Stop in order at Ctrl-C and SIGTERM; a shell may have started us with SIGINT ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 class Failure(Exception):
@@ -126,9 +132,8 @@ def _config(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 def _start_hub(
     options: argparse.Namespace, repo_id: str, stack: contextlib.ExitStack
 ) -> tuple[Any, str]:
-    from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: PLC0415
-
     from scripts.local_hub import Behaviour, LocalHub, Repo  # noqa: PLC0415 (after the port check)
+    from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: PLC0415
 
     say("[1/3] the demo model, SmolLM2-135M-Instruct in bf16 (made once, then cached)")
     directory = build_demo_model(default_cache_dir(), progress=say)
@@ -184,6 +189,7 @@ def _start_ray(environment: dict[str, str], stack: contextlib.ExitStack) -> str:
         logging_level="error",
     )
     stack.callback(ray.shutdown)
+    _stop_by_signal()  # Ray has put its own in place
     return str(context.address_info["gcs_address"])
 
 
