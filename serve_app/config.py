@@ -123,6 +123,13 @@ class EngineConfig(_Part):
     kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
     deterministic: bool = Field(default=False, description="same logits alone and in any batch")
 
+    @field_validator("deterministic")
+    @classmethod
+    def _not_yet(cls, value: bool) -> bool:  # noqa: FBT001 (pydantic's signature)
+        if value:
+            raise ValueError("is not available in this version; leave it false")
+        return value
+
 
 class ApiConfig(_Part):
     """Limits of the HTTP surface."""
