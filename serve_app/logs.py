@@ -88,7 +88,7 @@ def configure_cli(config: LoggingConfig) -> None:
         render.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     else:
         render.append(structlog.processors.JSONRenderer())
-    _configure(config, render, structlog.PrintLoggerFactory(sys.stderr))
+    _configure(config, render, _stderr_logger)
     _guard(logging.getLogger())
 
 
@@ -114,6 +114,10 @@ def _configure(config: LoggingConfig, render: Sequence[Any], factory: Any) -> No
         logger_factory=factory,
         cache_logger_on_first_use=False,
     )
+
+
+def _stderr_logger(*_names: str) -> structlog.PrintLogger:
+    return structlog.PrintLogger(sys.stderr)  # the stream of the moment, tests replace it
 
 
 def _serve_logger(*_names: str) -> logging.Logger:

@@ -86,8 +86,6 @@ def load(
     Raises:
         ModelLoadError: one sentence that names the file, the setting or the architecture.
     """
-    if engine.deterministic:
-        raise ModelLoadError("engine.deterministic is not available yet; set it to false.")
     torch.set_num_threads(max(1, int(num_cpus)))
     device_map = _device_map(num_gpus)
     started = time.monotonic()

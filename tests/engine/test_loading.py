@@ -206,12 +206,6 @@ def test_a_gpu_that_is_not_there_is_said(copy):
         load_here(copy, num_gpus=1)
 
 
-def test_deterministic_mode_is_refused_and_not_ignored(copy):
-    """A promise that is not kept yet is not made."""
-    with pytest.raises(ModelLoadError, match="deterministic"):
-        load_here(copy, deterministic=True)
-
-
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_weights_that_give_no_numbers_fail_the_warm_up(copy, poison):
     """NaN or infinite logits are seen before the first request."""
