@@ -82,7 +82,7 @@ class LLMServer:
         try:
             self._engine.check()
         except EngineDead as error:
-            log.error("engine.died", cause=error.message)
+            log.error("engine.died", cause=error.details.get("cause", error.message))
             raise
 
     async def __del__(self) -> None:
