@@ -23,7 +23,7 @@ from serve_app.access import verdict as verdicts
 from serve_app.access.download import download_snapshot
 from serve_app.access.hub import check_here
 from serve_app.config import AppConfig
-from serve_app.errors import AccessDenied, EngineDead, ServeAppError
+from serve_app.errors import AccessDenied, ServeAppError
 from serve_app.protocol import GenerationRequest, TokenDelta
 
 if TYPE_CHECKING:
@@ -79,11 +79,7 @@ class LLMServer:
 
     async def check_health(self) -> None:
         """Fail Serve's health check when the engine is dead, so that the replica is replaced."""
-        try:
-            self._engine.check()
-        except EngineDead as error:
-            log.error("engine.died", cause=error.details.get("cause", error.message))
-            raise
+        self._engine.check()
 
     async def __del__(self) -> None:
         """Stop the engine thread; Serve calls this after the running streams have ended."""
