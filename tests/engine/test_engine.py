@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from serve_app.engine.kv_cache import KVCache
 from serve_app.engine.runner import Runner
 from serve_app.errors import (
     ContextLengthExceeded,
@@ -199,6 +200,23 @@ async def test_a_full_cache_puts_back_and_loses_nothing(model_dir):
         assert engine.stats().preemptions > 0
     finally:
         engine.close()
+
+
+async def test_a_completion_that_outgrows_its_place_moves(load, model_dir):
+    """Neighbours block growth in place; moved keys and values still equal `generate`."""
+    engine = load(max_context_tokens=400)
+    reference = Reference(model_dir("llama"))
+    prompts = random_prompts(3, VOCAB, longest=30, seed=4)
+    long = SamplingParams(temperature=0, max_tokens=330)
+    moved = []
+    move = KVCache.move
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KVCache, "move", lambda self, m: (moved.extend(m), move(self, m)))
+        results = await asyncio.gather(*(run(engine, prompt, long) for prompt in prompts))
+    for prompt, (_, ids, _, _) in zip(prompts, results, strict=True):
+        assert ids == reference.greedy(prompt, 330)
+    assert moved
+    assert engine.stats().preemptions == 0
 
 
 @pytest.mark.parametrize(

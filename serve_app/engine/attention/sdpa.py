@@ -27,61 +27,76 @@ class SdpaStep:
     """One step's attention; masks are made once and shared by the layers."""
 
     def __init__(self, spans: tuple[Span, ...]) -> None:
-        self._spans = spans
+        self._decode = tuple(span for span in spans if span.q_count == 1)
+        self._chunks = tuple(span for span in spans if span.q_count > 1)
+        self._decode_at = [span.q_start for span in self._decode]
         self._masks: dict[tuple[Span, int | None], torch.Tensor] = {}
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """See `StepAttention.attend`."""
-        tokens, heads, _ = query.shape
-        out = query.new_empty(tokens, heads, values.shape[-1])
-        for span in self._spans:
-            first, seen = _seen(span, scoring.window)
-            queries = query[span.q_start : span.q_start + span.q_count]
-            k = keys[first : first + seen].transpose(0, 1)
-            v = values[first : first + seen].transpose(0, 1)
-            part = self._row(queries, k, v, span, scoring)
-            out[span.q_start : span.q_start + span.q_count] = part
+        if not self._chunks:
+            return self._decode_rows(query, keys, values, scoring)
+        out = query.new_empty(*query.shape[:2], values.shape[-1])
+        if self._decode:
+            queries = query[self._decode_at]
+            out[self._decode_at] = self._decode_rows(queries, keys, values, scoring)
+        for span in self._chunks:
+            part = slice(span.q_start, span.q_start + span.q_count)
+            out[part] = self._chunk(query[part], keys, values, span, scoring)
         return out
 
-    def _row(
+    def _decode_rows(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """Attend with one query a row, (rows, heads, dim); a KV head's queries are one block."""
+        rows, heads, dim = query.shape
+        kv_heads = keys.shape[1]
+        blocks = query.reshape(rows, kv_heads, heads // kv_heads, dim).split(1)
+        parts = []
+        for span, block in zip(self._decode, blocks, strict=True):
+            k, v = _region(keys, span, scoring), _region(values, span, scoring)
+            if scoring.softcap is None:
+                part = scaled_dot_product_attention(block, k, v, scale=scoring.scale)
+            else:
+                part = _softcapped(block, k, v, None, scoring.scale, scoring.softcap)
+            parts.append(part)
+        return torch.cat(parts).view(rows, heads, -1)
+
+    def _chunk(
         self,
-        queries: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         span: Span,
         scoring: Scoring,
     ) -> torch.Tensor:
-        """Attend from (count, heads, dim) to (kv_heads, seen, dim); return it in that order."""
-        count, heads, dim = queries.shape
-        kv_heads, seen, _ = k.shape
+        """Attend with a prompt's chunk, (count, heads, dim); its heads read one K and V."""
+        count, heads, dim = query.shape
+        kv_heads = keys.shape[1]
         group = heads // kv_heads
-        if count == 1:
-            packed = queries.view(kv_heads, 1, group, dim)
-            k, v = k.unsqueeze(1), v.unsqueeze(1)
-            mask, causal = None, False
-        else:
-            packed = queries.view(count, kv_heads, group, dim).permute(1, 2, 0, 3)
-            k = k.unsqueeze(1).expand(-1, group, -1, -1)
-            v = v.unsqueeze(1).expand(-1, group, -1, -1)
-            causal = seen == count and (scoring.window is None or seen <= scoring.window)
-            mask = None if causal and scoring.softcap is None else self._mask(span, scoring, packed)
+        blocks = query.view(count, kv_heads, group, dim).permute(1, 2, 0, 3)
+        k, v = (
+            _region(pool, span, scoring)[0].unsqueeze(1).expand(-1, group, -1, -1)
+            for pool in (keys, values)
+        )
+        whole = span.kv_count == count and (scoring.window is None or count <= scoring.window)
         if scoring.softcap is not None:
-            part = _softcapped(packed, k, v, mask, scoring.scale, scoring.softcap)
+            mask = self._mask(span, scoring, query)
+            part = _softcapped(blocks, k, v, mask, scoring.scale, scoring.softcap)
+        elif whole:
+            part = scaled_dot_product_attention(blocks, k, v, is_causal=True, scale=scoring.scale)
         else:
-            part = scaled_dot_product_attention(
-                packed, k, v, attn_mask=mask, is_causal=causal, scale=scoring.scale
-            )
-        if count == 1:
-            return part.reshape(1, heads, -1)
+            mask = self._mask(span, scoring, query)
+            part = scaled_dot_product_attention(blocks, k, v, attn_mask=mask, scale=scoring.scale)
         return part.permute(2, 0, 1, 3).reshape(count, heads, -1)
 
     def _mask(self, span: Span, scoring: Scoring, like: torch.Tensor) -> torch.Tensor:
         """Return what each query may not see as -inf, (count, seen), in the queries' dtype."""
         key = (span, scoring.window)
         if key not in self._masks:
-            _, seen = _seen(span, scoring.window)
+            seen = _seen(span, scoring.window)
             at = torch.arange(span.kv_count - span.q_count, span.kv_count, device=like.device)
             keys_at = torch.arange(span.kv_count - seen, span.kv_count, device=like.device)
             hidden = keys_at > at[:, None]
@@ -92,12 +107,19 @@ class SdpaStep:
         return self._masks[key].to(like.device)
 
 
-def _seen(span: Span, window: int | None) -> tuple[int, int]:
-    """Return the first key of the pool that any query of the span sees, and how many follow."""
-    seen = span.kv_count
-    if window is not None:
-        seen = min(seen, window + span.q_count - 1)
-    return span.kv_start + span.kv_count - seen, seen
+def _seen(span: Span, window: int | None) -> int:
+    """Return how many keys the span's queries see together, the last ones it has."""
+    return span.kv_count if window is None else min(span.kv_count, window + span.q_count - 1)
+
+
+def _region(pool: torch.Tensor, span: Span, scoring: Scoring) -> torch.Tensor:
+    """Return what the span sees of a pool, (1, kv_heads, seen, dim), in place."""
+    _, heads, dim = pool.shape
+    seen = _seen(span, scoring.window)
+    first = span.kv_start + span.kv_count - seen
+    return pool.as_strided(
+        (1, heads, seen, dim), (0, dim, heads * dim, 1), pool.storage_offset() + first * heads * dim
+    )
 
 
 def _softcapped(
