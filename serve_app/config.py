@@ -78,7 +78,12 @@ class AccessConfig(_Part):
     timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
     deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
     watch_interval_s: float = Field(900, ge=10, description="re-check while serving")
-    on_unreachable: Literal["block"] = Field("block", description="what an unreachable Hub means")
+    on_unreachable: Literal["block", "allow_cached"] = Field(
+        "block", description="`allow_cached`: while no Hub answers, a fresh receipt counts"
+    )
+    receipt_max_age_s: float = Field(
+        604_800, gt=0, description="age up to which a receipt is fresh"
+    )
 
     @field_validator("endpoint")
     @classmethod

@@ -21,12 +21,13 @@ import structlog
 from serve_app import logs, metrics
 from serve_app.access import verdict as verdicts
 from serve_app.access.download import download_snapshot
-from serve_app.access.hub import check_here
+from serve_app.access.prove import keep_receipt, prove_here
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
 from serve_app.protocol import GenerationRequest, TokenDelta
 
 if TYPE_CHECKING:
+    from serve_app.access.verdict import NodeVerdict
     from serve_app.engine.engine import Engine
 
 log = structlog.get_logger()
@@ -54,8 +55,8 @@ class LLMServer:
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
-        await self._prove_access(config, commit)
-        self._engine = await asyncio.to_thread(_load, config, commit)
+        proven = await self._prove_access(config, commit)
+        self._engine = await asyncio.to_thread(_load, config, proven, commit)
         self._metrics.loaded(self._engine.load_report.total_s)
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
@@ -90,16 +91,16 @@ class LLMServer:
         if engine := getattr(self, "_engine", None):
             await asyncio.to_thread(engine.close)
 
-    async def _prove_access(self, config: AppConfig, commit: str | None) -> None:
+    async def _prove_access(self, config: AppConfig, commit: str | None) -> NodeVerdict:
         context = ray.get_runtime_context()
-        verdict = await asyncio.to_thread(check_here, config.model, config.access, commit=commit)
+        verdict = await asyncio.to_thread(prove_here, config.model, config.access, commit=commit)
         verdict = replace(verdict, node_id=context.get_node_id())
         self._metrics.checked(verdict)
         for warning in verdict.token.warnings:
             log.warning("access.conflict", node_id=verdict.node_id, detail=warning)
         if verdict.outcome is verdicts.Outcome.GRANTED:
             log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
-            return
+            return verdict
         log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
         await asyncio.sleep(random.uniform(*HOLD_S))  # noqa: S311 (spreading load, not a secret)
         raise AccessDenied(verdict.line())
@@ -110,10 +111,12 @@ class LLMServer:
             await asyncio.sleep(SAMPLE_INTERVAL_S)
 
 
-def _load(config: AppConfig, commit: str | None) -> Engine:
+def _load(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Engine:
     started = time.monotonic()
     log.info("model.downloading", repo_id=config.model.name, commit=commit)
-    directory = download_snapshot(config.model, config.access, commit)
+    offline = proven.receipt_age_s is not None
+    directory = download_snapshot(config.model, config.access, commit, offline=offline)
+    keep_receipt(proven, config.model, config.access)  # once more: the license is here now
     log.info(
         "model.loading",
         repo_id=config.model.name,

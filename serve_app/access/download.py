@@ -35,13 +35,16 @@ WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", 
 UNWANTED = ("original/*", "onnx/*", "consolidated*", "*.bin", "*.py", "*.pt", "*.pth", "*.pkl")
 
 
-def download_snapshot(model: ModelConfig, access: AccessConfig, commit: str | None) -> Path:
+def download_snapshot(
+    model: ModelConfig, access: AccessConfig, commit: str | None, *, offline: bool = False
+) -> Path:
     """Bring the pinned commit into this node's cache; replicas of one node share the download.
 
     Args:
         model: what is to be read; a local `path` is returned as it is.
         access: which token, which Hub.
         commit: 40 hex digits, from the gate.
+        offline: take the copy that is here; the Hub is known not to answer.
 
     Returns:
         The directory with config, tokenizer and weights.
@@ -55,8 +58,31 @@ def download_snapshot(model: ModelConfig, access: AccessConfig, commit: str | No
     repo_id = str(model.repo_id)
     if commit is None:
         raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
+    if offline:
+        return cached_snapshot(repo_id, commit)
     with _single_flight(repo_id):
         return _download(repo_id, access, commit)
+
+
+def cached_snapshot(repo_id: str, commit: str) -> Path:
+    """Return this node's copy of a commit, without any request.
+
+    Raises:
+        ModelLoadError: there is none, or files are missing from it.
+    """
+    try:
+        directory = snapshot_download(
+            repo_id,
+            revision=commit,
+            cache_dir=_cache(),
+            local_files_only=True,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        message = f"{_cache()} has no complete copy of {repo_id} at {commit}"
+        raise ModelLoadError(message) from None
+    return Path(directory)
 
 
 def _download(repo_id: str, access: AccessConfig, commit: str) -> Path:
@@ -67,6 +93,7 @@ def _download(repo_id: str, access: AccessConfig, commit: str) -> Path:
         directory = snapshot_download(
             repo_id,
             revision=commit,
+            cache_dir=_cache(),
             token=False if resolved.token is None else resolved.token.reveal(),
             endpoint=endpoint_of(access),
             allow_patterns=list(WANTED),

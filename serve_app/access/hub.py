@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -80,18 +79,6 @@ def check_here(
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
 
 
-def check_later(
-    model: ModelConfig,
-    access: AccessConfig,
-    commit: str | None,
-    hint: NodeVerdict | None,
-    delay_s: float,
-) -> NodeVerdict:
-    """Do `check_here` after a pause, so that a thousand nodes do not ask at the same instant."""
-    time.sleep(delay_s)
-    return check_here(model, access, commit=commit, hint=hint)
-
-
 def endpoint_of(access: AccessConfig) -> str:
     """Return the Hub's URL: the config's, or what huggingface_hub uses in this process."""
     return access.endpoint or constants.ENDPOINT
@@ -124,7 +111,7 @@ class Probe:
         self._transport = transport
         self._repo_id = str(model.repo_id)
         self._endpoint = endpoint_of(access)
-        self._resolved = ResolvedToken(None, TokenReport())
+        self._resolved = ResolvedToken(None, TokenReport("unresolved"))
         self._wire: Wire | None = None
         self._proof: Proof | None = None
 

@@ -26,7 +26,7 @@ from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve_app.access.collect import Collection, Lost, failed
-from serve_app.access.hub import check_here, check_later, endpoint_of
+from serve_app.access.hub import endpoint_of
 from serve_app.access.nodes import Node, eligible, shortage
 from serve_app.access.placement import (
     Placement,
@@ -36,13 +36,14 @@ from serve_app.access.placement import (
     find_cluster,
     placements_of,
 )
+from serve_app.access.prove import prove_here, prove_later
 from serve_app.access.report import sanitise
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
 from serve_app.errors import ConfigError
 
-# A function of `hub.py`: a node that runs it imports neither this file nor Serve nor torch.
-_PROBE = ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(check_later)
+# A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.
+_PROBE = ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(prove_later)
 RESULT_TIMEOUT_S = 5.0  # of an answer that has arrived; its owner may die in between
 
 
@@ -131,7 +132,7 @@ def check_cluster(
 def check_this_machine(config: AppConfig) -> Verdict:
     """Run the gate for this machine alone, without Ray."""
     began = time.monotonic()
-    verdict = check_here(config.model, config.access)
+    verdict = prove_here(config.model, config.access)
     return _decide(
         config, [verdict], verdict.commit, verdict.hub_requests, time.monotonic() - began
     )

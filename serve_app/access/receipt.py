@@ -97,7 +97,7 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
 def find(
     model: ModelConfig, endpoint: str, *, fingerprint: str | None, commit: str | None = None
 ) -> Receipt | None:
-    """Return the latest receipt for this token, repository, revision and Hub.
+    """Return the latest receipt of this token for the commit that a revision was last seen at.
 
     Args:
         model: repository and revision; with a `commit` the revision does not matter.
@@ -105,20 +105,23 @@ def find(
         fingerprint: of the token that this process would send.
         commit: look for this commit alone.
     """
-    fitting = [
+    own = [
         receipt
         for receipt in stored(str(model.repo_id))
-        if receipt.endpoint == endpoint
-        and receipt.fingerprint == fingerprint
-        and (receipt.commit == commit if commit else receipt.revision == model.revision)
+        if receipt.endpoint == endpoint and receipt.fingerprint == fingerprint
     ]
-    return max(fitting, key=lambda receipt: receipt.granted_at, default=None)
+    if commit is None:
+        named = [receipt for receipt in own if model.revision in (receipt.revision, receipt.commit)]
+        commit = max(named, key=_date).commit if named else None
+    # A proof of the commit counts under whatever name it was asked for.
+    fitting = [receipt for receipt in own if receipt.commit == commit]
+    return max(fitting, key=_date, default=None)
 
 
 def stored(repo_id: str) -> Iterator[Receipt]:
     """Yield the readable receipts of a repository on this node."""
     with suppress(OSError):
-        for path in sorted(_folder().glob(f"{repo_id.replace('/', '--')}@*.json")):
+        for path in sorted(folder().glob(f"{repo_id.replace('/', '--')}@*.json")):
             receipt = _read(path)
             if receipt is not None and receipt.repo_id == repo_id:
                 yield receipt
@@ -133,16 +136,31 @@ def license_hash(repo_id: str, commit: str) -> str | None:
     return None
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Return where this node keeps its receipts."""
     return Path(constants.HF_HUB_CACHE) / ".serve-app" / "receipts"
 
 
+def days(seconds: float) -> str:
+    """Say an age in the largest unit that fits: `3.2 d`, `5.0 h`, `12 min`, `40 s`."""
+    for unit, length in (("d", 86_400), ("h", 3_600)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _date(receipt: Receipt) -> float:
+    return receipt.granted_at
+
+
 def _write(receipt: Receipt) -> None:
-    folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    name = receipt.repo_id.replace("/", "--")
-    path = folder / f"{name}@{receipt.commit}-{receipt.fingerprint or 'public'}.json"
-    descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".part")  # mode 0600
+    place = folder()
+    place.mkdir(parents=True, exist_ok=True)
+    # One file for each name of a commit on each Hub: proving a tag leaves the branch's in place.
+    asked = hashlib.sha256(f"{receipt.endpoint} {receipt.revision}".encode()).hexdigest()[:8]
+    name = f"{receipt.repo_id.replace('/', '--')}@{receipt.commit}"
+    path = place / f"{name}-{receipt.fingerprint or 'public'}-{asked}.json"
+    descriptor, temporary = tempfile.mkstemp(dir=place, suffix=".part")  # mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(asdict(receipt), file, indent=1)

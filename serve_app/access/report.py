@@ -114,7 +114,8 @@ def _problems(verdict: Verdict) -> Iterator[str]:
 def _warnings(verdict: Verdict) -> Iterator[str]:
     seen: dict[str, list[str]] = {}
     for node in verdict.nodes:
-        for warning in node.token.warnings:
+        reservation = (node.hub_message,) if node.outcome == GRANTED and node.hub_message else ()
+        for warning in (*reservation, *node.token.warnings):
             seen.setdefault(warning, []).append(node.node_name)
     prints = {node.token.fingerprint for node in verdict.nodes if node.token.fingerprint}
     if len(prints) > 1:

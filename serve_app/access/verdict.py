@@ -52,7 +52,8 @@ class TokenReport:
     """Which token a node sends, without telling it.
 
     Args:
-        source: `env:<NAME>`, `file:<path>`, `oidc`, `colab` or `none`.
+        source: `env:<NAME>`, `file:<path>`, `oidc`, `colab`, `none`, or `unresolved` if the
+            search for it did not end.
         fingerprint: first 8 hex digits of the value's SHA-256; None without a token.
         account: the user it belongs to, where the Hub told it.
         warnings: sentences about other tokens of this node that disagree with it.
@@ -84,6 +85,7 @@ class NodeVerdict:
         hub_requests: requests that this probe sent to the Hub.
         commit: the commit that was probed, 40 hex digits; None if it was never learned.
         weights_file: the file whose bytes were asked for.
+        receipt_age_s: set if the Hub could not be asked and a receipt of this age granted it.
     """
 
     node_id: str
@@ -97,6 +99,7 @@ class NodeVerdict:
     hub_requests: int = 0
     commit: str | None = None
     weights_file: str | None = None
+    receipt_age_s: float | None = None
 
     def line(self) -> str:
         """Say the whole verdict in one line."""

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
@@ -37,14 +37,6 @@ def hub():
 def own_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
-    # The default of its argument was bound when it was imported.
-    monkeypatch.setattr(
-        download,
-        "snapshot_download",
-        lambda *args, **options: snapshot_download(
-            *args, cache_dir=str(tmp_path / "cache"), **options
-        ),
-    )
 
 
 def commit_of(hub):

@@ -1,0 +1,125 @@
+"""The proof of one node with its memory: the probe, and a receipt for what it proved.
+
+With `access.on_unreachable: allow_cached` a receipt stands in for a Hub that cannot be asked,
+and only for that: this token was granted this commit not long ago, and its files are all here,
+so a refusal today would protect nothing. An answer of the Hub always counts more.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from serve_app.access import local
+from serve_app.access import receipt as receipts
+from serve_app.access.download import cached_snapshot
+from serve_app.access.hub import check_here, endpoint_of
+from serve_app.access.receipt import Receipt
+from serve_app.access.report import sanitise
+from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.config import AccessConfig, ModelConfig
+from serve_app.errors import ModelLoadError
+
+MESSAGE_CHARS = 600  # what the network said, and what the receipt says to it
+
+
+def prove_here(
+    model: ModelConfig,
+    access: AccessConfig,
+    *,
+    commit: str | None = None,
+    hint: NodeVerdict | None = None,
+) -> NodeVerdict:
+    """Do `check_here` with receipts: keep one for a yes, look for one if nobody answers.
+
+    Returns:
+        The verdict of this node; never raises.
+    """
+    verdict = check_here(model, access, commit=commit, hint=hint)
+    if verdict.outcome is Outcome.GRANTED:
+        return keep_receipt(verdict, model, access)
+    if verdict.outcome is Outcome.HUB_UNREACHABLE and access.on_unreachable == "allow_cached":
+        return _by_receipt(verdict, model, access, commit)
+    return verdict
+
+
+def prove_later(
+    model: ModelConfig,
+    access: AccessConfig,
+    commit: str | None,
+    hint: NodeVerdict | None,
+    delay_s: float,
+) -> NodeVerdict:
+    """Do `prove_here` after a pause, so that a thousand nodes do not ask at the same instant."""
+    time.sleep(delay_s)
+    return prove_here(model, access, commit=commit, hint=hint)
+
+
+def keep_receipt(verdict: NodeVerdict, model: ModelConfig, access: AccessConfig) -> NodeVerdict:
+    """Keep the receipt of what the Hub granted, again after a download for the license's hash.
+
+    Returns:
+        The verdict, with a warning if the receipt cannot be written: that blocks nothing.
+    """
+    if verdict.receipt_age_s is not None:
+        return verdict  # a receipt proves nothing new
+    try:
+        receipts.keep(verdict, model, endpoint_of(access))
+    except OSError as error:
+        warning = f"no receipt can be kept in {receipts.folder()}: {error.strerror}"
+        warnings = (*verdict.token.warnings, sanitise(warning))
+        return replace(verdict, token=replace(verdict.token, warnings=warnings))
+    return verdict
+
+
+class _Unfit(Exception):
+    """Why no receipt stands in for the Hub's answer."""
+
+
+def _by_receipt(
+    verdict: NodeVerdict, model: ModelConfig, access: AccessConfig, commit: str | None
+) -> NodeVerdict:
+    said = verdict.hub_message or "the Hub did not answer"
+    try:
+        receipt = _fitting(verdict, model, access, commit)
+    except _Unfit as unfit:
+        message = f"{said}; access.on_unreachable is allow_cached, but {unfit}"
+        return replace(verdict, hub_message=sanitise(message, limit=MESSAGE_CHARS))
+    age_s = receipt.age_s()
+    message = f"{said}; granted by a receipt {receipts.days(age_s)} old and the complete copy here"
+    return replace(
+        verdict,
+        outcome=Outcome.GRANTED,
+        remedy="Nothing to do.",
+        hub_message=sanitise(message, limit=MESSAGE_CHARS),
+        url=None,
+        token=replace(verdict.token, account=receipt.account),
+        commit=receipt.commit,
+        receipt_age_s=age_s,
+    )
+
+
+def _fitting(
+    verdict: NodeVerdict, model: ModelConfig, access: AccessConfig, commit: str | None
+) -> Receipt:
+    """Return the receipt that says the same token may read this commit, which is all here."""
+    token = verdict.token
+    if token.fingerprint is None and token.source != "none":
+        raise _Unfit("without a token no receipt fits")
+    receipt = receipts.find(
+        model, endpoint_of(access), fingerprint=token.fingerprint, commit=commit
+    )
+    if receipt is None:
+        what = f"commit {commit[:12]}" if commit else f"revision {model.revision}"
+        raise _Unfit(f"this node has no receipt for this token, this Hub and {what}")
+    if not receipt.is_fresh(access.receipt_max_age_s):
+        limit = f"access.receipt_max_age_s is {access.receipt_max_age_s:g}"
+        raise _Unfit(f"the receipt is {receipts.days(receipt.age_s())} old ({limit})")
+    try:
+        directory = cached_snapshot(receipt.repo_id, receipt.commit)
+    except ModelLoadError as error:
+        raise _Unfit(error.message) from None
+    copy = local.check_directory(str(directory))
+    if copy.outcome is not Outcome.GRANTED:
+        raise _Unfit(f"the copy here is not complete: {copy.hub_message}")
+    return receipt
