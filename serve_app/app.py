@@ -48,11 +48,11 @@ def build_app(args: dict[str, Any]) -> Application:
     try:
         verdict = require_access(config)
     except RolloutBlocked:
-        log.error("rollout.blocked", repo_id=config.model.name)
+        log.error("rollout.blocked", repo_id=config.model.source)
         raise
     log.info(
         "rollout.approved",
-        repo_id=config.model.name,
+        repo_id=config.model.source,
         commit=verdict.commit,
         nodes=len(verdict.nodes),
         duration_s=verdict.duration_s,

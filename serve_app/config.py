@@ -58,9 +58,14 @@ class ModelConfig(_Part):
         return self
 
     @property
+    def source(self) -> str:
+        """Where the weights come from: the repository, or the directory."""
+        return str(self.repo_id or self.path)
+
+    @property
     def name(self) -> str:
         """The model's name in the API."""
-        return self.served_name or self.repo_id or str(self.path).rstrip("/").rsplit("/", 1)[-1]
+        return self.served_name or self.repo_id or self.source.rstrip("/").rsplit("/", 1)[-1]
 
 
 class AccessConfig(_Part):

@@ -113,13 +113,13 @@ class LLMServer:
 
 def _load(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Engine:
     started = time.monotonic()
-    log.info("model.downloading", repo_id=config.model.name, commit=commit)
+    log.info("model.downloading", repo_id=config.model.source, commit=commit)
     offline = proven.receipt_age_s is not None
     directory = download_snapshot(config.model, config.access, commit, offline=offline)
     keep_receipt(proven, config.model, config.access)  # once more: the license is here now
     log.info(
         "model.loading",
-        repo_id=config.model.name,
+        repo_id=config.model.source,
         commit=commit,
         download_s=round(time.monotonic() - started, 3),
     )
@@ -134,6 +134,6 @@ def _load(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Engine:
         num_cpus=config.replica.num_cpus,
         max_queued_requests=config.api.max_queued_requests,
     )
-    log.info("model.loaded", repo_id=config.model.name, commit=commit, **engine.load_report.facts())
+    log.info("model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts())
     log.info("engine.started", max_context_tokens=engine.max_context_tokens)
     return engine
