@@ -134,6 +134,8 @@ def _load(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Engine:
         num_cpus=config.replica.num_cpus,
         max_queued_requests=config.api.max_queued_requests,
     )
-    log.info("model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts())
+    log.info(
+        "model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts()
+    )
     log.info("engine.started", max_context_tokens=engine.max_context_tokens)
     return engine
