@@ -16,8 +16,12 @@ from serve_app import __version__
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from serve_app.access.receipt import NodeReceipt
     from serve_app.access.verdict import Verdict
     from serve_app.check import Gate
+    from serve_app.receipt import Audit
     from serve_app.serve_config import ServedApp
 
 CONFIG_ERROR = 2
@@ -53,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", metavar="DURATION", default="0", help="go on while a request is pending (1h, 30m)"
     )
     check.set_defaults(command=_check)
+
+    receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
+    receipt.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    receipt.add_argument("--address", help="address of the Ray cluster (default: the running one)")
+    receipt.add_argument("--this-node", action="store_true", help="look at this machine alone")
+    receipt.add_argument(
+        "--json", action="store_true", help="print one JSON object per application"
+    )
+    receipt.set_defaults(command=_receipt)
 
     validate = commands.add_parser("validate", help="check a config file, without a cluster")
     validate.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
@@ -90,6 +103,29 @@ def _gate(options: argparse.Namespace) -> Gate:
         return check_this_machine(app.config)
 
     return gate
+
+
+def _receipt(options: argparse.Namespace) -> int:
+    from serve_app import logs, receipt, serve_config
+    from serve_app.config import LoggingConfig
+
+    logs.configure_cli(LoggingConfig(level="error"))
+    return receipt.run(serve_config.read(options.config), _audit(options), as_json=options.json)
+
+
+def _audit(options: argparse.Namespace) -> Audit:
+    from serve_app.access.audit import audit_cluster, audit_this_machine
+
+    def audit(app: ServedApp) -> Sequence[NodeReceipt]:
+        if options.this_node:
+            return audit_this_machine(app.config)
+        found = audit_cluster(app.config, runtime_env=app.runtime_env, address=options.address)
+        if found is not None:
+            return found
+        print("No Ray cluster is running: looking at this machine alone.", file=sys.stderr)
+        return audit_this_machine(app.config)
+
+    return audit
 
 
 def _validate(options: argparse.Namespace) -> int:

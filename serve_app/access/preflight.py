@@ -8,43 +8,24 @@ controller is rolling out, because a deployment's overrides there never reach th
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    NodeDiedError,
-    RayError,
-    RayTaskError,
-    TaskUnschedulableError,
-    WorkerCrashedError,
-)
 from ray.serve.exceptions import RayServeException
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from serve_app.access.collect import Collection, Lost, failed
+from serve_app.access.cluster import NodeTasks, connected, node_task
+from serve_app.access.collect import Collection, failed
 from serve_app.access.hub import endpoint_of
-from serve_app.access.nodes import Node, eligible, shortage
-from serve_app.access.placement import (
-    Placement,
-    all_nodes,
-    asked_by,
-    draining,
-    find_cluster,
-    placements_of,
-)
+from serve_app.access.nodes import Node, shortage
+from serve_app.access.placement import Placement, all_nodes, asked_by, placements_of
 from serve_app.access.prove import prove_here, prove_later
-from serve_app.access.report import sanitise
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
-from serve_app.errors import ConfigError
 
 # A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.
-_PROBE = ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(prove_later)
-RESULT_TIMEOUT_S = 5.0  # of an answer that has arrived; its owner may die in between
+_PROBE = node_task(prove_later)
 
 
 class RolloutBlocked(RayServeException):
@@ -107,26 +88,10 @@ def check_cluster(
     Raises:
         ConfigError: there is no cluster at the address.
     """
-    asked = asked_by(config)
-    if ray.is_initialized():
-        return preflight(config, placements=[Placement(asked.demands, dict(runtime_env or {}))])
-    found = find_cluster(address)
-    if found is None:
-        return None
-    try:
-        ray.init(
-            address=found,
-            runtime_env=dict(runtime_env or {}) or None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"no Ray cluster at {found}: {sanitise(str(error))}") from None
-    try:
-        # The job carries the environment: only a job may upload a local working directory.
-        return preflight(config, placements=[asked])
-    finally:
-        ray.shutdown()
+    environment = dict(runtime_env or {})
+    asked = Placement(asked_by(config).demands, environment)
+    with connected(asked, environment, address) as placement:
+        return preflight(config, placements=[placement]) if placement else None
 
 
 def check_this_machine(config: AppConfig) -> Verdict:
@@ -138,8 +103,8 @@ def check_this_machine(config: AppConfig) -> Verdict:
     )
 
 
-class RayProbes:
-    """Probes as Ray tasks that need no resources and are bound to their node.
+class RayProbes(NodeTasks[NodeVerdict]):
+    """Probes as tasks on the nodes.
 
     Args:
         model: what is to be read.
@@ -148,65 +113,15 @@ class RayProbes:
     """
 
     def __init__(self, model: ModelConfig, access: AccessConfig, placement: Placement) -> None:
+        super().__init__(_PROBE, NodeVerdict, placement)
         self._model = model
         self._access = access
-        self._placement = placement
-
-    def nodes(self) -> list[Node]:
-        """Return the nodes that may host a replica now."""
-        return eligible(all_nodes(), self._placement.demands, draining())
 
     def launch(
         self, node: Node, *, commit: str | None, hint: NodeVerdict | None, delay_s: float
     ) -> ray.ObjectRef[NodeVerdict]:
         """Start a probe on a node and return at once."""
-        task = _PROBE.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
-            runtime_env=dict(self._placement.runtime_env) or None,
-        )
-        ref: ray.ObjectRef[NodeVerdict] = task.remote(
-            self._model, self._access, commit, hint, delay_s
-        )
-        return ref
-
-    def wait(
-        self, refs: list[ray.ObjectRef[NodeVerdict]], timeout_s: float
-    ) -> list[ray.ObjectRef[NodeVerdict]]:
-        """Return those that have ended, after the timeout at the latest."""
-        done, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s, fetch_local=False)
-        return list(done)
-
-    def result(self, ref: ray.ObjectRef[NodeVerdict]) -> NodeVerdict:
-        """Return the answer of a probe that has ended.
-
-        Raises:
-            Lost: the node, its worker or its environment failed.
-        """
-        try:
-            answer = ray.get(ref, timeout=RESULT_TIMEOUT_S)
-        except GetTimeoutError:
-            raise Lost("the node answered and was lost before its answer arrived") from None
-        except RayTaskError as error:
-            kind = type(error.cause).__name__
-            raise Lost(f"the probe could not run there ({kind}); is serve_app there?") from None
-        except RayError as error:
-            raise Lost(_loss(error)) from None
-        if not isinstance(answer, NodeVerdict):
-            raise Lost("another version of serve_app answered there")
-        return answer
-
-    def cancel(self, ref: ray.ObjectRef[NodeVerdict]) -> None:
-        """Stop a probe; it would end by its own limits too."""
-        ray.cancel(ref, force=True)
-
-
-def _loss(error: RayError) -> str:
-    if isinstance(error, TaskUnschedulableError | NodeDiedError):
-        return "the node left the cluster during the check"
-    if isinstance(error, WorkerCrashedError):
-        return "the process of the probe died there (memory?)"
-    first = str(error).strip().partition("\n")[0]
-    return sanitise(f"{type(error).__name__}: {first}", limit=200)
+        return self.start(node, self._model, self._access, commit, hint, delay_s)
 
 
 def _decide(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from serve_app.access.report import sanitise
+from serve_app.access.token import resolve_token
 from serve_app.access.verdict import NodeVerdict, Outcome
-from serve_app.config import ModelConfig
+from serve_app.config import AccessConfig, ModelConfig
 
 CLOCK_SKEW_S = 300.0  # how far ahead of ours the clock that wrote a receipt may have been
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
@@ -63,6 +66,42 @@ class Receipt:
     def is_fresh(self, max_age_s: float) -> bool:
         """Tell whether the proof is young enough; one from the future is not."""
         return -CLOCK_SKEW_S <= self.age_s() <= max_age_s
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReceipt:
+    """What one node has to show.
+
+    Args:
+        node_id: Ray's id of the node; empty where no Ray runs.
+        node_name: the name a person knows it by.
+        receipt: None if the node has none for its token.
+        message: why it has none.
+    """
+
+    node_id: str
+    node_name: str
+    receipt: Receipt | None
+    message: str | None = None
+
+
+def receipt_here(model: ModelConfig, access: AccessConfig) -> NodeReceipt:
+    """Return this node's receipt for the token that it would send now; asks no Hub."""
+    name = socket.gethostname()
+    if model.path is not None:
+        return NodeReceipt("", name, None, "a local directory (model.path) needs no receipt")
+    resolved = resolve_token(access)
+    if resolved.fault is not None:
+        return NodeReceipt("", name, None, resolved.fault.message)
+    endpoint = access.endpoint or constants.ENDPOINT
+    receipt = find(model, endpoint, fingerprint=resolved.report.fingerprint)
+    if receipt is not None:
+        return NodeReceipt("", name, receipt)
+    others = sum(1 for _ in stored(str(model.repo_id)))
+    message = f"nothing proven yet for {model.revision} with the token in use ({resolved.report})"
+    if others:
+        message += f"; {others} of other tokens, revisions or Hubs"
+    return NodeReceipt("", name, None, sanitise(message))
 
 
 def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from serve_app.config import SECRET
@@ -84,11 +84,17 @@ def _rows(verdict: Verdict) -> Iterator[str]:
         (node.node_name, str(node.outcome), str(node.token), node.token.account or "-")
         for node in nodes
     ]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    for row in cells:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    yield from aligned(cells)
     if hidden:
         yield f"  and {hidden} more nodes, all granted"
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Put rows of cells into columns, indented; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  " + "  ".join(cells).rstrip()
 
 
 def _problems(verdict: Verdict) -> Iterator[str]:

@@ -43,6 +43,7 @@ RUN_ELSEWHERE = {
     ("scripts/test",): "this very run",
     ("curl",): "tests/cluster/test_quickstart.py",
     ("serve-app", "check"): "tests/cluster/test_check.py",
+    ("serve-app", "receipt"): "tests/cluster/test_audit.py",
 }
 COMMANDS = list(commands())
 

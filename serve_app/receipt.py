@@ -1,0 +1,111 @@
+"""The `receipt` command: what each node has proven, under which license, since when.
+
+For auditors and their scripts: prints a table or one JSON object for each application. Asks
+the nodes and their receipts, never the Hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from serve_app.access.receipt import NodeReceipt, Receipt
+from serve_app.access.report import aligned
+from serve_app.access.verdict import EXIT_GRANTED, EXIT_UNDETERMINED
+from serve_app.serve_config import ServedApp
+
+Audit = Callable[[ServedApp], Sequence[NodeReceipt]]
+
+HEAD = ("NODE", "COMMIT", "LICENSE SHA-256", "TOKEN", "ACCOUNT", "FIRST PROVEN", "LAST PROVEN")
+
+
+def run(apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False) -> int:
+    """Show the receipts of every application.
+
+    Args:
+        apps: applications to look at.
+        audit: returns the receipts of all nodes of one of them.
+        as_json: print for machines.
+
+    Returns:
+        The exit code: 0 if every node, and at least one, has a receipt, else 4.
+    """
+    code = EXIT_GRANTED
+    for app in apps:
+        nodes = audit(app)
+        print(json.dumps(_facts(app, nodes)) if as_json else "\n".join(_table(app, nodes)))
+        if not _is_complete(nodes):
+            code = EXIT_UNDETERMINED
+    return code
+
+
+def _is_complete(nodes: Sequence[NodeReceipt]) -> bool:
+    return bool(nodes) and all(node.receipt for node in nodes)
+
+
+def _facts(app: ServedApp, nodes: Sequence[NodeReceipt]) -> dict[str, Any]:
+    model = app.config.model
+    return {
+        "application": app.name,
+        "repo_id": model.repo_id or model.path,
+        "revision": model.revision,
+        "complete": _is_complete(nodes),
+        "nodes": [
+            {
+                "node_id": node.node_id,
+                "node_name": node.node_name,
+                "message": node.message,
+                "receipt": _proof(node.receipt) if node.receipt else None,
+            }
+            for node in nodes
+        ],
+    }
+
+
+def _proof(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "repo_id": receipt.repo_id,
+        "commit": receipt.commit,
+        "endpoint": receipt.endpoint,
+        "license_sha256": receipt.license_sha256,
+        "token": {
+            "source": receipt.token_source,
+            "fingerprint": receipt.fingerprint,
+            "account": receipt.account,
+        },
+        "first_proven_at": _moment(receipt.first_granted_at),
+        "last_proven_at": _moment(receipt.granted_at),
+    }
+
+
+def _table(app: ServedApp, nodes: Sequence[NodeReceipt]) -> Iterator[str]:
+    model = app.config.model
+    proven = sum(node.receipt is not None for node in nodes)
+    what = model.path or f"{model.repo_id} ({model.revision})"
+    many = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    yield f"{app.name}: {what} is proven on {proven} of {many}."
+    shown = [(node.node_name, node.receipt) for node in nodes if node.receipt]
+    if shown:
+        yield ""
+        yield from aligned([HEAD, *(_row(name, receipt) for name, receipt in shown)])
+    for node in nodes:
+        if not node.receipt:
+            yield f"No receipt on {node.node_name}: {node.message}"
+
+
+def _row(name: str, receipt: Receipt) -> tuple[str, ...]:
+    return (
+        name,
+        receipt.commit[:12],
+        (receipt.license_sha256 or "not here yet")[:16],
+        f"{receipt.token_source} {receipt.fingerprint or ''}".rstrip(),
+        receipt.account or "-",
+        _moment(receipt.first_granted_at),
+        _moment(receipt.granted_at),
+    )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
