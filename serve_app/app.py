@@ -57,6 +57,7 @@ def build_app(args: dict[str, Any]) -> Application:
         nodes=len(verdict.nodes),
         duration_s=verdict.duration_s,
         hub_requests=verdict.hub_requests,
+        deferred=verdict.is_deferred,
     )
     return bind(config, verdict)
 

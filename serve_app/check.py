@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from serve_app.access.verdict import Outcome, Verdict
+from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
 from serve_app.serve_config import ServedApp
 
 # The Hub shows a decision within about a second; asking twice a minute is far below its quotas.
 POLL_S = 30.0
-COLOURS = {"granted": "32", "BLOCKED": "31", "NOT proven": "31"}
+COLOURS = {"granted": "32", "DEFERRED": "33", "BLOCKED": "31", "NOT proven": "31"}
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
 Gate = Callable[[ServedApp], Verdict]
@@ -72,7 +72,7 @@ def junit(results: Sequence[tuple[ServedApp, Verdict]]) -> str:
     """Render verdicts as JUnit XML: a suite for each application, a case for each node."""
     root = ElementTree.Element("testsuites")
     for app, verdict in results:
-        failures = sum(node.outcome is not Outcome.GRANTED for node in verdict.nodes)
+        failures = sum(_is_failure(node) for node in verdict.nodes)
         suite = ElementTree.SubElement(
             root,
             "testsuite",
@@ -85,10 +85,16 @@ def junit(results: Sequence[tuple[ServedApp, Verdict]]) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 
 
+def _is_failure(node: NodeVerdict) -> bool:
+    return node.outcome is not Outcome.GRANTED and not node.deferred
+
+
 def _cases(suite: ElementTree.Element, verdict: Verdict) -> None:
     for node in verdict.nodes:
         case = ElementTree.SubElement(suite, "testcase", classname="access", name=node.node_name)
-        if node.outcome is not Outcome.GRANTED:
+        if node.deferred:
+            ElementTree.SubElement(case, "skipped", message=node.line())
+        elif _is_failure(node):
             fault = ElementTree.SubElement(case, "failure", type=node.outcome, message=node.remedy)
             fault.text = node.line()
     if not verdict.nodes:

@@ -90,6 +90,10 @@ class AccessConfig(_Part):
         604_800, gt=0, description="age up to which a receipt is fresh"
     )
 
+    on_no_nodes: Literal["block", "defer"] = Field(
+        "block", description="`defer`: with no node to ask yet, each replica's own check decides"
+    )
+
     @field_validator("endpoint")
     @classmethod
     def _secure(cls, value: str | None) -> str | None:

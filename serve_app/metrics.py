@@ -74,7 +74,8 @@ class AccessMetrics:
 
     def show(self, verdict: Verdict) -> None:
         """Publish a verdict over all nodes; a node that left shows no outcome as present."""
-        present = {(node.node_name, node.outcome.value) for node in verdict.nodes}
+        asked = [node for node in verdict.nodes if not node.deferred]
+        present = {(node.node_name, node.outcome.value) for node in asked}
         self._seen |= present | {(node, Outcome.GRANTED.value) for node, _ in present}
         for node, outcome in self._seen:
             tags = {"node": node, "repo": verdict.repo_id, "outcome": outcome}

@@ -1,6 +1,7 @@
 """The check command's own work: waiting, exit codes, JSON, JUnit."""
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -124,6 +125,17 @@ def test_junit_has_a_case_for_each_node(tmp_path):
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     assert [len(case) for case in suite] == [0, 1]
     assert suite[1][0].get("message") == "mend <it> & go"
+
+
+def test_a_deferred_place_is_skipped_in_junit(tmp_path):
+    """It neither failed nor passed."""
+    path = tmp_path / "j.xml"
+    nowhere = replace(verdict(Outcome.PROBE_FAILED).nodes[0], deferred=True)
+    decision = replace(verdict(), nodes=(nowhere,))
+    assert check.run([APP], lambda app: decision, check.Output(junit=path)) == 0
+    (suite,) = ElementTree.parse(path).getroot()
+    assert suite.get("failures") == "0"
+    assert [child.tag for child in suite[0]] == ["skipped"]
 
 
 def test_junit_without_nodes_is_a_failure(tmp_path):

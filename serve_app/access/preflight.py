@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -66,9 +67,14 @@ def preflight(config: AppConfig, *, placements: Sequence[Placement] | None = Non
         probes = RayProbes(config.model, config.access, placement)
         left_s = began + config.access.deadline_s - time.monotonic()
         collection = Collection(probes, deadline_s=max(1.0, left_s))
-        verdicts += collection.run() or [_nowhere(placement)]
+        verdicts += collection.run() or [_nowhere(placement, config.access)]
         commit = commit or collection.commit
         requests += collection.hub_requests
+    if commit is None and any(verdict.deferred for verdict in verdicts):
+        # Only what the branch means is asked from here: this node's grant is nobody else's.
+        here = prove_here(config.model, config.access)
+        commit, requests = here.commit, requests + here.hub_requests
+        verdicts += [here] if commit is None and config.model.path is None else []
     return _decide(config, verdicts, commit, requests, time.monotonic() - began)
 
 
@@ -144,7 +150,9 @@ def _decide(
     )
 
 
-def _nowhere(placement: Placement) -> NodeVerdict:
+def _nowhere(placement: Placement, access: AccessConfig) -> NodeVerdict:
     verdict = failed(Node("", "(no node)"), shortage(all_nodes(), placement.demands))
     sentence = "Start a node that a replica fits on, or ask for less under `replica:`."
-    return NodeVerdict("", verdict.node_name, verdict.outcome, sentence, None, verdict.hub_message)
+    if access.on_no_nodes == "defer":
+        sentence = "Run `serve-app check` once a node is up; until then nothing is known."
+    return replace(verdict, remedy=sentence, url=None, deferred=access.on_no_nodes == "defer")

@@ -54,7 +54,10 @@ def _head(verdict: Verdict) -> Iterator[str]:
     what = verdict.repo_id + version
     total = len(verdict.nodes)
     failed = sum(node.outcome != GRANTED for node in verdict.nodes)
-    if verdict.approved:
+    if verdict.is_deferred:
+        yield f"Access DEFERRED, nothing is proven: no node is there yet that could read {what}."
+        yield "Each replica proves its own access when it starts (access.on_no_nodes: defer)."
+    elif verdict.approved:
         yield f"Access granted: {what} can be read on {_count(total)}."
     elif failed:
         said = "Access BLOCKED" if verdict.exit_code == 3 else "Access NOT PROVEN"

@@ -86,6 +86,7 @@ class NodeVerdict:
         commit: the commit that was probed, 40 hex digits; None if it was never learned.
         weights_file: the file whose bytes were asked for.
         receipt_age_s: set if the Hub could not be asked and a receipt of this age granted it.
+        deferred: no node was there to ask, and `access.on_no_nodes` leaves it to the replicas.
     """
 
     node_id: str
@@ -100,6 +101,7 @@ class NodeVerdict:
     commit: str | None = None
     weights_file: str | None = None
     receipt_age_s: float | None = None
+    deferred: bool = False
 
     def line(self) -> str:
         """Say the whole verdict in one line."""
@@ -149,16 +151,28 @@ class Verdict:
 
     @property
     def approved(self) -> bool:
-        """Every node, and at least one, proved that it reads the same commit."""
+        """Every node, and at least one, proved that it reads the same commit.
+
+        Where there was no node to ask and the config defers that, nobody refused and the
+        commit is known: all that can be had before the first node starts.
+        """
         if not self.nodes or not (self.commit or self.is_local):
             return False
         return all(
-            node.outcome is Outcome.GRANTED and node.commit == self.commit for node in self.nodes
+            node.outcome is Outcome.PROBE_FAILED
+            if node.deferred
+            else node.outcome is Outcome.GRANTED and node.commit == self.commit
+            for node in self.nodes
         )
 
     @property
+    def is_deferred(self) -> bool:
+        """The approval proves nothing about some place, because no node is there yet."""
+        return self.approved and any(node.deferred for node in self.nodes)
+
+    @property
     def exit_code(self) -> int:
-        """0 granted, 3 somebody was refused, 4 nobody was but somebody does not know."""
+        """0 approved, 3 somebody was refused, 4 nobody was but somebody does not know."""
         if self.approved:
             return EXIT_GRANTED
         refused = any(

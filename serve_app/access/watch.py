@@ -66,6 +66,9 @@ def report_changes(before: Verdict, after: Verdict) -> None:
     for node in after.nodes:
         if known.get(node.node_id) is node.outcome:
             continue
+        if node.deferred:
+            log.info("access.deferred", repo_id=after.repo_id, **log_facts(node))
+            continue
         event = log.info if node.outcome is Outcome.GRANTED else log.error
         name = "access.granted" if node.outcome is Outcome.GRANTED else "access.refused"
         event(name, node_id=node.node_id, repo_id=after.repo_id, **log_facts(node))

@@ -1,5 +1,7 @@
 """The words for people."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from ray.serve.scripts import ServeDeploySchemaDumper
@@ -24,6 +26,23 @@ NODES = (
 
 def decision(*nodes, **facts):
     return Verdict("acme/tiny", "main", COMMIT, "https://hub", 1.5, nodes, 5, **facts)
+
+
+def test_a_deferral_says_that_nothing_is_proven():
+    """Nobody may take it for a grant."""
+    nowhere = verdict("(no node)", Outcome.PROBE_FAILED, hub_message="a replica asks for GPU 1")
+    table = decision(replace(nowhere, deferred=True)).table()
+    assert table.startswith("Access DEFERRED, nothing is proven: no node is there yet")
+    assert "Each replica proves its own access when it starts" in table
+    assert "a replica asks for GPU 1" in table
+    assert "granted" not in table
+
+
+def test_what_a_receipt_granted_is_noted():
+    """With the reason, so that a yes of the Hub and a yes from memory are told apart."""
+    table = decision(granted("node-a", hub_message="granted by a receipt 3.0 h old")).table()
+    assert table.startswith("Access granted")
+    assert "Note: granted by a receipt 3.0 h old (node-a)" in table
 
 
 def test_table_tells_node_outcome_token_account_words_mend_and_link():

@@ -65,6 +65,26 @@ def test_a_local_model_needs_no_commit():
     assert whole(granted("a", None), commit=None, is_local=True).approved
 
 
+def test_a_deferred_place_lets_pass_only_with_a_commit_and_without_a_refusal():
+    """What was not asked is no yes: it is told apart, and one refusal elsewhere blocks."""
+    nowhere = verdict("x", Outcome.PROBE_FAILED, deferred=True)
+    assert whole(nowhere).approved
+    assert whole(nowhere).is_deferred
+    assert whole(nowhere).exit_code == 0
+    assert whole(granted("a"), nowhere).is_deferred
+    assert not whole(granted("a")).is_deferred
+    assert not whole(nowhere, commit=None).approved
+    assert whole(nowhere, commit=None).exit_code == 4
+    assert whole(nowhere, verdict("a", Outcome.NO_TOKEN)).exit_code == 3
+    assert not whole(nowhere, verdict("a", Outcome.HUB_UNREACHABLE)).approved
+
+
+@pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.PROBE_FAILED])
+def test_nothing_that_was_asked_can_be_deferred(outcome):
+    """The mark means that nobody answered; beside an answer it approves nothing."""
+    assert not whole(verdict("a", outcome, deferred=True)).approved
+
+
 def test_json_is_the_published_shape():
     """Keys and their order are what `check --json` promises."""
     shape = whole(verdict("a", Outcome.NO_TOKEN, http_status=401, hub_message="no", url="u"))

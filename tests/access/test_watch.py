@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
@@ -33,6 +34,19 @@ async def rounds(answers, until):
     with suppress(asyncio.CancelledError):
         await task
     return watch, seen
+
+
+async def test_a_place_without_nodes_is_no_alarm_when_it_is_deferred():
+    """Scaled to zero: said once, and not as an error."""
+    nowhere = replace(verdict(Outcome.PROBE_FAILED).nodes[0], node_id="", deferred=True)
+    gone = replace(verdict(Outcome.GRANTED), nodes=(nowhere,))
+    with structlog.testing.capture_logs() as logs:
+        await rounds(
+            [verdict(Outcome.GRANTED), gone],
+            lambda watch: not watch.snapshot()["nodes"][0]["node_id"],
+        )
+    assert {entry["event"] for entry in logs} == {"access.deferred"}
+    assert {entry["log_level"] for entry in logs} == {"info"}
 
 
 async def test_the_first_verdict_is_shown_at_once():

@@ -110,6 +110,15 @@ def test_no_eligible_node_says_what_was_asked_and_what_exists(cluster, shared_hu
     assert "4 with CPU 1, GPU 1" in " ".join(verdict.table().split())
 
 
+def test_no_eligible_node_can_be_deferred_with_the_commit_pinned(cluster, shared_hub):
+    """A cluster that scales from zero rolls out, told that nothing is proven yet."""
+    verdict = require_access(config(shared_hub, access={"on_no_nodes": "defer"}, num_gpus=8))
+    assert verdict.is_deferred
+    assert verdict.commit == shared_hub.commits()[TINY_REPO]["main"]
+    assert verdict.table().startswith("Access DEFERRED, nothing is proven")
+    assert not preflight(config(shared_hub, access={"on_no_nodes": "defer"})).approved
+
+
 def test_the_replicas_environment_counts_not_the_nodes(cluster, shared_hub, tokens):
     """A deployment's override of the token's variable reaches the probe."""
     (own,) = placement.placements_of(config(shared_hub, label_selector={"is": "granted"}))
