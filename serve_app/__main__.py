@@ -96,7 +96,12 @@ def _gate(options: argparse.Namespace) -> Gate:
     def gate(app: ServedApp) -> Verdict:
         if options.this_node:
             return check_this_machine(app.config)
-        verdict = check_cluster(app.config, runtime_env=app.runtime_env, address=options.address)
+        verdict = check_cluster(
+            app.config,
+            runtime_env=app.runtime_env,
+            deployments=app.deployments,
+            address=options.address,
+        )
         if verdict is not None:
             return verdict
         print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
@@ -119,7 +124,12 @@ def _audit(options: argparse.Namespace) -> Audit:
     def audit(app: ServedApp) -> Sequence[NodeReceipt]:
         if options.this_node:
             return audit_this_machine(app.config)
-        found = audit_cluster(app.config, runtime_env=app.runtime_env, address=options.address)
+        found = audit_cluster(
+            app.config,
+            runtime_env=app.runtime_env,
+            deployments=app.deployments,
+            address=options.address,
+        )
         if found is not None:
             return found
         print("No Ray cluster is running: looking at this machine alone.", file=sys.stderr)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.config import AppConfig, parse_args, refuse_secrets
 from serve_app.errors import ConfigError
@@ -24,11 +24,20 @@ IMPORT_PATH = "serve_app.app:build_app"
 
 @dataclass(frozen=True, slots=True)
 class ServedApp:
-    """One application of the YAML that this package builds."""
+    """One application of the YAML that this package builds.
+
+    Args:
+        name: of the application.
+        config: its args.
+        runtime_env: Ray's runtime environment of the application.
+        deployments: what the YAML overrides of single deployments; Serve never shows it to the
+            builder, and it decides where replicas go and with which environment.
+    """
 
     name: str
     config: AppConfig
     runtime_env: dict[str, Any]
+    deployments: tuple[DeploymentSchema, ...] = ()
 
 
 def read(path: Path) -> tuple[ServedApp, ...]:
@@ -53,8 +62,8 @@ def read(path: Path) -> tuple[ServedApp, ...]:
     ours = tuple(_ours(applications))
     if not ours:
         raise ConfigError(f"{path.name}: no application has `import_path: {IMPORT_PATH}`")
-    _check_schema(document)
-    return ours
+    overrides = {app.name: tuple(app.deployments) for app in _checked(document).applications}
+    return tuple(replace(app, deployments=overrides[app.name]) for app in ours)
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -98,9 +107,9 @@ def _misplaced(tree: object, schema: type[BaseModel], place: str) -> Iterator[st
             yield f"{place}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _check_schema(document: dict[str, Any]) -> None:
+def _checked(document: dict[str, Any]) -> ServeDeploySchema:
     try:
-        ServeDeploySchema.model_validate(document)
+        return ServeDeploySchema.model_validate(document)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise ConfigError("\n".join(lines)) from None

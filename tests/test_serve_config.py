@@ -32,6 +32,18 @@ def changed(**application):
     return GOOD | {"applications": [GOOD["applications"][0] | application]}
 
 
+def test_overrides_of_deployments_are_kept_with_their_application(tmp_path):
+    """They decide where replicas go, and the builder is never told."""
+    special = {"name": "LLMServer", "ray_actor_options": {"label_selector": {"zone": "a"}}}
+    plain = GOOD["applications"][0] | {"name": "plain", "route_prefix": "/plain"}
+    document = changed(deployments=[special])
+    document["applications"].append(plain)
+    first, second = read(tmp_path, document)
+    (kept,) = first.deployments
+    assert kept.model_dump(exclude_unset=True) == special
+    assert second.deployments == ()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path):
     """The files in configs/ pass their own check."""

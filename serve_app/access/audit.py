@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ray.serve.schema import DeploymentSchema
+
 from serve_app.access.cluster import NodeTasks, connected, node_task
 from serve_app.access.collect import Lost
-from serve_app.access.placement import Placement, asked_by
+from serve_app.access.placement import Placement, placement_of
 from serve_app.access.receipt import NodeReceipt, receipt_here
 from serve_app.config import AppConfig
 
@@ -16,13 +18,18 @@ _RECEIPT = node_task(receipt_here)
 
 
 def audit_cluster(
-    config: AppConfig, *, runtime_env: Mapping[str, Any] | None = None, address: str | None = None
+    config: AppConfig,
+    *,
+    runtime_env: Mapping[str, Any] | None = None,
+    deployments: Sequence[DeploymentSchema] = (),
+    address: str | None = None,
 ) -> tuple[NodeReceipt, ...] | None:
     """Ask every node that may host a replica, in the replicas' environment.
 
     Args:
         config: the application.
         runtime_env: of the application, as the Serve config has it.
+        deployments: overrides of single deployments, as the Serve config has them.
         address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
 
     Returns:
@@ -32,7 +39,7 @@ def audit_cluster(
         ConfigError: there is no cluster at the address.
     """
     environment = dict(runtime_env or {})
-    asked = Placement(asked_by(config).demands, environment)
+    asked = placement_of(config, environment, deployments)
     with connected(asked, environment, address) as placement:
         return None if placement is None else _ask(config, placement)
 

@@ -17,7 +17,7 @@ import ray
 from ray._private.services import get_ray_address_from_environment
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
-from ray.serve.schema import ServeApplicationSchema
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 
 from serve_app.access.nodes import Demand, demand_of
 from serve_app.config import AppConfig, parse_args
@@ -49,6 +49,29 @@ def placements_of(config: AppConfig) -> tuple[Placement, ...]:
         if placement is not None and placement not in found:
             found.append(placement)
     return tuple(found) or (asked_by(config),)
+
+
+def placement_of(
+    config: AppConfig,
+    runtime_env: Mapping[str, Any],
+    deployments: Sequence[DeploymentSchema] = (),
+) -> Placement:
+    """Find where the replicas of an application go, as Serve decides it.
+
+    Args:
+        config: the application's args.
+        runtime_env: of the application, as the Serve config has it.
+        deployments: overrides of single deployments, as the Serve config has them.
+    """
+    options: dict[str, Any] = _options(config)
+    bundles: Any = None
+    for deployment in deployments:
+        overrides = deployment.model_dump(exclude_unset=True)
+        if overrides.get("name") == SERVER_DEPLOYMENT:
+            options = overrides.get("ray_actor_options") or options
+            bundles = overrides.get("placement_group_bundles")
+    demands = tuple(_bundle(bundle, options) for bundle in bundles or ()) or (demand_of(options),)
+    return Placement(demands, _merged(runtime_env, options.get("runtime_env") or {}))
 
 
 def asked_by(config: AppConfig) -> Placement:
@@ -139,16 +162,7 @@ def _placement(application: ServeApplicationSchema, config: AppConfig) -> Placem
             return None
     except ConfigError:
         return None
-    options: dict[str, Any] = _options(config)
-    bundles: Any = None
-    for deployment in application.deployments:
-        overrides = deployment.model_dump(exclude_unset=True)
-        if overrides.get("name") == SERVER_DEPLOYMENT:
-            options = overrides.get("ray_actor_options") or options
-            bundles = overrides.get("placement_group_bundles")
-    demands = tuple(_bundle(bundle, options) for bundle in bundles or ()) or (demand_of(options),)
-    environment = _merged(application.runtime_env or {}, options.get("runtime_env") or {})
-    return Placement(demands, environment)
+    return placement_of(config, application.runtime_env or {}, application.deployments)
 
 
 def _bundle(bundle: Mapping[str, float], options: Mapping[str, Any]) -> Demand:

@@ -15,12 +15,13 @@ from typing import Any
 
 import ray
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import DeploymentSchema
 
 from serve_app.access.cluster import NodeTasks, connected, node_task
 from serve_app.access.collect import Collection, failed
 from serve_app.access.hub import endpoint_of
 from serve_app.access.nodes import Node, shortage
-from serve_app.access.placement import Placement, all_nodes, asked_by, placements_of
+from serve_app.access.placement import Placement, all_nodes, placement_of, placements_of
 from serve_app.access.prove import prove_here, prove_later
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
@@ -79,13 +80,18 @@ def preflight(config: AppConfig, *, placements: Sequence[Placement] | None = Non
 
 
 def check_cluster(
-    config: AppConfig, *, runtime_env: Mapping[str, Any] | None = None, address: str | None = None
+    config: AppConfig,
+    *,
+    runtime_env: Mapping[str, Any] | None = None,
+    deployments: Sequence[DeploymentSchema] = (),
+    address: str | None = None,
 ) -> Verdict | None:
     """Run the gate from outside, connecting to a cluster for as long as it takes.
 
     Args:
         config: the application.
         runtime_env: of the application, as the Serve config has it.
+        deployments: overrides of single deployments, as the Serve config has them.
         address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
 
     Returns:
@@ -95,7 +101,7 @@ def check_cluster(
         ConfigError: there is no cluster at the address.
     """
     environment = dict(runtime_env or {})
-    asked = Placement(asked_by(config).demands, environment)
+    asked = placement_of(config, environment, deployments)
     with connected(asked, environment, address) as placement:
         return preflight(config, placements=[placement]) if placement else None
 
