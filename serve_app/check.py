@@ -20,7 +20,7 @@ from serve_app.serve_config import ServedApp
 
 # The Hub shows a decision within about a second; asking twice a minute is far below its quotas.
 POLL_S = 30.0
-COLOURS = {"granted": "32", "DEFERRED": "33", "BLOCKED": "31", "NOT proven": "31"}
+COLOURS = {"granted": "32", "DEFERRED": "33", "BLOCKED": "31", "NOT PROVEN": "31"}
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
 Gate = Callable[[ServedApp], Verdict]
