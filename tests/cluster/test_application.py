@@ -39,14 +39,14 @@ class Service:
             proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}
         )
 
-    def put(self, *, served_name="smol", replicas=2, **model):
+    def put(self, *, served_name="smol", replicas=2, access=None, **model):
         """Hand a config to Serve, without waiting."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
         args = {
             "model": {"repo_id": REPO, "served_name": served_name, **model},
-            "access": {"endpoint": self.hub.url},
+            "access": {"endpoint": self.hub.url, **(access or {})},
             "replica": {
                 "num_gpus": 0,
                 "num_cpus": 1,
