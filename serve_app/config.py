@@ -82,7 +82,7 @@ class AccessConfig(_Part):
     )
     timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
     deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
-    watch_interval_s: float = Field(900, ge=10, description="re-check while serving")
+    watch_interval_s: float = Field(900, ge=1, description="re-check while serving")
     on_unreachable: Literal["block", "allow_cached"] = Field(
         "block", description="`allow_cached`: while no Hub answers, a fresh receipt counts"
     )

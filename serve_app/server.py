@@ -21,6 +21,7 @@ import structlog
 from serve_app import logs, metrics
 from serve_app.access import verdict as verdicts
 from serve_app.access.download import download_snapshot
+from serve_app.access.placement import all_nodes
 from serve_app.access.prove import keep_receipt, prove_here
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
@@ -55,8 +56,12 @@ class LLMServer:
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
-        proven = await self._prove_access(config, commit)
-        self._engine = await asyncio.to_thread(_load, config, proven, commit)
+        try:
+            proven = await self._prove_access(config, commit)
+            self._engine = await asyncio.to_thread(_load, config, proven, commit)
+        except AccessDenied:
+            await asyncio.sleep(random.uniform(*HOLD_S))  # noqa: S311 (spreads load, no secret)
+            raise
         self._metrics.loaded(self._engine.load_report.total_s)
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
@@ -92,9 +97,9 @@ class LLMServer:
             await asyncio.to_thread(engine.close)
 
     async def _prove_access(self, config: AppConfig, commit: str | None) -> NodeVerdict:
-        context = ray.get_runtime_context()
         verdict = await asyncio.to_thread(prove_here, config.model, config.access, commit=commit)
-        verdict = replace(verdict, node_id=context.get_node_id())
+        node_id, node_name = _this_node()
+        verdict = replace(verdict, node_id=node_id, node_name=node_name)
         self._metrics.checked(verdict)
         for warning in verdict.token.warnings:
             log.warning("access.conflict", node_id=verdict.node_id, detail=warning)
@@ -102,13 +107,19 @@ class LLMServer:
             log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
             return verdict
         log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
-        await asyncio.sleep(random.uniform(*HOLD_S))  # noqa: S311 (spreading load, not a secret)
         raise AccessDenied(verdict.line())
 
     async def _sample(self) -> None:
         while True:
             self._metrics.sample(self._engine.stats())
             await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+
+def _this_node() -> tuple[str, str]:
+    """Return Ray's id of this node and the name that the tables show for it."""
+    node_id = ray.get_runtime_context().get_node_id()
+    names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
+    return node_id, names.get(node_id) or node_id[:12]
 
 
 def _load(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Engine:

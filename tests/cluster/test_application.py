@@ -3,10 +3,8 @@
 import asyncio
 import json
 import re
-import socket
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import openai
@@ -14,77 +12,9 @@ import pytest
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from tests.cluster.conftest import LogicalNode, cluster_of
+from tests.cluster.service import QUESTION, REPO, SERVING, Service
 
 pytestmark = pytest.mark.cluster
-
-REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-SERVING = {"role": "serving"}
-
-
-class Service:
-    """One Serve instance on a cluster, deployed to as `serve run` does."""
-
-    def __init__(self, hub, running, tokens):
-        import ray
-        from ray import serve
-
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.hub, self.cluster, self.tokens = hub, running, tokens
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
-        serve.start(
-            proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}
-        )
-
-    def put(self, *, served_name="smol", replicas=2, access=None, **model):
-        """Hand a config to Serve, without waiting."""
-        from ray.serve.context import _get_global_client
-        from ray.serve.schema import ServeDeploySchema
-
-        args = {
-            "model": {"repo_id": REPO, "served_name": served_name, **model},
-            "access": {"endpoint": self.hub.url, **(access or {})},
-            "replica": {
-                "num_gpus": 0,
-                "num_cpus": 1,
-                "label_selector": SERVING,
-                "min_replicas": replicas,
-                "max_replicas": replicas,
-            },
-            "engine": {
-                "max_context_tokens": 512,
-                "max_running_requests": 16,
-                "kv_cache_cpu_gib": 0.3,
-            },
-        }
-        app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
-        schema = ServeDeploySchema.model_validate({"applications": [app]})
-        _get_global_client().deploy_apps(schema, _blocking=False)
-
-    def wait(self, *states, timeout_s=120):
-        """Wait until the application reaches one of these states; returns its status."""
-        from ray import serve
-
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            status = serve.status().applications.get("llm")
-            if status and status.status in states:
-                return status
-            time.sleep(0.1)
-        raise AssertionError(f"not {states} within {timeout_s} s: {status}")
-
-    def metrics(self):
-        """Return what Prometheus would scrape from all nodes."""
-        import ray
-
-        ports = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
-        return "\n".join(httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports)
-
-    def client(self, kind=openai.OpenAI):
-        return kind(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +173,9 @@ def test_a_blocked_rollout_leaves_the_old_version_serving(service):
 
 def test_a_config_fault_is_told_in_the_status_without_a_traceback(service):
     """A misspelt key ends the one build with its correction."""
-    service.put(served_name="third", revison="main")
+    service.put(served_name="third", access={"tokenfile": "x"})
     status = service.wait("DEPLOY_FAILED", timeout_s=30)
-    assert "args.model.revison: unknown key; did you mean revision?" in status.message
+    assert "args.access.tokenfile: unknown key; did you mean token_file?" in status.message
     assert "Traceback" not in status.message
 
 

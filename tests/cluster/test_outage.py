@@ -5,7 +5,7 @@ import pytest
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.access.receipt import stored
 from tests.cluster.conftest import LogicalNode, cluster_of
-from tests.cluster.test_application import QUESTION, REPO, SERVING, Service
+from tests.cluster.service import QUESTION, REPO, SERVING, Service
 
 pytestmark = pytest.mark.cluster
 
