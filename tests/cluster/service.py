@@ -75,6 +75,17 @@ class Service:
             time.sleep(0.1)
         raise AssertionError(f"not {states} within {timeout_s} s: {status}")
 
+    def builds(self):
+        """Return how many builds have begun; each writes a log of its own."""
+        return len(list((self.logs / "serve").glob("controller_build_llm_*")))
+
+    def wait_for_build(self, before, state, *, timeout_s):
+        """Wait until a build after the first `before` ones has ended in a state."""
+        deadline = time.monotonic() + timeout_s
+        while self.builds() <= before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.wait(state, timeout_s=timeout_s)
+
     def metrics(self):
         """Return what Prometheus would scrape from all nodes."""
         import ray
