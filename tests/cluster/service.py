@@ -79,12 +79,12 @@ class Service:
         """Return how many builds have begun; each writes a log of its own."""
         return len(list((self.logs / "serve").glob("controller_build_llm_*")))
 
-    def wait_for_build(self, before, state, *, timeout_s):
-        """Wait until a build after the first `before` ones has ended in a state."""
+    def wait_for_build(self, before, *states, timeout_s):
+        """Wait until a build after the first `before` ones has ended in one of these states."""
         deadline = time.monotonic() + timeout_s
         while self.builds() <= before and time.monotonic() < deadline:
             time.sleep(0.02)
-        return self.wait(state, timeout_s=timeout_s)
+        return self.wait(*states, timeout_s=timeout_s)
 
     def metrics(self):
         """Return what Prometheus would scrape from all nodes."""
