@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--wait", metavar="DURATION", default="0", help="go on while a request is pending (1h, 30m)"
     )
+    check.add_argument("--repo-id", help="check this repository for other people's applications")
+    check.add_argument("--revision", default="main", help="with --repo-id: branch, tag or commit")
     check.set_defaults(command=_check)
 
     receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
@@ -85,7 +87,12 @@ def _check(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(f"--wait: {error}") from None
     logs.configure_cli(LoggingConfig(level="error"))
-    apps = serve_config.read(options.config)
+    if options.repo_id:
+        apps = serve_config.read_foreign(
+            options.config, repo_id=options.repo_id, revision=options.revision
+        )
+    else:
+        apps = serve_config.read(options.config)
     output = check.Output(as_json=options.json, junit=options.junit)
     return check.run(apps, _gate(options), output, wait_s=wait_s)
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-from serve_app.config import AppConfig, parse_args, refuse_secrets
+from serve_app.config import AppConfig, ReplicaConfig, parse_args, refuse_secrets
 from serve_app.errors import ConfigError
 
 IMPORT_PATH = "serve_app.app:build_app"
@@ -49,6 +49,49 @@ def read(path: Path) -> tuple[ServedApp, ...]:
     Raises:
         ConfigError: every fault found, one line each.
     """
+    document = _document(path)
+    ours = tuple(_ours(document["applications"]))
+    if not ours:
+        raise ConfigError(
+            f"{path.name}: no application has `import_path: {IMPORT_PATH}`; "
+            "to check somebody else's application, name its repository with --repo-id"
+        )
+    overrides = {app.name: tuple(app.deployments) for app in _checked(document).applications}
+    return tuple(replace(app, deployments=overrides[app.name]) for app in ours)
+
+
+def read_foreign(path: Path, *, repo_id: str, revision: str) -> tuple[ServedApp, ...]:
+    """Read a Serve config of other people's applications that load this repository.
+
+    What a replica needs is taken from the application's deployment with the most GPUs, as far
+    as the file overrides it; without any, one GPU.
+
+    Returns:
+        Every application of the file, each with the repository to check.
+
+    Raises:
+        ConfigError: every fault found, one line each.
+    """
+    model = {"repo_id": repo_id, "revision": revision}
+    found: list[ServedApp] = []
+    for app in _checked(_document(path)).applications:
+        options: dict[str, Any] = max(
+            (
+                d.model_dump(exclude_unset=True).get("ray_actor_options") or {}
+                for d in app.deployments
+            ),
+            key=lambda options: options.get("num_gpus") or 0,
+            default={},
+        )
+        replica = {key: options[key] for key in ReplicaConfig.model_fields if options.get(key)}
+        runtime_env = {**(app.runtime_env or {}), **(options.get("runtime_env") or {})}
+        config = parse_args({"model": model, "replica": replica})
+        found.append(ServedApp(app.name, config, runtime_env))
+    return tuple(found)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """Return the file as a mapping whose keys stand where they belong and that holds no secret."""
     document = _parse(path)
     refuse_secrets(document, where=path.name)
     faults = list(_misplaced(document, ServeDeploySchema, "the file"))
@@ -59,11 +102,7 @@ def read(path: Path) -> tuple[ServedApp, ...]:
         faults += _misplaced(application, ServeApplicationSchema, f"applications[{index}]")
     if faults:
         raise ConfigError("\n".join(faults))
-    ours = tuple(_ours(applications))
-    if not ours:
-        raise ConfigError(f"{path.name}: no application has `import_path: {IMPORT_PATH}`")
-    overrides = {app.name: tuple(app.deployments) for app in _checked(document).applications}
-    return tuple(replace(app, deployments=overrides[app.name]) for app in ours)
+    return document
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -109,3 +109,43 @@ def test_a_missing_file_is_one_sentence(tmp_path):
     """No traceback for a wrong path."""
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         serve_config.read(tmp_path / "none.yaml")
+
+
+def test_other_peoples_applications_are_read_when_the_repository_is_named(tmp_path):
+    """Needs and environment come from the deployment with the most GPUs."""
+    path = tmp_path / "x.yaml"
+    deployments = [
+        {"name": "Router", "ray_actor_options": {"num_cpus": 1}},
+        {
+            "name": "Model",
+            "ray_actor_options": {
+                "num_gpus": 2,
+                "accelerator_type": "H100",
+                "runtime_env": {"env_vars": {"HF_HOME": "/models"}},
+            },
+        },
+    ]
+    app = {"name": "x", "import_path": "their.app:build", "args": {"any": "thing"}}
+    path.write_text(yaml.safe_dump({"applications": [app | {"deployments": deployments}]}))
+    (found,) = serve_config.read_foreign(path, repo_id="acme/tiny", revision="v1")
+    assert (found.config.model.repo_id, found.config.model.revision) == ("acme/tiny", "v1")
+    assert (found.config.replica.num_gpus, found.config.replica.accelerator_type) == (2, "H100")
+    assert found.runtime_env == {"env_vars": {"HF_HOME": "/models"}}
+
+
+def test_other_peoples_applications_ask_for_one_gpu_by_default(tmp_path):
+    """Nothing in the file says what a replica needs."""
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({"applications": [{"name": "x", "import_path": "a:b"}]}))
+    (found,) = serve_config.read_foreign(path, repo_id="acme/tiny", revision="main")
+    assert found.config.replica.num_gpus == 1
+    with pytest.raises(ConfigError, match="--repo-id"):
+        serve_config.read(path)
+
+
+def test_a_wrong_repository_name_is_refused(tmp_path):
+    """The name comes from the command line and is checked like one in the file."""
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({"applications": [{"name": "x", "import_path": "a:b"}]}))
+    with pytest.raises(ConfigError, match="owner/name"):
+        serve_config.read_foreign(path, repo_id="a/b/c", revision="main")
