@@ -10,20 +10,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-    from serve_app.access.receipt import NodeReceipt
-    from serve_app.access.verdict import Verdict
-    from serve_app.check import Gate
-    from serve_app.receipt import Audit
+    from serve_app.config import AppConfig
     from serve_app.serve_config import ServedApp
 
+T = TypeVar("T")
 CONFIG_ERROR = 2
 
 
@@ -80,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace) -> int:
     from serve_app import check, logs, serve_config
+    from serve_app.access.preflight import check_cluster, check_this_machine
     from serve_app.config import LoggingConfig
 
     try:
@@ -94,44 +93,29 @@ def _check(options: argparse.Namespace) -> int:
     else:
         apps = serve_config.read(options.config)
     output = check.Output(as_json=options.json, junit=options.junit)
-    return check.run(apps, _gate(options), output, wait_s=wait_s)
-
-
-def _gate(options: argparse.Namespace) -> Gate:
-    from serve_app.access.preflight import check_cluster, check_this_machine
-
-    def gate(app: ServedApp) -> Verdict:
-        if options.this_node:
-            return check_this_machine(app.config)
-        verdict = check_cluster(
-            app.config,
-            runtime_env=app.runtime_env,
-            deployments=app.deployments,
-            address=options.address,
-        )
-        if verdict is not None:
-            return verdict
-        print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
-        return check_this_machine(app.config)
-
-    return gate
+    gate = _everywhere(options, check_cluster, check_this_machine)
+    return check.run(apps, gate, output, wait_s=wait_s)
 
 
 def _receipt(options: argparse.Namespace) -> int:
     from serve_app import logs, receipt, serve_config
+    from serve_app.access.audit import audit_cluster, audit_this_machine
     from serve_app.config import LoggingConfig
 
     logs.configure_cli(LoggingConfig(level="error"))
-    return receipt.run(serve_config.read(options.config), _audit(options), as_json=options.json)
+    audit = _everywhere(options, audit_cluster, audit_this_machine)
+    return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
 
 
-def _audit(options: argparse.Namespace) -> Audit:
-    from serve_app.access.audit import audit_cluster, audit_this_machine
+def _everywhere(
+    options: argparse.Namespace, cluster: Callable[..., T | None], here: Callable[[AppConfig], T]
+) -> Callable[[ServedApp], T]:
+    """Ask a cluster where one runs, else this machine, and say so."""
 
-    def audit(app: ServedApp) -> Sequence[NodeReceipt]:
+    def ask(app: ServedApp) -> T:
         if options.this_node:
-            return audit_this_machine(app.config)
-        found = audit_cluster(
+            return here(app.config)
+        found = cluster(
             app.config,
             runtime_env=app.runtime_env,
             deployments=app.deployments,
@@ -139,10 +123,10 @@ def _audit(options: argparse.Namespace) -> Audit:
         )
         if found is not None:
             return found
-        print("No Ray cluster is running: looking at this machine alone.", file=sys.stderr)
-        return audit_this_machine(app.config)
+        print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
+        return here(app.config)
 
-    return audit
+    return ask
 
 
 def _validate(options: argparse.Namespace) -> int:

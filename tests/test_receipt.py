@@ -146,4 +146,4 @@ def test_without_a_cluster_this_machine_is_looked_at_and_said_so(written, tmp_pa
         timeout=60,
     )
     assert done.returncode == 4, done.stderr
-    assert "No Ray cluster is running: looking at this machine alone." in done.stderr
+    assert "No Ray cluster is running: checking this machine alone." in done.stderr
