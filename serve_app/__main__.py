@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", metavar="DURATION", default="0", help="go on while a request is pending (1h, 30m)"
     )
     check.add_argument("--repo-id", help="check this repository for other people's applications")
-    check.add_argument("--revision", default="main", help="with --repo-id: branch, tag or commit")
+    check.add_argument("--revision", help="with --repo-id: branch, tag or commit (main)")
     check.set_defaults(command=_check)
 
     receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
@@ -88,8 +88,10 @@ def _check(options: argparse.Namespace) -> int:
     logs.configure_cli(LoggingConfig(level="error"))
     if options.repo_id:
         apps = serve_config.read_foreign(
-            options.config, repo_id=options.repo_id, revision=options.revision
+            options.config, repo_id=options.repo_id, revision=options.revision or "main"
         )
+    elif options.revision:
+        raise ConfigError("--revision goes with --repo-id; the config names its own revision")
     else:
         apps = serve_config.read(options.config)
     output = check.Output(as_json=options.json, junit=options.junit)

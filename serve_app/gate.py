@@ -28,7 +28,9 @@ def require_repo_access(
     """Prove that every node that may host a replica reads this repository's weights.
 
     The nodes are asked in the builder's own environment, with the token that huggingface_hub
-    finds there; an environment that a deployment sets for itself is not seen.
+    finds there. That is proof only if the replicas send the same: an environment that a
+    deployment sets for itself is not seen, and `ray.serve.llm` (Ray 2.60) hands the token of
+    one process to its workers on other nodes. Give such an application one token everywhere.
 
     Args:
         repo_id: `owner/name` on the Hub.

@@ -16,10 +16,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-from serve_app.config import AppConfig, ReplicaConfig, parse_args, refuse_secrets
+from serve_app.config import AppConfig, parse_args, refuse_secrets
 from serve_app.errors import ConfigError
 
 IMPORT_PATH = "serve_app.app:build_app"
+SERVER_DEPLOYMENT = "LLMServer"  # whose replicas load the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +64,37 @@ def read(path: Path) -> tuple[ServedApp, ...]:
 def read_foreign(path: Path, *, repo_id: str, revision: str) -> tuple[ServedApp, ...]:
     """Read a Serve config of other people's applications that load this repository.
 
-    What a replica needs is taken from the application's deployment with the most GPUs, as far
-    as the file overrides it; without any, one GPU.
+    Which deployment loads the weights is not in the file, so every one that asks for a GPU
+    counts; where none does, every one that the file names; where it names none, one GPU.
 
     Returns:
-        Every application of the file, each with the repository to check.
+        One entry for each such deployment, with the repository to check.
 
     Raises:
         ConfigError: every fault found, one line each.
     """
-    model = {"repo_id": repo_id, "revision": revision}
+    config = parse_args({"model": {"repo_id": repo_id, "revision": revision}})
     found: list[ServedApp] = []
     for app in _checked(_document(path)).applications:
-        options: dict[str, Any] = max(
-            (
-                d.model_dump(exclude_unset=True).get("ray_actor_options") or {}
-                for d in app.deployments
-            ),
-            key=lambda options: options.get("num_gpus") or 0,
-            default={},
-        )
-        replica = {key: options[key] for key in ReplicaConfig.model_fields if options.get(key)}
-        runtime_env = {**(app.runtime_env or {}), **(options.get("runtime_env") or {})}
-        config = parse_args({"model": model, "replica": replica})
-        found.append(ServedApp(app.name, config, runtime_env))
+        runtime_env = app.runtime_env or {}
+        chosen = [entry for entry in app.deployments if _asks_for_gpu(entry)] or app.deployments
+        found += [
+            ServedApp(
+                f"{app.name}/{entry.name}",
+                config,
+                runtime_env,
+                (entry.model_copy(update={"name": SERVER_DEPLOYMENT}),),
+            )
+            for entry in chosen
+        ] or [ServedApp(app.name, config, runtime_env)]
     return tuple(found)
+
+
+def _asks_for_gpu(deployment: DeploymentSchema) -> bool:
+    overrides = deployment.model_dump(exclude_unset=True)
+    options: dict[str, Any] = overrides.get("ray_actor_options") or {}
+    bundles: list[dict[str, float]] = overrides.get("placement_group_bundles") or []
+    return bool(options.get("num_gpus")) or any(bundle.get("GPU") for bundle in bundles)
 
 
 def _document(path: Path) -> dict[str, Any]:

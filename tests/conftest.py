@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.certificates import Certificates, make_certificates
 
@@ -67,6 +68,13 @@ def tiny_files() -> dict[str, bytes | Path]:
         "model.safetensors.index.json": json.dumps(index).encode(),
         **{shard: safetensors(tensors) for shard, tensors in shards.items()},
     }
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """What one test configures of the logs is gone in the next."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -54,3 +54,9 @@ def test_no_command_is_a_usage_error():
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
+
+
+def test_a_revision_without_its_repository_is_refused(capsys):
+    """A flag that would do nothing is an error."""
+    assert main(["check", str(CONFIGS / "llama-3.2-1b.yaml"), "--revision", "v1"]) == 2
+    assert "--revision goes with --repo-id" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from serve_app import serve_config
+from serve_app.access.placement import placement_of
 from serve_app.errors import ConfigError
 
 TOKEN = "hf_" + "Qz7" * 12
@@ -111,26 +112,45 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         serve_config.read(tmp_path / "none.yaml")
 
 
-def test_other_peoples_applications_are_read_when_the_repository_is_named(tmp_path):
-    """Needs and environment come from the deployment with the most GPUs."""
+def foreign(tmp_path, *deployments, **application):
     path = tmp_path / "x.yaml"
-    deployments = [
-        {"name": "Router", "ray_actor_options": {"num_cpus": 1}},
-        {
-            "name": "Model",
-            "ray_actor_options": {
-                "num_gpus": 2,
-                "accelerator_type": "H100",
-                "runtime_env": {"env_vars": {"HF_HOME": "/models"}},
-            },
-        },
-    ]
     app = {"name": "x", "import_path": "their.app:build", "args": {"any": "thing"}}
-    path.write_text(yaml.safe_dump({"applications": [app | {"deployments": deployments}]}))
-    (found,) = serve_config.read_foreign(path, repo_id="acme/tiny", revision="v1")
-    assert (found.config.model.repo_id, found.config.model.revision) == ("acme/tiny", "v1")
-    assert (found.config.replica.num_gpus, found.config.replica.accelerator_type) == (2, "H100")
-    assert found.runtime_env == {"env_vars": {"HF_HOME": "/models"}}
+    document = {"applications": [app | application | {"deployments": list(deployments)}]}
+    path.write_text(yaml.safe_dump(document))
+    return serve_config.read_foreign(path, repo_id="acme/tiny", revision="v1")
+
+
+def placement(app):
+    return placement_of(app.config, app.runtime_env, app.deployments)
+
+
+def test_every_deployment_with_a_gpu_counts(tmp_path):
+    """Each is asked on its own nodes and in its own environment; a router is left out."""
+    options = {"num_gpus": 1, "runtime_env": {"env_vars": {"B": "2"}}}
+    first, second = foreign(
+        tmp_path,
+        {"name": "Router", "ray_actor_options": {"num_cpus": 1}},
+        {"name": "One", "ray_actor_options": options | {"label_selector": {"zone": "a"}}},
+        {"name": "Two", "ray_actor_options": {"num_gpus": 2, "label_selector": {"zone": "b"}}},
+        runtime_env={"env_vars": {"A": "1"}},
+    )
+    assert (first.name, second.name) == ("x/One", "x/Two")
+    assert (first.config.model.repo_id, first.config.model.revision) == ("acme/tiny", "v1")
+    assert [placement(app).demands[0].labels for app in (first, second)] == [
+        {"zone": "a"},
+        {"zone": "b"},
+    ]
+    assert placement(first).runtime_env == {"env_vars": {"A": "1", "B": "2"}}
+    assert placement(second).demands[0].resources["GPU"] == 2
+
+
+def test_bundles_and_an_explicit_zero_are_taken_as_they_are(tmp_path):
+    """Four GPUs in a placement group are four; a replica on CPU asks for none."""
+    bundles = [{"CPU": 1}, {"GPU": 4}]
+    (grouped,) = foreign(tmp_path, {"name": "M", "placement_group_bundles": bundles})
+    assert [demand.resources for demand in placement(grouped).demands] == bundles
+    (on_cpu,) = foreign(tmp_path, {"name": "M", "ray_actor_options": {"num_gpus": 0}})
+    assert placement(on_cpu).demands[0].resources["GPU"] == 0
 
 
 def test_other_peoples_applications_ask_for_one_gpu_by_default(tmp_path):

@@ -22,8 +22,8 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 from serve_app.access.nodes import Demand, demand_of
 from serve_app.config import AppConfig, parse_args
 from serve_app.errors import ConfigError
+from serve_app.serve_config import SERVER_DEPLOYMENT
 
-SERVER_DEPLOYMENT = "LLMServer"
 CONTROLLER_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 

@@ -18,7 +18,7 @@ from serve_app.access.verdict import Outcome, Verdict, log_facts
 
 log = structlog.get_logger()
 
-JITTER = 0.1  # share of the interval; spreads the requests of many applications
+JITTER = 0.2  # share of the interval that a round may come early; spreads applications
 
 
 class Watch:
@@ -49,7 +49,7 @@ class Watch:
     async def run(self) -> None:
         """Go round until cancelled."""
         while True:
-            await asyncio.sleep(self._interval_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+            await asyncio.sleep(self._interval_s * random.uniform(1 - JITTER, 1))  # noqa: S311
             before, self._verdict = self._verdict, await asyncio.to_thread(self._check)
             self._checked_at = time.time()
             self._on_verdict(self._verdict)
