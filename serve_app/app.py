@@ -17,11 +17,13 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app import logs
+from serve_app.access.placement import actor_options
 from serve_app.access.preflight import RolloutBlocked, require_access
 from serve_app.access.verdict import Verdict
 from serve_app.config import AppConfig, ReplicaConfig, parse_args
 from serve_app.errors import ConfigError
 from serve_app.ingress import Ingress
+from serve_app.serve_config import SERVER_DEPLOYMENT
 from serve_app.server import LLMServer
 
 log = structlog.get_logger()
@@ -65,7 +67,7 @@ def build_app(args: dict[str, Any]) -> Application:
 def bind(config: AppConfig, verdict: Verdict) -> Application:
     """Bind the two deployments to the commit that the gate has proven."""
     server = serve.deployment(
-        name="LLMServer",
+        name=SERVER_DEPLOYMENT,
         ray_actor_options=actor_options(config.replica),
         max_ongoing_requests=config.engine.max_running_requests + config.api.max_queued_requests,
         graceful_shutdown_timeout_s=DRAIN_S,
@@ -82,18 +84,6 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
         logging_config=logs.serve_logging(config.logging),
     )(serve.ingress()(Ingress))
     return ingress.bind(server.bind(config, verdict.commit), config, verdict)
-
-
-def actor_options(replica: ReplicaConfig) -> dict[str, Any]:
-    """Return Ray's options for one replica's actor."""
-    options: dict[str, Any] = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
-    if replica.accelerator_type:
-        options["accelerator_type"] = replica.accelerator_type
-    if replica.resources:
-        options["resources"] = dict(replica.resources)
-    if replica.label_selector:
-        options["label_selector"] = dict(replica.label_selector)
-    return options
 
 
 def _scale(replica: ReplicaConfig) -> dict[str, Any]:

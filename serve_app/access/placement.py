@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 
 from serve_app.access.nodes import Demand, demand_of
-from serve_app.config import AppConfig, parse_args
+from serve_app.config import AppConfig, ReplicaConfig, parse_args
 from serve_app.errors import ConfigError
 from serve_app.serve_config import SERVER_DEPLOYMENT
 
@@ -63,7 +63,7 @@ def placement_of(
         runtime_env: of the application, as the Serve config has it.
         deployments: overrides of single deployments, as the Serve config has them.
     """
-    options: dict[str, Any] = _options(config)
+    options: dict[str, Any] = actor_options(config.replica)
     bundles: Any = None
     for deployment in deployments:
         overrides = deployment.model_dump(exclude_unset=True)
@@ -76,7 +76,19 @@ def placement_of(
 
 def asked_by(config: AppConfig) -> Placement:
     """Return what the config itself asks for, in the caller's own environment."""
-    return Placement((demand_of(_options(config)),))
+    return Placement((demand_of(actor_options(config.replica)),))
+
+
+def actor_options(replica: ReplicaConfig) -> dict[str, Any]:
+    """Return Ray's options for one replica's actor: what it gets, and what the gate goes by."""
+    options: dict[str, Any] = {"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus}
+    if replica.accelerator_type:
+        options["accelerator_type"] = replica.accelerator_type
+    if replica.resources:
+        options["resources"] = dict(replica.resources)
+    if replica.label_selector:
+        options["label_selector"] = dict(replica.label_selector)
+    return options
 
 
 def all_nodes() -> list[dict[str, Any]]:
@@ -174,14 +186,3 @@ def _merged(application: Mapping[str, Any], deployment: Mapping[str, Any]) -> di
     merged = {**application, **deployment}
     variables = {**application.get("env_vars", {}), **deployment.get("env_vars", {})}
     return {**merged, "env_vars": variables} if variables else merged
-
-
-def _options(config: AppConfig) -> dict[str, Any]:
-    replica = config.replica
-    return {
-        "num_cpus": replica.num_cpus,
-        "num_gpus": replica.num_gpus,
-        "accelerator_type": replica.accelerator_type,
-        "resources": dict(replica.resources),
-        "label_selector": dict(replica.label_selector),
-    }
