@@ -27,7 +27,7 @@ from serve_app.api.app import RequestRecord, create_app
 from serve_app.config import AppConfig
 from serve_app.errors import EngineDead, EngineError, Overloaded, RequestCancelled, ServeAppError
 from serve_app.metrics import AccessMetrics, IngressMetrics
-from serve_app.protocol import GenerationRequest, TokenDelta
+from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
 
 log = structlog.get_logger()
 
@@ -53,12 +53,15 @@ class RemoteEngine:
                 than a client may know.
         """
         deltas: Any = self._stream.generate.remote(request)
+        open_completions = request.n
         finished = False
         try:
             async for item in deltas:
-                finished = isinstance(item, ServeAppError) or item.finish_reason is not None
                 if isinstance(item, ServeAppError):
+                    finished = True
                     raise item
+                open_completions -= item.finish_reason is not None
+                finished = open_completions == 0
                 yield item
         except (RayError, RayServeException) as error:
             finished = True
@@ -75,6 +78,25 @@ class RemoteEngine:
         except (TimeoutError, RayError, RayServeException):
             response.cancel()
             return False
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return a prompt's ids; see `LLMEngine.tokenize`."""
+        ids: tuple[int, ...] = await self._ask("tokenize", prompt)
+        return ids
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """Return the text of ids; see `LLMEngine.detokenize`."""
+        text: str = await self._ask("detokenize", token_ids)
+        return text
+
+    async def _ask(self, method: str, argument: object) -> Any:
+        try:
+            answer = await getattr(self._handle, method).remote(argument)
+        except (RayError, RayServeException) as error:
+            raise translate(error, request_id="") from None
+        if isinstance(answer, ServeAppError):
+            raise answer
+        return answer
 
 
 def translate(error: Exception, *, request_id: str) -> ServeAppError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 
 class FinishReason(StrEnum):
@@ -27,10 +27,14 @@ class ChatPrompt:
     Args:
         messages: OpenAI-shaped messages, content already flattened to text, oldest first.
         template_kwargs: extra variables for the chat template.
+        tools: OpenAI-shaped tool definitions, shown to the model by its chat template.
+        continue_final_message: the last message is the beginning of the answer.
     """
 
     messages: tuple[dict[str, Any], ...]
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    continue_final_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,20 @@ Prompt: TypeAlias = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class Structure:
+    """What the completion's text must look like, enforced token by token.
+
+    Args:
+        kind: which language `definition` is in. `json_object` has none, `choice` is a JSON
+            list of strings, `json_schema` a JSON schema as text, `grammar` one in Lark's syntax.
+        definition: the text of the schema, expression or grammar.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    definition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request picks its tokens.
 
@@ -63,6 +81,17 @@ class SamplingParams:
         stop: strings that end the completion; they are not part of its text.
         stop_token_ids: ids that end the completion like an end-of-sequence token.
         ignore_eos: go on after the model's own end-of-sequence tokens.
+        min_p: drop tokens less likely than this share of the most likely one's; 0 is off.
+        frequency_penalty: taken from a token's logit once per earlier use in the completion.
+        presence_penalty: taken once if the token was used in the completion at all.
+        repetition_penalty: > 0; divides positive and multiplies negative logits of tokens of
+            prompt and completion; 1 is off.
+        logit_bias: pairs of id and what is added to its logit.
+        min_tokens: no end-of-sequence or stop id before this many tokens.
+        logprobs: how many alternatives to report for each sampled token; 0 reports the
+            sampled one alone, None nothing.
+        prompt_logprobs: the same for the prompt's tokens.
+        structure: what the text must look like; None leaves it free.
     """
 
     max_tokens: int | None = None
@@ -73,21 +102,32 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt, one completion.
+    """One prompt, `n` completions that share its computation.
 
     Args:
         request_id: unique while the request runs; the key for cancelling it.
         prompt: what to continue.
-        sampling: how to pick tokens.
+        sampling: how to pick tokens; completion `i` of a seeded request uses seed + i.
+        n: completions, >= 1.
     """
 
     request_id: str
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    n: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +140,73 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprob:
+    """One token and its probability under the model, before temperature and filters.
+
+    Args:
+        token_id: the id.
+        text: its text alone; half a character shows as U+FFFD.
+        raw: its bytes, so that half characters can be joined.
+        logprob: natural logarithm, <= 0.
+    """
+
+    token_id: int
+    text: str
+    raw: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token of the completion or the prompt, and the most likely ones in its place.
+
+    Args:
+        chosen: the token itself; None for the first token of a prompt, which has none.
+        top: as many alternatives as were asked for, most likely first.
+    """
+
+    chosen: Logprob | None
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that one completion spent so far.
+
+    Args:
+        queue_s: from arrival to the first step that computed something of it.
+        prefill_s: from there to its first token.
+        decode_s: from its first token to its latest.
+    """
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """What was generated since the previous delta.
+    """What was generated for one completion since its previous delta.
 
     Args:
         text: new text, whole UTF-8 characters only; may be empty.
         token_ids: the new ids.
-        finish_reason: set on the last delta and only there.
-        usage: running totals of the request, so the last delta carries the final ones.
+        usage: running totals of this completion, so its last delta carries the final ones.
+        finish_reason: set on the completion's last delta and only there.
+        index: which of the request's completions, from 0.
+        logprobs: one for each of `token_ids`, if they were asked for.
+        prompt_logprobs: one for each token of the prompt, on the first delta of index 0.
+        timing: running totals of this completion.
     """
 
     text: str
     token_ids: tuple[int, ...]
     usage: Usage
     finish_reason: FinishReason | None = None
+    index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    timing: Timing = Timing()
 
 
 class LLMEngine(Protocol):
@@ -122,8 +215,9 @@ class LLMEngine(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Continue one prompt.
 
-        Yields at least one delta; exactly the last one has a `finish_reason`. Closing the
-        iterator (or cancelling the task that reads it) frees the request within one step.
+        Each of the request's completions ends with exactly one delta that has a
+        `finish_reason`; the iterator ends with the last of them. Closing the iterator (or
+        cancelling the task that reads it) frees the request within one step.
 
         Raises:
             RequestError: before any delta, when the request cannot be done.
@@ -134,4 +228,20 @@ class LLMEngine(Protocol):
 
     async def ready(self) -> bool:
         """Tell whether a request sent now would be answered."""
+        ...
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the ids that `generate` would continue, shape (prompt_tokens,).
+
+        Raises:
+            RequestError: the prompt cannot be encoded; its length is not checked.
+        """
+        ...
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """Return the text of ids, special tokens included.
+
+        Raises:
+            RequestError: an id is outside the vocabulary.
+        """
         ...

@@ -25,7 +25,7 @@ from serve_app.access.placement import all_nodes
 from serve_app.access.prove import keep_receipt, prove_here
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
-from serve_app.protocol import GenerationRequest, TokenDelta
+from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
 
 if TYPE_CHECKING:
     from serve_app.access.verdict import NodeVerdict
@@ -78,6 +78,20 @@ class LLMServer:
                 yield delta
         except ServeAppError as error:
             yield error
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...] | ServeAppError:
+        """Return a prompt's ids, or our own error as a value; see `generate`."""
+        try:
+            return await self._engine.tokenize(prompt)
+        except ServeAppError as error:
+            return error
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str | ServeAppError:
+        """Return the text of ids, or our own error as a value; see `generate`."""
+        try:
+            return await self._engine.detokenize(token_ids)
+        except ServeAppError as error:
+            return error
 
     async def ready(self) -> bool:
         """Tell whether the engine takes requests."""

@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from serve_app.protocol import FinishReason, GenerationRequest, TokenDelta, Usage
+from serve_app.protocol import (
+    FinishReason,
+    GenerationRequest,
+    Prompt,
+    TokenDelta,
+    TokenPrompt,
+    Usage,
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,16 @@ class FakeEngine:
             return self.is_ready
         await self._do(self.is_ready)
         return True
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return as many ids as `prompt_tokens` says; a prompt of ids comes back as it is."""
+        if isinstance(prompt, TokenPrompt):
+            return prompt.token_ids
+        return tuple(range(self.prompt_tokens))
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """Return the ids as words."""
+        return " ".join(map(str, token_ids))
 
     def _delta(self, text: str, told: int, *, last: bool) -> TokenDelta:
         return TokenDelta(

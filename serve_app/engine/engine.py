@@ -32,7 +32,7 @@ from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats, LoadReport
 from serve_app.engine.warm_up import warm_up
 from serve_app.errors import EngineDead, EngineError, Overloaded, ServeAppError
-from serve_app.protocol import GenerationRequest, TokenDelta
+from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
 
 log = structlog.get_logger()
 
@@ -169,6 +169,14 @@ class Engine:
     async def ready(self) -> bool:
         """Tell whether a request sent now would be answered."""
         return self.alive
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return a prompt's ids; see `LLMEngine.tokenize`."""
+        return tuple(await self._encoder.tokenize(prompt))
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """Return the text of ids; see `LLMEngine.detokenize`."""
+        return self._encoder.detokenize(token_ids)
 
     @property
     def alive(self) -> bool:

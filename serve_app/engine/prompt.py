@@ -104,6 +104,26 @@ class PromptEncoder:
             continues=not isinstance(request.prompt, ChatPrompt),
         )
 
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's ids; long ones are encoded off the event loop.
+
+        Raises:
+            InvalidRequest: an empty prompt, an id outside the vocabulary, a conversation that
+                the chat template refuses.
+        """
+        if _chars(prompt) > THREAD_CHARS:
+            return await asyncio.to_thread(self._tokens, prompt)
+        return self._tokens(prompt)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included.
+
+        Raises:
+            InvalidRequest: an id outside the vocabulary.
+        """
+        text: str = self._backend.decode(self._checked(ids), skip_special_tokens=False)
+        return text
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids without special tokens."""
         text: str = self._backend.decode(ids, skip_special_tokens=True)
