@@ -22,6 +22,7 @@ import structlog
 from serve_app.config import EngineConfig, ModelConfig
 from serve_app.engine.attention.interface import choose_backend
 from serve_app.engine.completion import Completion
+from serve_app.engine.forward import TransformersForward
 from serve_app.engine.kv_cache import KVCache
 from serve_app.engine.loading import load
 from serve_app.engine.loop import EngineLoop
@@ -107,7 +108,7 @@ class Engine:
         cache = KVCache(loaded.shapes, loaded.kv_tokens)
         kv_cache_s = loaded.probe_s + time.monotonic() - started
         self = cls(
-            Runner(loaded.model, cache, backend, loaded.device),
+            Runner(TransformersForward(loaded.model, cache, backend, loaded.device)),
             Scheduler(
                 kv_tokens=loaded.kv_tokens,
                 max_batch_tokens=engine.max_batch_tokens,

@@ -1,33 +1,44 @@
-"""One step's forward: rows packed into one batch, logits where a token is sampled."""
+"""One step: rows in the pool's order through the forward, then a token for each that samples."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from serve_app.engine import sampling
-from serve_app.engine.attention.step import Backend, Scoring, Span
-from serve_app.engine.kv_cache import KVCache
-from serve_app.engine.sequence import Row, StepPlan
+from serve_app.engine.sequence import Move, Row, StepPlan
+
+
+class Forward(Protocol):
+    """The model with its KV cache; used by one thread."""
+
+    def move(self, moves: tuple[Move, ...]) -> None:
+        """Copy K and V within the cache, in order."""
+        ...
+
+    def logits(self, rows: list[Row]) -> torch.Tensor:
+        """Compute rows as one batch and keep their K and V.
+
+        Args:
+            rows: at least one, in the order of their places in the cache.
+
+        Returns:
+            Of each row's last `kept` tokens, row by row, (sum of kept, vocabulary).
+        """
+        ...
 
 
 class Runner:
-    """Owns the model and its cache; used by one thread.
+    """Computes plans; used by one thread.
 
     Args:
-        model: a transformers causal LM that attends through our interface.
-        cache: its KV cache.
-        backend: how to attend.
-        device: where token ids go in.
+        forward: the model.
     """
 
-    def __init__(self, model: Any, cache: KVCache, backend: Backend, device: torch.device) -> None:
+    def __init__(self, forward: Forward) -> None:
         self._threads = torch.get_num_threads()
-        self._model = model
-        self._cache = cache
-        self._backend = backend
-        self._device = device
+        self._forward = forward
 
     def enter_thread(self) -> None:
         """Give the calling thread the number of threads that was set when this was made."""
@@ -40,11 +51,11 @@ class Runner:
         Returns:
             Each row that samples with its token; None where its logits are not finite.
         """
-        self._cache.move(plan.moves)
+        self._forward.move(plan.moves)
         # In the order of the pool, so that a backend may read starts as cumulated lengths.
         rows = sorted(plan.rows, key=_place)
-        logits = self._forward(rows)
-        sampled = [row for row in rows if row.samples]
+        logits = self._forward.logits(rows)
+        sampled = [row for row in rows if row.kept]
         if not sampled:
             return []
         tokens = sampling.sample(
@@ -54,63 +65,6 @@ class Runner:
         )
         return list(zip(sampled, tokens, strict=True))
 
-    def _forward(self, rows: list[Row]) -> torch.Tensor:
-        """Return the logits of the rows that sample, (sampled, vocabulary)."""
-        ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        spans: list[Span] = []
-        kept: list[int] = []
-        for row in rows:
-            end = row.start + row.count
-            place = _place(row)
-            spans.append(Span(len(ids), row.count, place, end))
-            ids += row.sequence.tokens[row.start : end]
-            positions += range(row.start, end)
-            slots += range(place + row.start, place + end)
-            if row.samples:
-                kept.append(len(ids) - 1)
-        output = self._model(
-            input_ids=self._tensor([ids]),
-            position_ids=self._tensor([positions]),
-            logits_to_keep=self._tensor(kept),
-            use_cache=False,
-            forward_pass=_CachedPass(self._cache, self._backend, tuple(spans), self._tensor(slots)),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
-
-    def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-
-class _CachedPass:
-    """A forward that writes K and V to their slots and attends over the cache."""
-
-    def __init__(
-        self, cache: KVCache, backend: Backend, spans: tuple[Span, ...], slots: torch.Tensor
-    ) -> None:
-        self._cache = cache
-        self._attention = backend.begin(spans)
-        self._slots = {slots.device: slots}
-        self._origin = slots
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scoring: Scoring,
-    ) -> torch.Tensor:
-        """See `ForwardPass.attend`."""
-        if key.device not in self._slots:
-            self._slots[key.device] = self._origin.to(key.device)
-        keys, values = self._cache.write(layer, self._slots[key.device], key, value)
-        return self._attention.attend(query, keys, values, scoring)
-
 
 def _place(row: Row) -> int:
-    if row.sequence.region is None:
-        raise ValueError(f"sequence {row.sequence.key} has no place in the cache")
-    return row.sequence.region.start
+    return row.place

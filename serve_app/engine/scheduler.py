@@ -169,6 +169,6 @@ def _add_rows(rows: list[Row], sequences: Iterable[Sequence], budget: int) -> in
         count = min(sequence.missing, budget)
         if count == 0:
             break
-        rows.append(Row(sequence, sequence.computed, count, count == sequence.missing))
+        rows.append(Row(sequence, sequence.computed, count, int(count == sequence.missing)))
         budget -= count
     return budget

@@ -94,13 +94,25 @@ class Row:
     """Tokens `start` to `start + count - 1` of a sequence, computed in one step.
 
     Args:
-        samples: the last of them is the sequence's last, so the next token is sampled from it.
+        kept: how many of them, from the end, need logits: 0 while a prompt goes on, 1 where the
+            next token is sampled.
     """
 
     sequence: Sequence
     start: int
     count: int
-    samples: bool
+    kept: int
+
+    @property
+    def place(self) -> int:
+        """Where the sequence's region of the cache starts.
+
+        Raises:
+            ValueError: it has none; the bookkeeping of the caller is broken.
+        """
+        if self.sequence.region is None:
+            raise ValueError(f"sequence {self.sequence.key} has no place in the cache")
+        return self.sequence.region.start
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from serve_app.engine.kv_cache import KVCache
+from serve_app.engine.forward import TransformersForward
 from serve_app.engine.runner import Runner
 from serve_app.errors import (
     ContextLengthExceeded,
@@ -316,17 +317,17 @@ async def test_a_row_of_nan_fails_its_own_request_alone(load, monkeypatch):
     """One sequence's numbers break; its neighbours and the engine go on."""
     engine = load()
     _, expected, _, _ = await run(engine, PROMPT)
-    forward = Runner._forward
+    forward = TransformersForward.logits
 
     def poisoned(self, rows):
         logits = forward(self, rows)
-        sampled = [row for row in rows if row.samples]
+        sampled = [row for row in rows if row.kept]
         for index, row in enumerate(sampled):
             if row.sequence.tokens[0] == 99 and row.sequence.generated == 3:
                 logits[index] = math.nan
         return logits
 
-    monkeypatch.setattr(Runner, "_forward", poisoned)
+    monkeypatch.setattr(TransformersForward, "logits", poisoned)
     bad, *good = await asyncio.gather(
         run(engine, [99, *PROMPT]), *(run(engine, PROMPT) for _ in range(3)), return_exceptions=True
     )

@@ -21,7 +21,7 @@ class Constant:
         pass
 
     def step(self, plan):
-        return [(row, self.token) for row in plan.rows if row.samples]
+        return [(row, self.token) for row in plan.rows if row.kept]
 
 
 def sequence(key, prompt=4, max_tokens=3):

@@ -49,7 +49,7 @@ class Simulation:
             assert seen == [(row.sequence.key, token) for token in range(end)]
         self.scheduler.commit(plan)
         for row in plan.rows:
-            if row.samples and row.sequence.append(1) is not None:
+            if row.kept and row.sequence.append(1) is not None:
                 self.finished.append(row.sequence.key)
                 assert self.scheduler.remove(row.sequence.key) is row.sequence
 
