@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from serve_app.engine.kv_cache import KVCache
 from serve_app.engine.forward import TransformersForward
+from serve_app.engine.kv_cache import KVCache
 from serve_app.engine.runner import Runner
 from serve_app.errors import (
     ContextLengthExceeded,
