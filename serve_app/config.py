@@ -135,14 +135,10 @@ class EngineConfig(_Part):
         0.9, gt=0, lt=1, description="share of GPU memory for weights and KV cache together"
     )
     kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
+    native_cpu: bool = Field(
+        default=True, description="compiled forward on CPU for Llama-like models; needs a compiler"
+    )
     deterministic: bool = Field(default=False, description="same logits alone and in any batch")
-
-    @field_validator("deterministic")
-    @classmethod
-    def _not_yet(cls, value: bool) -> bool:  # noqa: FBT001 (pydantic's signature)
-        if value:
-            raise ValueError("is not available in this version; leave it false")
-        return value
 
 
 class ApiConfig(_Part):

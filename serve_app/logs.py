@@ -32,6 +32,7 @@ EVENTS = {
     "model.downloading": "weights of the pinned commit are fetched into the node's cache",
     "model.loading": "weights are read",
     "model.loaded": "weights are on the device, dtype asserted, warm-up answered",
+    "engine.native_unavailable": "the CPU's compiled forward cannot be used here, and why",
     "engine.started": "the replica takes requests",
     "engine.died": "the engine stopped for good; every open request was told",
     "keys.failed": "the file of API keys cannot be read; the keys read before go on counting",

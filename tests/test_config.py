@@ -48,7 +48,6 @@ def test_a_repo_alone_is_a_whole_config():
         ({"model": MODEL, "access": {"endpoint": "http://hub.corp"}}, "must be https"),
         ({"model": MODEL, "access": {"endpoint": "https://u:p@hub"}}, "must not carry credentials"),
         ({"model": MODEL, "access": {"timeout_s": 0}}, "args.access.timeout_s"),
-        ({"model": MODEL, "engine": {"deterministic": True}}, "not available in this version"),
         ({}, "args.model"),
     ],
 )

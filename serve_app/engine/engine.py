@@ -20,10 +20,8 @@ from traceback import format_exception
 import structlog
 
 from serve_app.config import EngineConfig, ModelConfig
-from serve_app.engine.attention.interface import choose_backend
+from serve_app.engine.assembly import assemble
 from serve_app.engine.completion import Completion
-from serve_app.engine.forward import TransformersForward
-from serve_app.engine.kv_cache import KVCache
 from serve_app.engine.loading import load
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.prompt import EncodedRequest, PromptEncoder
@@ -102,25 +100,24 @@ class Engine:
             ModelLoadError: the files, the architecture, the device or the model's numbers are
                 unusable; one sentence says which and what to do.
         """
-        loaded = load(model_dir, model, engine, num_gpus=num_gpus, num_cpus=num_cpus)
+        loaded = load(model_dir, model, num_gpus=num_gpus, num_cpus=num_cpus)
         started = time.monotonic()
-        backend = choose_backend(loaded.shapes.values())
-        cache = KVCache(loaded.shapes, loaded.kv_tokens)
-        kv_cache_s = loaded.probe_s + time.monotonic() - started
+        assembly = assemble(loaded, engine)
+        assemble_s = time.monotonic() - started
         self = cls(
-            Runner(TransformersForward(loaded.model, cache, backend, loaded.device)),
+            Runner(assembly.forward),
             Scheduler(
-                kv_tokens=loaded.kv_tokens,
+                kv_tokens=assembly.kv_tokens,
                 max_batch_tokens=engine.max_batch_tokens,
                 max_running_requests=engine.max_running_requests,
             ),
             PromptEncoder(
                 loaded.tokenizer,
                 vocab_size=loaded.vocab_size,
-                max_context_tokens=loaded.max_context_tokens,
+                max_context_tokens=assembly.max_context_tokens,
                 eos_token_ids=loaded.eos_token_ids,
             ),
-            max_context_tokens=loaded.max_context_tokens,
+            max_context_tokens=assembly.max_context_tokens,
             max_running_requests=engine.max_running_requests,
             max_queued_requests=max_queued_requests,
         )
@@ -129,13 +126,13 @@ class Engine:
         self.load_report = LoadReport(
             device=str(loaded.device),
             dtype=model.dtype,
-            attention=backend.name,
+            attention=assembly.attention,
             weights_bytes=loaded.weights_bytes,
-            kv_bytes=cache.bytes,
-            kv_tokens=cache.tokens,
+            kv_bytes=assembly.kv_bytes,
+            kv_tokens=assembly.kv_tokens,
             tokenizer_s=loaded.tokenizer_s,
             weights_s=loaded.weights_s,
-            kv_cache_s=kv_cache_s,
+            assemble_s=assemble_s,
             warm_up_s=time.monotonic() - started,
         )
         self._loop.start()

@@ -84,4 +84,3 @@ class _CachedPass:
             self._slots[key.device] = self._origin.to(key.device)
         keys, values = self._cache.write(layer, self._slots[key.device], key, value)
         return self._attention.attend(query, keys, values, scoring)
-

@@ -20,10 +20,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from serve_app.config import EngineConfig, ModelConfig
-from serve_app.engine.attention.interface import NAME, ShapeProbe
-from serve_app.engine.attention.step import LayerShape
-from serve_app.engine.kv_cache import tokens_for
+from serve_app.config import ModelConfig
+from serve_app.engine.attention.interface import NAME
 from serve_app.errors import ModelLoadError
 
 INDEX = "model.safetensors.index.json"
@@ -41,35 +39,28 @@ class LoadedModel:
         model: a transformers causal LM in evaluation mode.
         tokenizer: its tokenizer.
         device: where token ids go in.
-        shapes: of its attention layers, by index.
-        kv_tokens: tokens of KV cache that the budget pays for.
-        max_context_tokens: the configured window, the model's or the cache's: the least.
+        window: tokens that the model can place.
         vocab_size: rows of the embedding.
         eos_token_ids: the model's own end-of-sequence ids.
         weights_bytes: size of all parameters.
         tokenizer_s: time of the tokenizer.
         weights_s: time of the weights.
-        probe_s: time of the measuring forward.
     """
 
     model: Any
     tokenizer: Any
     device: torch.device
-    shapes: dict[int, LayerShape]
-    kv_tokens: int
-    max_context_tokens: int
+    window: int
     vocab_size: int
     eos_token_ids: frozenset[int]
     weights_bytes: int
     tokenizer_s: float
     weights_s: float
-    probe_s: float
 
 
 def load(
     model_dir: Path,
     model: ModelConfig,
-    engine: EngineConfig,
     *,
     num_gpus: float,
     num_cpus: float,
@@ -79,7 +70,6 @@ def load(
     Args:
         model_dir: config, tokenizer and safetensors, as a Hub repository holds them.
         model: the dtype to hold the weights in.
-        engine: the window and the cache's budget.
         num_gpus: 0 computes on the CPU, above 1 spreads the layers over the GPUs.
         num_cpus: threads of one step, rounded down, at least 1.
 
@@ -98,29 +88,16 @@ def load(
     tokenizer = _load_tokenizer(model_dir)
     tokenizer_s = time.monotonic() - started
 
-    started = time.monotonic()
-    device: torch.device = loaded.get_input_embeddings().weight.device
-    shapes, activation_bytes = _probe(loaded, device, engine)
-    kv_tokens = tokens_for(shapes, _budgets(shapes, engine, activation_bytes))
-    window = min(engine.max_context_tokens, _model_window(loaded.config), kv_tokens)
-    if window < 2:
-        raise ModelLoadError(
-            "No memory is left for the KV cache; raise engine.kv_cache_fraction (on a GPU) or "
-            "engine.kv_cache_cpu_gib, or use a larger device."
-        )
     return LoadedModel(
         model=loaded,
         tokenizer=tokenizer,
-        device=device,
-        shapes=shapes,
-        kv_tokens=min(kv_tokens, window * engine.max_running_requests),
-        max_context_tokens=window,
+        device=loaded.get_input_embeddings().weight.device,
+        window=_model_window(loaded.config),
         vocab_size=loaded.get_input_embeddings().num_embeddings,
         eos_token_ids=_eos_token_ids(loaded),
         weights_bytes=sum(p.numel() * p.element_size() for p in loaded.parameters()),
         tokenizer_s=tokenizer_s,
         weights_s=weights_s,
-        probe_s=time.monotonic() - started,
     )
 
 
@@ -231,55 +208,6 @@ def _eos_token_ids(model: Any) -> frozenset[int]:
         value = getattr(source, "eos_token_id", None)
         ids.update([value] if isinstance(value, int) else value or ())
     return frozenset(ids)
-
-
-@torch.inference_mode()
-def _probe(
-    model: Any, device: torch.device, engine: EngineConfig
-) -> tuple[dict[int, LayerShape], int]:
-    """See every attention layer's shapes and, on a GPU, what the largest step takes.
-
-    Returns:
-        Shapes by layer index, and the bytes a step needs besides weights and KV cache.
-    """
-    tokens = engine.max_batch_tokens if device.type == "cuda" else 2
-    kept = min(tokens, engine.max_running_requests)
-    ids = torch.zeros(1, tokens, dtype=torch.int64, device=device)
-    places = torch.arange(tokens, device=device)
-    probe = ShapeProbe()
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    try:
-        logits = model(
-            input_ids=ids,
-            position_ids=places[None] % _model_window(model.config),
-            logits_to_keep=places[:kept],
-            use_cache=False,
-            forward_pass=probe,
-        ).logits
-    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{type(model).__name__} cannot run here: {error}") from error
-    if logits.shape[1] != kept or not probe.shapes:
-        raise ModelLoadError(f"{type(model).__name__} does not follow the attention interface.")
-    if device.type != "cuda":
-        return probe.shapes, 0
-    # The sampler works in float32 on the kept rows, a few tensors of their size at a time.
-    sampler = 6 * logits.numel() * 4
-    return probe.shapes, torch.cuda.max_memory_allocated(device) - before + sampler
-
-
-def _budgets(
-    shapes: dict[int, LayerShape], engine: EngineConfig, activation_bytes: int
-) -> dict[torch.device, int]:
-    budgets = {}
-    for device in {shape.device for shape in shapes.values()}:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            free, total = torch.cuda.mem_get_info(device)
-            budget = engine.kv_cache_fraction * total - (total - free) - activation_bytes
-        else:
-            budget = engine.kv_cache_cpu_gib * 2**30
-        budgets[device] = int(budget)
-    return budgets
 
 
 @contextmanager

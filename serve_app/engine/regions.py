@@ -9,6 +9,10 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
+# Regions start at multiples of this and are whole multiples long: a forward may keep its
+# cache in blocks (the native one does), and the prefix cache compares whole blocks.
+BLOCK_TOKENS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -24,12 +28,16 @@ class Region:
 
 
 class RegionAllocator:
-    """Hands out regions of a pool of `size` tokens; no two overlap."""
+    """Hands out regions of whole blocks of a pool; no two overlap.
+
+    Args:
+        size: tokens of the pool, rounded down to whole blocks.
+    """
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self.free_tokens = size  # in no region, perhaps scattered
-        self._free = [Region(0, size)]  # sorted by start, never adjacent
+        self.size = size - size % BLOCK_TOKENS
+        self.free_tokens = self.size  # in no region, perhaps scattered
+        self._free = [Region(0, self.size)]  # sorted by start, never adjacent
 
     @property
     def used_tokens(self) -> int:
@@ -37,7 +45,8 @@ class RegionAllocator:
         return self.size - self.free_tokens
 
     def allocate(self, length: int) -> Region | None:
-        """Return the lowest region of `length` tokens, or None when no hole is long enough."""
+        """Return the lowest region of at least `length` tokens; None if no hole is long enough."""
+        length = whole_blocks(length)
         for index, hole in enumerate(self._free):
             if hole.length >= length:
                 self._take(index, length)
@@ -45,7 +54,8 @@ class RegionAllocator:
         return None
 
     def extend(self, region: Region, length: int) -> Region | None:
-        """Grow a region in place to `length` tokens, or return None when there is no room."""
+        """Grow a region in place to at least `length` tokens; None when there is no room."""
+        length = whole_blocks(length)
         more = length - region.length
         index = bisect.bisect_left(self._free, region.end, key=_start)
         if index < len(self._free):
@@ -80,6 +90,11 @@ class RegionAllocator:
         rest = hole.length - length
         self._free[index : index + 1] = [Region(hole.start + length, rest)] if rest else []
         self.free_tokens -= length
+
+
+def whole_blocks(tokens: int) -> int:
+    """Round up to whole blocks."""
+    return tokens + -tokens % BLOCK_TOKENS
 
 
 def _start(region: Region) -> int:

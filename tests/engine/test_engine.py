@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from serve_app.engine.forward import TransformersForward
-from serve_app.engine.kv_cache import KVCache
+from serve_app.engine.native.forward import NativeForward
 from serve_app.engine.runner import Runner
 from serve_app.errors import (
     ContextLengthExceeded,
@@ -188,7 +187,7 @@ async def test_a_thousand_random_cancels_leave_nothing(load):
 async def test_a_full_cache_puts_back_and_loses_nothing(model_dir):
     """Requests that outgrow a small cache are preempted and still equal `generate`."""
     engine = load_engine(
-        model_dir("llama"), kv_cache_cpu_gib=800 * 384 / 2**30, max_context_tokens=400
+        model_dir("llama"), kv_cache_cpu_gib=800 * 960 / 2**30, max_context_tokens=400
     )
     try:
         assert engine.stats().kv_tokens_total == 800
@@ -210,9 +209,9 @@ async def test_a_completion_that_outgrows_its_place_moves(load, model_dir):
     prompts = random_prompts(3, VOCAB, longest=30, seed=4)
     long = SamplingParams(temperature=0, max_tokens=330)
     moved = []
-    move = KVCache.move
+    move = NativeForward.move
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KVCache, "move", lambda self, m: (moved.extend(m), move(self, m)))
+        patch.setattr(NativeForward, "move", lambda self, m: (moved.extend(m), move(self, m)))
         results = await asyncio.gather(*(run(engine, prompt, long) for prompt in prompts))
     for prompt, (_, ids, _, _) in zip(prompts, results, strict=True):
         assert ids == reference.greedy(prompt, 330)
@@ -317,7 +316,7 @@ async def test_a_row_of_nan_fails_its_own_request_alone(load, monkeypatch):
     """One sequence's numbers break; its neighbours and the engine go on."""
     engine = load()
     _, expected, _, _ = await run(engine, PROMPT)
-    forward = TransformersForward.logits
+    forward = NativeForward.logits
 
     def poisoned(self, rows):
         logits = forward(self, rows)
@@ -327,7 +326,7 @@ async def test_a_row_of_nan_fails_its_own_request_alone(load, monkeypatch):
                 logits[index] = math.nan
         return logits
 
-    monkeypatch.setattr(TransformersForward, "logits", poisoned)
+    monkeypatch.setattr(NativeForward, "logits", poisoned)
     bad, *good = await asyncio.gather(
         run(engine, [99, *PROMPT]), *(run(engine, PROMPT) for _ in range(3)), return_exceptions=True
     )

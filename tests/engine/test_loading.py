@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
 
-from serve_app.config import EngineConfig, ModelConfig
+from serve_app.config import ModelConfig
 from serve_app.engine.loading import load
 from serve_app.errors import InvalidRequest, ModelLoadError
 from serve_app.protocol import ChatPrompt
@@ -23,14 +23,9 @@ def copy(model_dir, tmp_path):
     return shutil.copytree(model_dir("llama"), tmp_path / "model")
 
 
-def load_here(directory, *, dtype="float32", num_gpus=0, **engine):
-    settings = {"kv_cache_cpu_gib": 0.01, **engine}
+def load_here(directory, *, dtype="float32", num_gpus=0):
     return load(
-        directory,
-        ModelConfig(path=str(directory), dtype=dtype),
-        EngineConfig(**settings),
-        num_gpus=num_gpus,
-        num_cpus=2.5,
+        directory, ModelConfig(path=str(directory), dtype=dtype), num_gpus=num_gpus, num_cpus=2.5
     )
 
 
@@ -53,10 +48,9 @@ def shard(directory):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_parameter_has_the_asked_dtype(copy, dtype):
-    """The dtype is the config's, not the file's, and the cache's is the same."""
+    """The dtype is the config's, not the file's."""
     loaded = load_here(copy, dtype=dtype)
     assert {p.dtype for p in loaded.model.parameters()} == {getattr(torch, dtype)}
-    assert {shape.dtype for shape in loaded.shapes.values()} == {getattr(torch, dtype)}
     assert not loaded.model.training
 
 
@@ -65,28 +59,11 @@ def test_what_is_learned_of_a_model(copy):
     edit(copy / "generation_config.json", eos_token_id=[0, 9])
     edit(copy / "config.json", eos_token_id=7)
     loaded = load_here(copy)
-    assert loaded.max_context_tokens == WINDOW
+    assert loaded.window == WINDOW
     assert loaded.vocab_size == VOCAB
     assert loaded.eos_token_ids == {0, 9, 7}
-    assert sorted(loaded.shapes) == [0, 1, 2]
-    assert {(s.kv_heads, s.key_dim, s.value_dim) for s in loaded.shapes.values()} == {(2, 8, 8)}
     assert loaded.weights_bytes == sum(4 * p.numel() for p in loaded.model.parameters())
     assert torch.get_num_threads() == 2
-
-
-def test_the_window_is_the_least_of_three(copy):
-    """Configured, trained, or what the cache can hold."""
-    assert load_here(copy, max_context_tokens=100).max_context_tokens == 100
-    assert load_here(copy, max_context_tokens=8192).max_context_tokens == WINDOW
-    assert load_here(copy, kv_cache_cpu_gib=70 * 384 / 2**30).max_context_tokens == 70
-    with pytest.raises(ModelLoadError, match="kv_cache_cpu_gib"):
-        load_here(copy, kv_cache_cpu_gib=1e-9)
-
-
-def test_the_cache_is_not_larger_than_the_batch_can_use(copy):
-    """Memory beyond window × requests would never be touched."""
-    loaded = load_here(copy, max_running_requests=2, kv_cache_cpu_gib=1)
-    assert loaded.kv_tokens == 2 * WINDOW
 
 
 def test_a_rope_that_depends_on_the_batch_is_kept_in_its_trained_window(tmp_path):
@@ -98,7 +75,7 @@ def test_a_rope_that_depends_on_the_batch_is_kept_in_its_trained_window(tmp_path
         "original_max_position_embeddings": 128,
     }
     directory = make_model(tmp_path / "m", "llama", rope_parameters=rope)
-    assert load_here(directory).max_context_tokens == 128
+    assert load_here(directory).window == 128
 
 
 def test_shards_are_loaded_and_a_missing_one_is_named(copy):
@@ -245,9 +222,9 @@ def test_the_report_tells_time_and_size_by_phase(load):
     facts = report.facts()
     assert facts["dtype"] == "bfloat16"
     assert facts["device"] == "cpu"
-    assert facts["attention"] == "sdpa"
-    assert facts["kv_bytes"] == facts["kv_tokens"] * 192
-    phases = ("weights_s", "tokenizer_s", "kv_cache_s", "warm_up_s")
+    assert facts["attention"] == "native"
+    assert facts["kv_bytes"] == facts["kv_tokens"] * 480
+    phases = ("weights_s", "tokenizer_s", "assemble_s", "warm_up_s")
     assert all(facts[phase] >= 0 for phase in phases)
     assert report.total_s == pytest.approx(sum(getattr(report, phase) for phase in phases))
     assert facts["load_s"] == round(report.total_s, 3)

@@ -1,0 +1,174 @@
+"""A loaded model to a forward with a KV cache of the size that memory pays for.
+
+On a CPU, Llama-like models compute in compiled code of their own (`native/`); everything else
+runs transformers' forward with the attention backend that suits the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+
+from serve_app.config import EngineConfig
+from serve_app.engine.attention.interface import ShapeProbe, choose_backend
+from serve_app.engine.attention.step import LayerShape
+from serve_app.engine.forward import TransformersForward
+from serve_app.engine.kv_cache import KVCache, tokens_for
+from serve_app.engine.loading import LoadedModel
+from serve_app.engine.native import library
+from serve_app.engine.native.forward import NativeForward
+from serve_app.engine.native.weights import bytes_per_token, take, unsupported
+from serve_app.engine.regions import BLOCK_TOKENS, whole_blocks
+from serve_app.engine.runner import Forward
+from serve_app.errors import ModelLoadError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model that can compute steps.
+
+    Args:
+        forward: the model with its cache.
+        kv_tokens: size of the cache.
+        kv_bytes: of all layers.
+        max_context_tokens: the configured window, the model's or the cache's: the least.
+        attention: what attends.
+    """
+
+    forward: Forward
+    kv_tokens: int
+    kv_bytes: int
+    max_context_tokens: int
+    attention: str
+
+
+def assemble(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
+    """Give a model its cache and choose how it computes.
+
+    Args:
+        loaded: the model; it may be emptied, its weights live on in the result.
+        engine: the window, the batch and the cache's budget.
+
+    Raises:
+        ModelLoadError: the model cannot run here, no memory is left for the cache, or
+            `deterministic` is asked for where results depend on the batch.
+    """
+    compiled = _compiled(loaded, engine)
+    return _native(loaded, engine, compiled) if compiled else _general(loaded, engine)
+
+
+def _compiled(loaded: LoadedModel, engine: EngineConfig) -> Any:
+    """Return the CPU's library if it can compute this model, else None; the log says why."""
+    if loaded.device.type != "cpu" or not engine.native_cpu:
+        return None
+    reason = unsupported(loaded.model)
+    if reason is None:
+        try:
+            return library.load()
+        except library.Unavailable as error:
+            reason = str(error)
+    log.warning("engine.native_unavailable", reason=reason)
+    return None
+
+
+def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembly:
+    per_token = bytes_per_token(loaded.model)
+    tokens, window = _sizes(int(engine.kv_cache_cpu_gib * 2**30) // per_token, loaded, engine)
+    return Assembly(
+        forward=NativeForward(
+            compiled,
+            take(loaded.model, window),
+            kv_tokens=tokens,
+            max_batch_tokens=engine.max_batch_tokens,
+        ),
+        kv_tokens=tokens,
+        kv_bytes=tokens * per_token,
+        max_context_tokens=window,
+        attention=NativeForward.name,
+    )
+
+
+def _general(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
+    if engine.deterministic:
+        raise ModelLoadError(
+            "engine.deterministic is not possible for this model on this device; see the log for "
+            "the reason, or set it to false."
+        )
+    shapes, activation_bytes = _probe(loaded, engine)
+    affordable = tokens_for(shapes, _budgets(shapes, engine, activation_bytes))
+    tokens, window = _sizes(affordable, loaded, engine)
+    backend = choose_backend(shapes.values())
+    cache = KVCache(shapes, tokens)
+    return Assembly(
+        forward=TransformersForward(loaded.model, cache, backend, loaded.device),
+        kv_tokens=tokens,
+        kv_bytes=cache.bytes,
+        max_context_tokens=window,
+        attention=backend.name,
+    )
+
+
+def _sizes(affordable: int, loaded: LoadedModel, engine: EngineConfig) -> tuple[int, int]:
+    """Return the tokens of the cache, whole blocks, and those of the window."""
+    affordable -= affordable % BLOCK_TOKENS
+    window = min(engine.max_context_tokens, loaded.window, affordable)
+    if window < 2:
+        raise ModelLoadError(
+            "No memory is left for the KV cache; raise engine.kv_cache_fraction (on a GPU) or "
+            "engine.kv_cache_cpu_gib, or use a larger device."
+        )
+    wanted = whole_blocks(window) * engine.max_running_requests
+    return min(affordable, wanted), window
+
+
+@torch.inference_mode()
+def _probe(loaded: LoadedModel, engine: EngineConfig) -> tuple[dict[int, LayerShape], int]:
+    """See every attention layer's shapes and, on a GPU, what the largest step takes.
+
+    Returns:
+        Shapes by layer index, and the bytes a step needs besides weights and KV cache.
+    """
+    model, device = loaded.model, loaded.device
+    tokens = engine.max_batch_tokens if device.type == "cuda" else 2
+    kept = min(tokens, engine.max_running_requests)
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device=device)
+    places = torch.arange(tokens, device=device)
+    probe = ShapeProbe()
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    try:
+        logits = model(
+            input_ids=ids,
+            position_ids=places[None] % loaded.window,
+            logits_to_keep=places[:kept],
+            use_cache=False,
+            forward_pass=probe,
+        ).logits
+    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
+        raise ModelLoadError(f"{type(model).__name__} cannot run here: {error}") from error
+    if logits.shape[1] != kept or not probe.shapes:
+        raise ModelLoadError(f"{type(model).__name__} does not follow the attention interface.")
+    if device.type != "cuda":
+        return probe.shapes, 0
+    # The sampler works in float32 on the kept rows, a few tensors of their size at a time.
+    sampler = 6 * logits.numel() * 4
+    return probe.shapes, torch.cuda.max_memory_allocated(device) - before + sampler
+
+
+def _budgets(
+    shapes: dict[int, LayerShape], engine: EngineConfig, activation_bytes: int
+) -> dict[torch.device, int]:
+    budgets = {}
+    for device in {shape.device for shape in shapes.values()}:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            free, total = torch.cuda.mem_get_info(device)
+            budget = engine.kv_cache_fraction * total - (total - free) - activation_bytes
+        else:
+            budget = engine.kv_cache_cpu_gib * 2**30
+        budgets[device] = int(budget)
+    return budgets

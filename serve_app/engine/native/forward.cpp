@@ -1,0 +1,569 @@
+// A packed step of a Llama-like model on the CPU, from token ids to logits, in one call.
+//
+// One OpenMP region runs the whole forward; every phase is a loop over independent tasks with a
+// barrier behind it. All matrix products go through one micro-kernel, `tile`: up to ROWS rows of
+// activations times a panel of 32 columns. Weights are packed into such panels once; keys and
+// values are kept in them, so that attention is the same product over the cache.
+//
+// Batch invariance: a row's sums run over its own inputs in one fixed order, whatever else is in
+// the batch and however its prompt was cut into chunks. Results are bitwise the same.
+//
+// Sources: goto & van de Geijn (2008) for packing and register blocking; Milakov & Gimelshein
+// (2018) for the online softmax; Cephes' expf for the exponential.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int COLUMNS = 32;  // of a panel, and tokens of a block of the cache
+constexpr int LANES = 16;
+#ifdef __AVX512F__
+constexpr int ROWS = 12;  // 24 accumulators, 2 columns and 1 broadcast in 32 registers
+#else
+constexpr int ROWS = 3;
+#endif
+constexpr int ROW_GROUP = 96;  // rows that pass a panel while it is in the nearest caches
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float widen(float value) { return value; }
+inline float widen(bfloat16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+inline void narrow(float value, float& out) { out = value; }
+inline void narrow(float value, bfloat16& out) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (value != value) {
+        out.bits = 0x7fc0;
+        return;
+    }
+    out.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
+}
+
+inline Floats splat(float value) { return value - Floats{}; }
+
+inline Floats load(const float* from) {
+    Floats value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+inline void store(bfloat16* to, Floats value) {
+#ifdef __AVX512BF16__
+    __m256bh packed = _mm512_cvtneps_pbh((__m512)value);
+    std::memcpy(to, &packed, sizeof packed);
+#else
+    for (int i = 0; i < LANES; i++) narrow(value[i], to[i]);
+#endif
+}
+
+inline float sum(Floats value) {
+    float total = 0;
+    for (int step = LANES / 2; step; step /= 2)
+        for (int i = 0; i < step; i++) value[i] += value[i + step];
+    total = value[0];
+    return total;
+}
+
+inline float largest(Floats value) {
+    for (int step = LANES / 2; step; step /= 2)
+        for (int i = 0; i < step; i++) value[i] = std::max(value[i], value[i + step]);
+    return value[0];
+}
+
+inline Floats exponential(Floats x) {
+    const Floats low = splat(-87.3f), high = splat(88.3f);
+    Ints below = x < low;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    Floats scaled = x * 1.44269504088896341f;
+    // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
+    const Floats magic = splat(12582912.f);
+    Floats whole = (scaled + magic) - magic;
+    Floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Floats y = splat(1.9875691500e-4f);
+    y = y * rest + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * rest * rest + rest + 1.f;
+    Ints power = __builtin_convertvector(whole, Ints) + 127;
+    power <<= 23;
+    Floats scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    Floats result = y * scale;
+    return below ? Floats{} : result;
+}
+
+// How a number type is laid out in a panel: DEPTH successive inputs of a column side by side.
+template <class T>
+struct Packed;
+
+template <>
+struct Packed<float> {
+    static constexpr int DEPTH = 1;
+    struct Column {
+        Floats values;
+    };
+    static Column column(const float* from) { return {load(from)}; }
+    static Floats add(Floats sum, const float* row, Column column) {
+        return sum + splat(*row) * column.values;
+    }
+};
+
+template <>
+struct Packed<bfloat16> {
+    static constexpr int DEPTH = 2;
+#ifdef __AVX512BF16__
+    struct Column {
+        __m512bh values;
+    };
+    static Column column(const bfloat16* from) { return {(__m512bh)_mm512_loadu_ps(from)}; }
+    static Floats add(Floats sum, const bfloat16* row, Column column) {
+        int32_t pair;
+        std::memcpy(&pair, row, 4);
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair),
+                                        column.values);
+    }
+#else
+    struct Column {
+        Floats even, odd;
+    };
+    static Column column(const bfloat16* from) {
+        Ints pairs;
+        std::memcpy(&pairs, from, sizeof pairs);
+        Ints even = pairs << 16, odd = pairs & int32_t(0xffff0000);
+        Column column;
+        std::memcpy(&column.even, &even, sizeof even);
+        std::memcpy(&column.odd, &odd, sizeof odd);
+        return column;
+    }
+    static Floats add(Floats sum, const bfloat16* row, Column column) {
+        return sum + splat(widen(row[0])) * column.even + splat(widen(row[1])) * column.odd;
+    }
+#endif
+};
+
+// out[r][0..32) (+)= rows[r][0..depth) * panel; the panel is [depth / DEPTH][32][DEPTH].
+template <class T, int R>
+void tile_of(const T* rows, size_t stride, const T* panel, int depth, float* out,
+             size_t out_stride, bool accumulate) {
+    using P = Packed<T>;
+    Floats sums[R][2];
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++)
+            sums[r][half] = accumulate ? load(out + r * out_stride + half * LANES) : Floats{};
+    for (int k = 0; k < depth; k += P::DEPTH, panel += COLUMNS * P::DEPTH) {
+        auto left = P::column(panel), right = P::column(panel + LANES * P::DEPTH);
+        for (int r = 0; r < R; r++) {
+            const T* row = rows + r * stride + k;
+            sums[r][0] = P::add(sums[r][0], row, left);
+            sums[r][1] = P::add(sums[r][1], row, right);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) store(out + r * out_stride + half * LANES, sums[r][half]);
+}
+
+template <class T, int R = ROWS>
+void tile(int count, const T* rows, size_t stride, const T* panel, int depth, float* out,
+          size_t out_stride, bool accumulate) {
+    if (count == R)
+        tile_of<T, R>(rows, stride, panel, depth, out, out_stride, accumulate);
+    else if constexpr (R > 1)
+        tile<T, R - 1>(count, rows, stride, panel, depth, out, out_stride, accumulate);
+}
+
+// For every panel of a packed matrix and every row: finish(row, panel, 32 sums).
+// To be called by all threads of a region; ends with a barrier.
+template <class T, class Finish>
+void product(int count, const T* rows, size_t stride, const T* weights, int depth, int panels,
+             Finish finish) {
+    const int groups = (count + ROW_GROUP - 1) / ROW_GROUP;
+#pragma omp for schedule(dynamic, 1) collapse(2)
+    for (int group = 0; group < groups; group++)
+        for (int panel = 0; panel < panels; panel++) {
+            const T* packed = weights + size_t(panel) * depth * COLUMNS;
+            const int begin = group * ROW_GROUP, end = std::min(count, begin + ROW_GROUP);
+            const int tiles = (end - begin + ROWS - 1) / ROWS;
+            for (int t = 0, row = begin; t < tiles; t++) {
+                alignas(64) float sums[ROWS][COLUMNS];
+                const int size = (end - row + tiles - t - 1) / (tiles - t);
+                tile<T>(size, rows + row * stride, stride, packed, depth, sums[0], COLUMNS, false);
+                for (int r = 0; r < size; r++) finish(row + r, panel, sums[r]);
+                row += size;
+            }
+        }
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Layer {
+    const void* qkv;       // panels, (heads + 2 * kv_heads) * head_dim columns
+    const float* qkv_bias; // padded to whole panels, or null
+    const void* out;       // panels, hidden columns
+    const void* gate_up;   // panels of 16 gate and the same 16 up columns
+    const void* down;      // panels, hidden columns
+    const float* attention_norm;
+    const float* mlp_norm;
+    const float* query_norm;  // or null
+    const float* key_norm;    // or null
+    void* keys;    // (blocks, kv_heads, head_dim / DEPTH, 32, DEPTH)
+    void* values;  // (blocks, kv_heads, value_panels, 32 / DEPTH, 32, DEPTH)
+    int32_t window;  // tokens that a query sees, itself included; 0 is all
+};
+
+struct Model {
+    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, rotary, vocabulary;
+    int32_t threads;
+    float eps, scale;
+    const Layer* layer;
+    const void* embedding;  // rows, or null: read from the packed head
+    const void* head;       // panels, vocabulary columns
+    const float* norm;
+    const float* cos;  // (positions, rotary / 2)
+    const float* sin;
+};
+
+struct Span {
+    int32_t q_start, q_count, kv_start, kv_count;
+};
+
+struct Step {
+    int32_t tokens, spans, kept;
+    const int32_t* ids;
+    const int32_t* positions;
+    const int32_t* slots;
+    const Span* span;
+    const int32_t* keep;  // packed rows whose logits are wanted
+    float* x;        // (tokens, hidden)
+    void* normed;    // (tokens, hidden)
+    float* qkv;      // (tokens, padded qkv columns)
+    void* query;     // (tokens, heads, head_dim)
+    void* attended;  // (tokens, heads, head_dim)
+    void* inner;     // (tokens, intermediate)
+    float* logits;   // (kept, vocabulary)
+};
+
+}  // extern "C"
+
+namespace {
+
+inline int panels_of(int columns) { return (columns + COLUMNS - 1) / COLUMNS; }
+
+// Ask for the next block while this one is computed; a block is no longer than what the
+// processor's own prefetching takes to notice it.
+template <class T>
+inline void prefetch(const T* from, size_t count) {
+    for (size_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
+}
+
+template <class T>
+struct Forward {
+    static constexpr int DEPTH = Packed<T>::DEPTH;
+    const Model& m;
+    const Step& s;
+    const int value_panels = panels_of(m.head_dim);
+    const size_t key_block = size_t(m.head_dim) * COLUMNS;
+    const size_t value_block = size_t(value_panels) * COLUMNS * COLUMNS;
+    const int columns = (m.heads + 2 * m.kv_heads) * m.head_dim;
+    const size_t qkv_stride = size_t(panels_of(columns)) * COLUMNS;
+
+    void embed(int token) const {
+        float* x = s.x + size_t(token) * m.hidden;
+        const int id = s.ids[token];
+        if (m.embedding) {
+            const T* row = static_cast<const T*>(m.embedding) + size_t(id) * m.hidden;
+            for (int i = 0; i < m.hidden; i++) x[i] = widen(row[i]);
+            return;
+        }
+        const T* column = static_cast<const T*>(m.head) +
+                          size_t(id / COLUMNS) * m.hidden * COLUMNS + (id % COLUMNS) * DEPTH;
+        for (int i = 0; i < m.hidden; i++)
+            x[i] = widen(column[(i / DEPTH) * COLUMNS * DEPTH + i % DEPTH]);
+    }
+
+    // out = x / rms(x) * weight; Zhang & Sennrich (2019).
+    template <class Out>
+    void norm(const float* x, const float* weight, int size, Out* out) const {
+        Floats squares{};
+        int i = 0;
+        for (; i + LANES <= size; i += LANES) squares += load(x + i) * load(x + i);
+        float total = sum(squares);
+        for (; i < size; i++) total += x[i] * x[i];
+        const float factor = 1.f / std::sqrt(total / size + m.eps);
+        for (i = 0; i + LANES <= size; i += LANES)
+            store(out + i, load(x + i) * factor * load(weight + i));
+        for (; i < size; i++) narrow(x[i] * factor * weight[i], out[i]);
+    }
+
+    // Rotates pairs (i, i + rotary / 2) by the token's position; Su et al. (2021).
+    void rotate(float* head, int position) const {
+        const int half = m.rotary / 2;
+        const float* cos = m.cos + size_t(position) * half;
+        const float* sin = m.sin + size_t(position) * half;
+        for (int i = 0; i < half; i++) {
+            const float a = head[i], b = head[i + half];
+            head[i] = a * cos[i] - b * sin[i];
+            head[i + half] = b * cos[i] + a * sin[i];
+        }
+    }
+
+    void place_query(const Layer& layer, int token, int head) const {
+        float* from = s.qkv + token * qkv_stride + head * m.head_dim;
+        if (layer.query_norm) norm(from, layer.query_norm, m.head_dim, from);
+        rotate(from, s.positions[token]);
+        T* to = static_cast<T*>(s.query) + (size_t(token) * m.heads + head) * m.head_dim;
+        for (int i = 0; i < m.head_dim; i++) narrow(from[i], to[i]);
+    }
+
+    void place_key(const Layer& layer, int token, int head) const {
+        float* from = s.qkv + token * qkv_stride + (m.heads + head) * m.head_dim;
+        if (layer.key_norm) norm(from, layer.key_norm, m.head_dim, from);
+        rotate(from, s.positions[token]);
+        const int slot = s.slots[token], lane = slot % COLUMNS;
+        T* block = static_cast<T*>(layer.keys) +
+                   (size_t(slot / COLUMNS) * m.kv_heads + head) * key_block;
+        for (int i = 0; i < m.head_dim; i++)
+            narrow(from[i], block[(i / DEPTH * COLUMNS + lane) * DEPTH + i % DEPTH]);
+    }
+
+    void place_value(const Layer& layer, int token, int head) const {
+        const float* from =
+            s.qkv + token * qkv_stride + (m.heads + m.kv_heads + head) * m.head_dim;
+        const int slot = s.slots[token], lane = slot % COLUMNS;
+        T* block = static_cast<T*>(layer.values) +
+                   (size_t(slot / COLUMNS) * m.kv_heads + head) * value_block;
+        // What an earlier user left behind is multiplied by zero, so it must be a number.
+        if (lane == 0) std::memset(block, 0, value_block * sizeof(T));
+        for (int i = 0; i < m.head_dim; i++) {
+            T* panel = block + size_t(i / COLUMNS) * COLUMNS * COLUMNS;
+            narrow(from[i], panel[(lane / DEPTH * COLUMNS + i % COLUMNS) * DEPTH + lane % DEPTH]);
+        }
+    }
+
+    // A span's tokens are placed by one thread: the first of a block clears it for the others.
+    void place_span(const Layer& layer, const Span& span, int place) const {
+        for (int token = span.q_start; token < span.q_start + span.q_count; token++) {
+            if (place < m.heads)
+                place_query(layer, token, place);
+            else if (place < m.heads + m.kv_heads)
+                place_key(layer, token, place - m.heads);
+            else
+                place_value(layer, token, place - m.heads - m.kv_heads);
+        }
+    }
+
+    // Query rows of one span and one key head: row r is token r / group, head r % group.
+    void attend(const Layer& layer, const Span& span, int kv_head, int first) const {
+        const int group = m.heads / m.kv_heads;
+        const int count = std::min(ROWS, span.q_count * group - first);
+        alignas(64) float scores[ROWS][COLUMNS];
+        alignas(64) T weights[ROWS][COLUMNS];
+        alignas(64) float out[ROWS * 512];
+        float top[ROWS], total[ROWS];
+        const T* query[ROWS];
+        int position[ROWS];
+        const int out_stride = value_panels * COLUMNS;
+        const int start = span.kv_count - span.q_count;
+        alignas(64) T packed[ROWS * 512];
+        for (int r = 0; r < count; r++) {
+            const int token = (first + r) / group, head = kv_head * group + (first + r) % group;
+            query[r] = static_cast<const T*>(s.query) +
+                       (size_t(span.q_start + token) * m.heads + head) * m.head_dim;
+            std::memcpy(packed + r * m.head_dim, query[r], m.head_dim * sizeof(T));
+            position[r] = start + token;
+            top[r] = -INFINITY;
+            total[r] = 0;
+            std::memset(out + r * out_stride, 0, out_stride * sizeof(float));
+        }
+        const int last = position[count - 1] / COLUMNS;
+        const int begin =
+            layer.window ? std::max(0, position[0] - layer.window + 1) / COLUMNS : 0;
+        const size_t origin = span.kv_start / COLUMNS;
+        for (int block = begin; block <= last; block++) {
+            const size_t place = (origin + block) * m.kv_heads + kv_head;
+            const T* values = static_cast<const T*>(layer.values) + place * value_block;
+            prefetch(values, value_block);
+            if (block < last)
+                prefetch(static_cast<const T*>(layer.keys) + (place + m.kv_heads) * key_block,
+                         key_block);
+            tile<T>(count, packed, m.head_dim, static_cast<const T*>(layer.keys) + place * key_block,
+                    m.head_dim, scores[0], COLUMNS, false);
+            for (int r = 0; r < count; r++)
+                soften(scores[r], weights[r], position[r] - block * COLUMNS, layer.window, top[r],
+                       total[r], out + r * out_stride);
+            for (int panel = 0; panel < value_panels; panel++)
+                tile<T>(count, weights[0], COLUMNS, values + panel * COLUMNS * COLUMNS, COLUMNS,
+                        out + panel * COLUMNS, out_stride, true);
+        }
+        for (int r = 0; r < count; r++) {
+            T* to = static_cast<T*>(s.attended) + (query[r] - static_cast<const T*>(s.query));
+            const float factor = 1.f / total[r];
+            for (int i = 0; i < m.head_dim; i++) narrow(out[r * out_stride + i] * factor, to[i]);
+        }
+    }
+
+    // One block of the online softmax; tokens after `last`, or out of its window, weigh nothing.
+    void soften(float* scores, T* weights, int last, int window, float& top, float& total,
+                float* out) const {
+        Floats low = load(scores) * m.scale, high = load(scores + LANES) * m.scale;
+        if (last < COLUMNS - 1 || (window && last >= window)) {
+            Ints lane;
+            for (int i = 0; i < LANES; i++) lane[i] = i;
+            const Floats never = splat(-INFINITY);
+            const int oldest = window ? last - window : -1;
+            low = ((lane > last) | (lane <= oldest)) ? never : low;
+            high = ((lane + LANES > last) | (lane + LANES <= oldest)) ? never : high;
+        }
+        const float now = std::max(top, largest(low > high ? low : high));
+        if (now == -INFINITY) {  // a whole block before the window of this row
+            std::memset(weights, 0, COLUMNS * sizeof(T));
+            return;
+        }
+        if (now != top) {
+            const float factor = top == -INFINITY ? 0.f : exponential(splat(top - now))[0];
+            for (int i = 0; i < value_panels * COLUMNS; i += LANES)
+                store(out + i, load(out + i) * factor);
+            total *= factor;
+            top = now;
+        }
+        low = exponential(low - now);
+        high = exponential(high - now);
+        total += sum(low + high);
+        store(weights, low);
+        store(weights + LANES, high);
+    }
+
+    void norms(const float* weight) const {
+#pragma omp for schedule(static)
+        for (int token = 0; token < s.tokens; token++)
+            norm(s.x + size_t(token) * m.hidden, weight, m.hidden,
+                 static_cast<T*>(s.normed) + size_t(token) * m.hidden);
+    }
+
+    void add(int row, int panel, const float* sums) const {
+        const int begin = panel * COLUMNS, size = std::min(COLUMNS, m.hidden - begin);
+        float* x = s.x + size_t(row) * m.hidden + begin;
+        if (size == COLUMNS) {
+            store(x, load(x) + load(sums));
+            store(x + LANES, load(x + LANES) + load(sums + LANES));
+        } else {
+            for (int i = 0; i < size; i++) x[i] += sums[i];
+        }
+    }
+
+    void attention(const Layer& layer) const {
+        product<T>(s.tokens, static_cast<const T*>(s.normed), m.hidden,
+                   static_cast<const T*>(layer.qkv), m.hidden, panels_of(columns),
+                   [&](int row, int panel, const float* sums) {
+                       float* to = s.qkv + row * qkv_stride + panel * COLUMNS;
+                       for (int i = 0; i < COLUMNS; i += LANES) {
+                           Floats value = load(sums + i);
+                           if (layer.qkv_bias)
+                               value += load(layer.qkv_bias + panel * COLUMNS + i);
+                           store(to + i, value);
+                       }
+                   });
+#pragma omp for schedule(dynamic, 1) collapse(2)
+        for (int place = 0; place < m.heads + 2 * m.kv_heads; place++)
+            for (int i = 0; i < s.spans; i++) place_span(layer, s.span[i], place);
+        // Late chunks see the most keys; they go first so that no thread ends with a long one.
+        const int64_t chunks = chunks_of(widest());
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = chunks * s.spans * m.kv_heads - 1; task >= 0; task--) {
+            const Span& span = s.span[task / m.kv_heads % s.spans];
+            const int64_t chunk = task / m.kv_heads / s.spans;
+            if (chunk < chunks_of(span.q_count))
+                attend(layer, span, int(task % m.kv_heads), int(chunk) * ROWS);
+        }
+        product<T>(s.tokens, static_cast<const T*>(s.attended), size_t(m.heads) * m.head_dim,
+                   static_cast<const T*>(layer.out), m.heads * m.head_dim, panels_of(m.hidden),
+                   [&](int row, int panel, const float* sums) { add(row, panel, sums); });
+    }
+
+    int64_t chunks_of(int tokens) const {
+        return (int64_t(tokens) * (m.heads / m.kv_heads) + ROWS - 1) / ROWS;
+    }
+
+    int widest() const {
+        int most = 0;
+        for (int i = 0; i < s.spans; i++) most = std::max(most, s.span[i].q_count);
+        return most;
+    }
+
+    void mlp(const Layer& layer) const {
+        T* inner = static_cast<T*>(s.inner);
+        product<T>(s.tokens, static_cast<const T*>(s.normed), m.hidden,
+                   static_cast<const T*>(layer.gate_up), m.hidden, m.intermediate / LANES,
+                   [&](int row, int panel, const float* sums) {
+                       const Floats gate = load(sums);
+                       const Floats swish = gate / (1.f + exponential(-gate));
+                       store(inner + size_t(row) * m.intermediate + panel * LANES,
+                             swish * load(sums + LANES));
+                   });
+        product<T>(s.tokens, inner, m.intermediate, static_cast<const T*>(layer.down),
+                   m.intermediate, panels_of(m.hidden),
+                   [&](int row, int panel, const float* sums) { add(row, panel, sums); });
+    }
+
+    void logits() const {
+        T* normed = static_cast<T*>(s.normed);
+#pragma omp for schedule(static)
+        for (int i = 0; i < s.kept; i++)
+            norm(s.x + size_t(s.keep[i]) * m.hidden, m.norm, m.hidden,
+                 normed + size_t(i) * m.hidden);
+        product<T>(s.kept, normed, m.hidden, static_cast<const T*>(m.head), m.hidden,
+                   panels_of(m.vocabulary), [&](int row, int panel, const float* sums) {
+                       const int begin = panel * COLUMNS;
+                       std::memcpy(s.logits + size_t(row) * m.vocabulary + begin, sums,
+                                   std::min(COLUMNS, m.vocabulary - begin) * sizeof(float));
+                   });
+    }
+
+    void run() const {
+#pragma omp parallel num_threads(m.threads)
+        {
+#pragma omp for schedule(static)
+            for (int token = 0; token < s.tokens; token++) embed(token);
+            for (int i = 0; i < m.layers; i++) {
+                norms(m.layer[i].attention_norm);
+                attention(m.layer[i]);
+                norms(m.layer[i].mlp_norm);
+                mlp(m.layer[i]);
+            }
+            logits();
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" void forward_float32(const Model* model, const Step* step) {
+    Forward<float>{*model, *step}.run();
+}
+
+extern "C" void forward_bfloat16(const Model* model, const Step* step) {
+    Forward<bfloat16>{*model, *step}.run();
+}

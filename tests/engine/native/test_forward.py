@@ -1,0 +1,223 @@
+"""The CPU's own forward against transformers', and against itself in other company."""
+
+import ctypes
+import random
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from serve_app.engine.native import library
+from serve_app.engine.native.forward import NativeForward
+from serve_app.engine.native.weights import COLUMNS, pack, take, unsupported
+from serve_app.engine.regions import Region
+from serve_app.engine.sequence import Move, Row, SamplingPlan, Sequence
+
+PLAIN = SamplingPlan(temperature=0, top_p=1, top_k=0, seed=0, stop_token_ids=frozenset())
+SIZES = {
+    "vocab_size": 203,
+    "hidden_size": 72,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+KINDS = {
+    "llama": {"model_type": "llama", "head_dim": 12},
+    "wide-heads": {"model_type": "llama", "head_dim": 80, "num_attention_heads": 2},
+    "tied": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 6},
+    "window": {"model_type": "mistral", "sliding_window": 40, "head_dim": 32},
+    "short-window": {"model_type": "mistral", "sliding_window": 5, "head_dim": 32},
+    "biased": {"model_type": "qwen2", "num_key_value_heads": 1},
+    "normed-heads": {"model_type": "qwen3", "head_dim": 32},
+}
+
+
+def make(kind: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**SIZES, **KINDS[kind]})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for name, parameter in model.named_parameters():  # nothing stays at its neutral value
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def make_native(kind: str, dtype: torch.dtype, **sizes) -> NativeForward:
+    model = make(kind, dtype)
+    assert unsupported(model) is None
+    sizes = {"kv_tokens": 2048, "max_batch_tokens": 512, **sizes}
+    return NativeForward(library.load(), take(model, 256), **sizes)
+
+
+def sequence(tokens: list[int], place: int) -> Sequence:
+    return Sequence(
+        key=place,
+        tokens=list(tokens),
+        prompt_tokens=len(tokens),
+        max_tokens=100,
+        sampling=PLAIN,
+        region=Region(place, 256),
+    )
+
+
+def prompts(*lengths: int) -> list[Sequence]:
+    rng = random.Random(1)
+    return [
+        sequence([rng.randrange(SIZES["vocab_size"]) for _ in range(length)], 256 * index)
+        for index, length in enumerate(lengths)
+    ]
+
+
+@torch.inference_mode()
+def reference(model, some: Sequence) -> torch.Tensor:
+    return model(torch.tensor([some.tokens])).logits[0].float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_step_equals_transformers(kind, dtype):
+    """Logits of every token of mixed prompts in one step, within the dtype's rounding."""
+    some = prompts(1, 33, 130, 7, 64)
+    got = make_native(kind, dtype).logits([Row(s, 0, len(s.tokens), len(s.tokens)) for s in some])
+    model = make(kind, torch.float32)
+    if dtype is torch.bfloat16:  # the same rounded weights, but exact sums
+        model = make(kind, dtype).float()
+    want = torch.cat([reference(model, s) for s in some])
+    tolerance = 2e-4 if dtype is torch.float32 else 0.06
+    assert (got - want).abs().max() < tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_result_is_bitwise_the_same_in_any_company_and_any_chunks(dtype):
+    """A hundred sequences alone, then in random batches, chunks and places."""
+    rng = random.Random(7)
+    forward = make_native("window", dtype, kv_tokens=100 * 256)
+    some = prompts(*(rng.randint(1, 120) for _ in range(100)))
+    alone = [forward.logits([Row(s, 0, len(s.tokens), 1)])[0] for s in some]
+    places = list(range(0, 100 * 256, 256))
+    rng.shuffle(places)
+    for each, place in zip(some, places, strict=True):
+        each.region = Region(place, 256)
+    together: dict[int, torch.Tensor] = {}
+    while len(together) < len(some):
+        missing = [s for s in some if s.computed < len(s.tokens)]
+        rows = []
+        for each in sorted(rng.sample(missing, min(len(missing), rng.randint(1, 9))), key=_place):
+            left = len(each.tokens) - each.computed
+            count = rng.randint(1, min(left, 40))
+            rows.append(Row(each, each.computed, count, int(count == left)))
+        logits = iter(forward.logits(rows))
+        for row in rows:
+            row.sequence.computed += row.count
+            if row.kept:
+                together[row.sequence.key] = next(logits)
+    for each, want in zip(some, alone, strict=True):
+        assert torch.equal(together[each.key], want)
+
+
+def _place(some: Sequence) -> int:
+    return some.region.start
+
+
+def test_threads_do_not_change_a_bit():
+    """One thread or two: work is divided between results, never inside one."""
+    forward = make_native("llama", torch.bfloat16)
+    some = prompts(50, 3)
+    rows = [Row(s, 0, len(s.tokens), 1) for s in some]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = forward.logits(rows)
+        torch.set_num_threads(2)
+        assert torch.equal(forward.logits(rows), one)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_moved_sequence_goes_on_as_if_nothing_was():
+    """K and V are copied block by block; the last one is not whole."""
+    forward = make_native("llama", torch.float32)
+    (some,) = prompts(77)
+    forward.logits([Row(some, 0, 76, 0)])
+    stayed = forward.logits([Row(some, 76, 1, 1)])
+    forward.move((Move(0, 1024, 76),))
+    some.region = Region(1024, 256)
+    assert torch.equal(forward.logits([Row(some, 76, 1, 1)]), stayed)
+
+
+def test_what_an_earlier_sequence_left_behind_does_not_matter():
+    """Not even NaN: a poisoned request's place is clean for the next one."""
+    forward = make_native("llama", torch.bfloat16)
+    (some,) = prompts(70)
+    clean = forward.logits([Row(some, 0, 70, 1)])
+    for pool in (forward._keys, forward._values):
+        pool.fill_(float("nan"))
+    assert torch.equal(forward.logits([Row(some, 0, 70, 1)]), clean)
+
+
+def test_poison_stays_in_its_row():
+    """A row that is not a number does not touch its neighbours."""
+    forward = make_native("llama", torch.bfloat16)
+    some = prompts(40, 40)
+    rows = [Row(s, 0, 40, 1) for s in some]
+    clean = forward.logits(rows)
+    forward.logits([Row(s, 0, 39, 0) for s in some])
+    forward._values[:, :8].fill_(float("nan"))  # the first sequence's place
+    got = forward.logits([Row(s, 39, 1, 1) for s in some])
+    assert got[0].isnan().all()
+    assert torch.equal(got[1], clean[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packing_is_a_permutation(dtype):
+    """Panel, pair of inputs, column, input: every weight stands where the kernel reads it."""
+    weight = torch.randn(70, 10).to(dtype)
+    depth = 2 if dtype is torch.bfloat16 else 1
+    packed = pack(weight).view(3, 10 // depth, COLUMNS, depth)
+    for output in (0, 31, 32, 69):
+        for value in range(10):
+            place = packed[output // 32, value // depth, output % 32, value % depth]
+            assert place == weight[output, value]
+    assert (packed[2, :, 70 % 32 :] == 0).all()
+
+
+def test_unlike_models_are_left_alone():
+    """An architecture, an activation or a dtype that the kernel does not know."""
+    config = AutoConfig.for_model(**SIZES, model_type="llama", hidden_act="gelu")
+    assert "gelu" in unsupported(AutoModelForCausalLM.from_config(config))
+    config = AutoConfig.for_model(**SIZES, model_type="llama", mlp_bias=True)
+    assert "bias" in unsupported(AutoModelForCausalLM.from_config(config))
+    config = AutoConfig.for_model(**SIZES, model_type="gemma2")
+    assert "gemma2" in unsupported(AutoModelForCausalLM.from_config(config))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SIZES, model_type="llama"))
+    assert "float16" in unsupported(model.half())
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch, tmp_path):
+    """Nothing found, or something that fails: one sentence, no traceback."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(library.Unavailable, match="cannot be run"):
+        library.load()
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(library.Unavailable, match="failed"):
+        library.load()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(library.Unavailable, match="no C\\+\\+ compiler"):
+        library.load()
+
+
+def test_the_library_is_compiled_once_and_only_where_nobody_else_writes(monkeypatch, tmp_path):
+    """A second load takes the first one's file; a directory open to others is not used."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert isinstance(library.load(), ctypes.CDLL)
+    (made,) = (tmp_path / "serve-app" / "native").iterdir()
+    before = made.stat().st_mtime_ns
+    library.load()
+    assert made.stat().st_mtime_ns == before
+    made.parent.chmod(0o777)
+    assert library._cache() != made.parent
