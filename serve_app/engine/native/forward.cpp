@@ -28,6 +28,7 @@ constexpr int ROWS = 12;  // 24 accumulators, 2 columns and 1 broadcast in 32 re
 #else
 constexpr int ROWS = 3;
 #endif
+constexpr int MAX_HEAD = 512;
 constexpr int ROW_GROUP = 96;  // rows that pass a panel while it is in the nearest caches
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -75,18 +76,32 @@ inline void store(bfloat16* to, Floats value) {
 #endif
 }
 
+// to[i] = from[i] * factor
+template <class T>
+inline void scale(const float* from, float factor, int count, T* to) {
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(from + i) * factor);
+    for (; i < count; i++) narrow(from[i] * factor, to[i]);
+}
+
 inline float sum(Floats value) {
-    float total = 0;
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)value);
+#else
     for (int step = LANES / 2; step; step /= 2)
         for (int i = 0; i < step; i++) value[i] += value[i + step];
-    total = value[0];
-    return total;
+    return value[0];
+#endif
 }
 
 inline float largest(Floats value) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)value);
+#else
     for (int step = LANES / 2; step; step /= 2)
         for (int i = 0; i < step; i++) value[i] = std::max(value[i], value[i + step]);
     return value[0];
+#endif
 }
 
 inline Floats exponential(Floats x) {
@@ -164,14 +179,14 @@ struct Packed<bfloat16> {
 };
 
 // out[r][0..32) (+)= rows[r][0..depth) * panel; the panel is [depth / DEPTH][32][DEPTH].
-template <class T, int R>
+template <class T, int R, bool ADD>
 void tile_of(const T* rows, size_t stride, const T* panel, int depth, float* out,
-             size_t out_stride, bool accumulate) {
+             size_t out_stride) {
     using P = Packed<T>;
     Floats sums[R][2];
     for (int r = 0; r < R; r++)
         for (int half = 0; half < 2; half++)
-            sums[r][half] = accumulate ? load(out + r * out_stride + half * LANES) : Floats{};
+            sums[r][half] = ADD ? load(out + r * out_stride + half * LANES) : Floats{};
     for (int k = 0; k < depth; k += P::DEPTH, panel += COLUMNS * P::DEPTH) {
         auto left = P::column(panel), right = P::column(panel + LANES * P::DEPTH);
         for (int r = 0; r < R; r++) {
@@ -184,13 +199,13 @@ void tile_of(const T* rows, size_t stride, const T* panel, int depth, float* out
         for (int half = 0; half < 2; half++) store(out + r * out_stride + half * LANES, sums[r][half]);
 }
 
-template <class T, int R = ROWS>
+template <class T, bool ADD = false, int R = ROWS>
 void tile(int count, const T* rows, size_t stride, const T* panel, int depth, float* out,
-          size_t out_stride, bool accumulate) {
+          size_t out_stride) {
     if (count == R)
-        tile_of<T, R>(rows, stride, panel, depth, out, out_stride, accumulate);
+        tile_of<T, R, ADD>(rows, stride, panel, depth, out, out_stride);
     else if constexpr (R > 1)
-        tile<T, R - 1>(count, rows, stride, panel, depth, out, out_stride, accumulate);
+        tile<T, ADD, R - 1>(count, rows, stride, panel, depth, out, out_stride);
 }
 
 // For every panel of a packed matrix and every row: finish(row, panel, 32 sums).
@@ -208,7 +223,7 @@ void product(int count, const T* rows, size_t stride, const T* weights, int dept
             for (int t = 0, row = begin; t < tiles; t++) {
                 alignas(64) float sums[ROWS][COLUMNS];
                 const int size = (end - row + tiles - t - 1) / (tiles - t);
-                tile<T>(size, rows + row * stride, stride, packed, depth, sums[0], COLUMNS, false);
+                tile<T>(size, rows + row * stride, stride, packed, depth, sums[0], COLUMNS);
                 for (int r = 0; r < size; r++) finish(row + r, panel, sums[r]);
                 row += size;
             }
@@ -229,14 +244,14 @@ struct Layer {
     const float* mlp_norm;
     const float* query_norm;  // or null
     const float* key_norm;    // or null
-    void* keys;    // (blocks, kv_heads, head_dim / DEPTH, 32, DEPTH)
-    void* values;  // (blocks, kv_heads, value_panels, 32 / DEPTH, 32, DEPTH)
+    void* cache;  // (kv_heads, blocks) of keys (head_dim / DEPTH, 32 tokens, DEPTH) and values
+                  // (value_panels, 32 tokens / DEPTH, 32, DEPTH): one stream a head
     int32_t window;  // tokens that a query sees, itself included; 0 is all
 };
 
 struct Model {
     int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, rotary, vocabulary;
-    int32_t threads;
+    int32_t blocks, threads;
     float eps, scale;
     const Layer* layer;
     const void* embedding;  // rows, or null: read from the packed head
@@ -272,13 +287,6 @@ namespace {
 
 inline int panels_of(int columns) { return (columns + COLUMNS - 1) / COLUMNS; }
 
-// Ask for the next block while this one is computed; a block is no longer than what the
-// processor's own prefetching takes to notice it.
-template <class T>
-inline void prefetch(const T* from, size_t count) {
-    for (size_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
-}
-
 template <class T>
 struct Forward {
     static constexpr int DEPTH = Packed<T>::DEPTH;
@@ -287,6 +295,7 @@ struct Forward {
     const int value_panels = panels_of(m.head_dim);
     const size_t key_block = size_t(m.head_dim) * COLUMNS;
     const size_t value_block = size_t(value_panels) * COLUMNS * COLUMNS;
+    const size_t block_size = key_block + value_block;
     const int columns = (m.heads + 2 * m.kv_heads) * m.head_dim;
     const size_t qkv_stride = size_t(panels_of(columns)) * COLUMNS;
 
@@ -330,12 +339,17 @@ struct Forward {
         }
     }
 
+    T* block_of(const Layer& layer, int head, int slot) const {
+        return static_cast<T*>(layer.cache) +
+               (size_t(head) * m.blocks + slot / COLUMNS) * block_size;
+    }
+
     void place_query(const Layer& layer, int token, int head) const {
         float* from = s.qkv + token * qkv_stride + head * m.head_dim;
         if (layer.query_norm) norm(from, layer.query_norm, m.head_dim, from);
         rotate(from, s.positions[token]);
-        T* to = static_cast<T*>(s.query) + (size_t(token) * m.heads + head) * m.head_dim;
-        for (int i = 0; i < m.head_dim; i++) narrow(from[i], to[i]);
+        scale(from, 1.f, m.head_dim,
+              static_cast<T*>(s.query) + (size_t(token) * m.heads + head) * m.head_dim);
     }
 
     void place_key(const Layer& layer, int token, int head) const {
@@ -343,23 +357,25 @@ struct Forward {
         if (layer.key_norm) norm(from, layer.key_norm, m.head_dim, from);
         rotate(from, s.positions[token]);
         const int slot = s.slots[token], lane = slot % COLUMNS;
-        T* block = static_cast<T*>(layer.keys) +
-                   (size_t(slot / COLUMNS) * m.kv_heads + head) * key_block;
-        for (int i = 0; i < m.head_dim; i++)
-            narrow(from[i], block[(i / DEPTH * COLUMNS + lane) * DEPTH + i % DEPTH]);
+        T* block = block_of(layer, head, slot);
+        alignas(64) T key[MAX_HEAD];
+        scale(from, 1.f, m.head_dim, key);
+        for (int i = 0; i < m.head_dim; i += DEPTH)
+            std::memcpy(block + (i * COLUMNS + lane * DEPTH), key + i, DEPTH * sizeof(T));
     }
 
     void place_value(const Layer& layer, int token, int head) const {
         const float* from =
             s.qkv + token * qkv_stride + (m.heads + m.kv_heads + head) * m.head_dim;
         const int slot = s.slots[token], lane = slot % COLUMNS;
-        T* block = static_cast<T*>(layer.values) +
-                   (size_t(slot / COLUMNS) * m.kv_heads + head) * value_block;
+        T* block = block_of(layer, head, slot) + key_block;
         // What an earlier user left behind is multiplied by zero, so it must be a number.
         if (lane == 0) std::memset(block, 0, value_block * sizeof(T));
+        alignas(64) T value[MAX_HEAD];
+        scale(from, 1.f, m.head_dim, value);
         for (int i = 0; i < m.head_dim; i++) {
             T* panel = block + size_t(i / COLUMNS) * COLUMNS * COLUMNS;
-            narrow(from[i], panel[(lane / DEPTH * COLUMNS + i % COLUMNS) * DEPTH + lane % DEPTH]);
+            panel[(lane / DEPTH * COLUMNS + i % COLUMNS) * DEPTH + lane % DEPTH] = value[i];
         }
     }
 
@@ -381,13 +397,14 @@ struct Forward {
         const int count = std::min(ROWS, span.q_count * group - first);
         alignas(64) float scores[ROWS][COLUMNS];
         alignas(64) T weights[ROWS][COLUMNS];
-        alignas(64) float out[ROWS * 512];
-        float top[ROWS], total[ROWS];
+        alignas(64) float out[ROWS * MAX_HEAD];
+        float top[ROWS];
+        Floats total[ROWS];
         const T* query[ROWS];
         int position[ROWS];
         const int out_stride = value_panels * COLUMNS;
         const int start = span.kv_count - span.q_count;
-        alignas(64) T packed[ROWS * 512];
+        alignas(64) T packed[ROWS * MAX_HEAD];
         for (int r = 0; r < count; r++) {
             const int token = (first + r) / group, head = kv_head * group + (first + r) % group;
             query[r] = static_cast<const T*>(s.query) +
@@ -395,43 +412,35 @@ struct Forward {
             std::memcpy(packed + r * m.head_dim, query[r], m.head_dim * sizeof(T));
             position[r] = start + token;
             top[r] = -INFINITY;
-            total[r] = 0;
+            total[r] = Floats{};
             std::memset(out + r * out_stride, 0, out_stride * sizeof(float));
         }
         const int last = position[count - 1] / COLUMNS;
         const int begin =
             layer.window ? std::max(0, position[0] - layer.window + 1) / COLUMNS : 0;
-        const size_t origin = span.kv_start / COLUMNS;
-        for (int block = begin; block <= last; block++) {
-            const size_t place = (origin + block) * m.kv_heads + kv_head;
-            const T* values = static_cast<const T*>(layer.values) + place * value_block;
-            prefetch(values, value_block);
-            if (block < last)
-                prefetch(static_cast<const T*>(layer.keys) + (place + m.kv_heads) * key_block,
-                         key_block);
-            tile<T>(count, packed, m.head_dim, static_cast<const T*>(layer.keys) + place * key_block,
-                    m.head_dim, scores[0], COLUMNS, false);
+        const T* keys = block_of(layer, kv_head, span.kv_start) + begin * block_size;
+        for (int block = begin; block <= last; block++, keys += block_size) {
+            tile<T>(count, packed, m.head_dim, keys, m.head_dim, scores[0], COLUMNS);
             for (int r = 0; r < count; r++)
                 soften(scores[r], weights[r], position[r] - block * COLUMNS, layer.window, top[r],
                        total[r], out + r * out_stride);
+            const T* values = keys + key_block;
             for (int panel = 0; panel < value_panels; panel++)
-                tile<T>(count, weights[0], COLUMNS, values + panel * COLUMNS * COLUMNS, COLUMNS,
-                        out + panel * COLUMNS, out_stride, true);
+                tile<T, true>(count, weights[0], COLUMNS, values + panel * COLUMNS * COLUMNS,
+                              COLUMNS, out + panel * COLUMNS, out_stride);
         }
         for (int r = 0; r < count; r++) {
             T* to = static_cast<T*>(s.attended) + (query[r] - static_cast<const T*>(s.query));
-            const float factor = 1.f / total[r];
-            for (int i = 0; i < m.head_dim; i++) narrow(out[r * out_stride + i] * factor, to[i]);
+            scale(out + r * out_stride, 1.f / sum(total[r]), m.head_dim, to);
         }
     }
 
     // One block of the online softmax; tokens after `last`, or out of its window, weigh nothing.
-    void soften(float* scores, T* weights, int last, int window, float& top, float& total,
+    void soften(float* scores, T* weights, int last, int window, float& top, Floats& total,
                 float* out) const {
         Floats low = load(scores) * m.scale, high = load(scores + LANES) * m.scale;
         if (last < COLUMNS - 1 || (window && last >= window)) {
-            Ints lane;
-            for (int i = 0; i < LANES; i++) lane[i] = i;
+            const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
             const Floats never = splat(-INFINITY);
             const int oldest = window ? last - window : -1;
             low = ((lane > last) | (lane <= oldest)) ? never : low;
@@ -451,7 +460,7 @@ struct Forward {
         }
         low = exponential(low - now);
         high = exponential(high - now);
-        total += sum(low + high);
+        total += low + high;
         store(weights, low);
         store(weights + LANES, high);
     }

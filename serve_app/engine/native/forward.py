@@ -31,11 +31,13 @@ class NativeForward:
         dtype = weights.head.dtype
         self._run = getattr(library, f"forward_{str(dtype).removeprefix('torch.')}")
         self._weights = weights
-        blocks = kv_tokens // COLUMNS
         # Zeros and not garbage: the pages stay untouched until used, and hold no NaN.
-        self._keys, self._values = (
-            torch.zeros(len(weights.layers), blocks, weights.kv_heads, size, dtype=dtype)
-            for size in _block_sizes(weights)
+        self._cache = torch.zeros(
+            len(weights.layers),
+            weights.kv_heads,
+            kv_tokens // COLUMNS,
+            _block_size(weights),
+            dtype=dtype,
         )
         self._layers = (Layer * len(weights.layers))(
             *(self._layer(index) for index in range(len(weights.layers)))
@@ -48,8 +50,8 @@ class NativeForward:
         for move in moves:
             source, target = move.source // COLUMNS, move.target // COLUMNS
             blocks = -(-move.length // COLUMNS)
-            for pool in (self._keys, self._values):
-                pool[:, target : target + blocks] = pool[:, source : source + blocks]
+            copied = self._cache[:, :, source : source + blocks]
+            self._cache[:, :, target : target + blocks] = copied
 
     def logits(self, rows: list[Row]) -> torch.Tensor:
         """See `Forward.logits`; float32."""
@@ -82,8 +84,7 @@ class NativeForward:
         tensors = {name: getattr(layer, name) for name in LAYER_WEIGHTS}
         return Layer(
             **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
-            keys=self._keys[index].data_ptr(),
-            values=self._values[index].data_ptr(),
+            cache=self._cache[index].data_ptr(),
             window=layer.window,
         )
 
@@ -98,6 +99,7 @@ class NativeForward:
             head_dim=weights.head_dim,
             rotary=2 * weights.cos.shape[1],
             vocabulary=weights.vocabulary,
+            blocks=self._cache.shape[2],
             eps=weights.eps,
             scale=weights.scale,
             layer=self._layers,
@@ -130,7 +132,6 @@ class NativeForward:
         return Step(**{name: tensor.data_ptr() for name, tensor in self._tensors.items()})
 
 
-def _block_sizes(weights: Weights) -> tuple[int, int]:
-    """Return the numbers of a key block and of a value block of one head."""
-    panels = -(-weights.head_dim // COLUMNS)
-    return weights.head_dim * COLUMNS, panels * COLUMNS * COLUMNS
+def _block_size(weights: Weights) -> int:
+    """Return the numbers of one head's keys and values of a block; values fill whole panels."""
+    return COLUMNS * (weights.head_dim + weights.head_dim + -weights.head_dim % COLUMNS)

@@ -36,7 +36,7 @@ class Layer(ctypes.Structure):
     """`struct Layer` of forward.cpp: addresses of one layer's packed weights and cache."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in (*LAYER_WEIGHTS, "keys", "values")),
+        *((name, ctypes.c_void_p) for name in (*LAYER_WEIGHTS, "cache")),
         ("window", ctypes.c_int32),
     )  # fmt: skip
 
@@ -47,7 +47,7 @@ class Model(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
             "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "rotary",
-            "vocabulary", "threads",
+            "vocabulary", "blocks", "threads",
         )),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),

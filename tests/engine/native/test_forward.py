@@ -153,8 +153,7 @@ def test_what_an_earlier_sequence_left_behind_does_not_matter():
     forward = make_native("llama", torch.bfloat16)
     (some,) = prompts(70)
     clean = forward.logits([Row(some, 0, 70, 1)])
-    for pool in (forward._keys, forward._values):
-        pool.fill_(float("nan"))
+    forward._cache.fill_(float("nan"))
     assert torch.equal(forward.logits([Row(some, 0, 70, 1)]), clean)
 
 
@@ -165,7 +164,7 @@ def test_poison_stays_in_its_row():
     rows = [Row(s, 0, 40, 1) for s in some]
     clean = forward.logits(rows)
     forward.logits([Row(s, 0, 39, 0) for s in some])
-    forward._values[:, :8].fill_(float("nan"))  # the first sequence's place
+    forward._cache[:, :, :8].fill_(float("nan"))  # the first sequence's place
     got = forward.logits([Row(s, 39, 1, 1) for s in some])
     assert got[0].isnan().all()
     assert torch.equal(got[1], clean[1])
