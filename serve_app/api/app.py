@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from serve_app.api.answers import Model
 from serve_app.api.auth import ApiKeys, RequireKey
+from serve_app.api.board import Board
 from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, Generate
 from serve_app.api.middleware import Boundary, RequestId
 from serve_app.api.record import RequestRecord
@@ -44,6 +45,8 @@ __all__ = ["READY_TIMEOUT_S", "RequestRecord", "create_app"]
 
 READY_TIMEOUT_S = 3.0  # over the ingress' own limit, so that its answer arrives
 PROBES = frozenset({"/health", "/ready", "/version"})
+OPEN = PROBES | {"/"}  # the page holds no data; what it asks for needs the key
+QUIET = OPEN | {"/status"}
 _EXPOSED = ("x-request-id", "retry-after")
 
 
@@ -84,9 +87,10 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     if max_context_tokens is not None:
         card["max_model_len"] = max_context_tokens
     about = {"version": version, "model": model_name, "commit": commit}
+    board = Board(engine, about)
     pages = _Pages(engine, card, about, access)
     app = Starlette(
-        routes=[*_generation_routes(engine, model_name, api), *pages.routes()],
+        routes=[*_generation_routes(board, model_name, api), *pages.routes(), *board.routes()],
         middleware=_layers(api, on_finished),
         exception_handlers={HTTPException: _refuse_route},
     )
@@ -122,9 +126,9 @@ def _layers(
                 expose_headers=_EXPOSED,
             )
         )
-    layers.append(Middleware(Boundary, on_finished=on_finished, probes=PROBES))
+    layers.append(Middleware(Boundary, on_finished=on_finished, probes=QUIET))
     if api.api_keys_file is not None:
-        layers.append(Middleware(RequireKey, keys=ApiKeys(api.api_keys_file), open_paths=PROBES))
+        layers.append(Middleware(RequireKey, keys=ApiKeys(api.api_keys_file), open_paths=OPEN))
     return layers
 
 

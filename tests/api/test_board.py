@@ -1,0 +1,115 @@
+"""The status page and its numbers."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from serve_app.api.board import PAGE, Board
+from serve_app.errors import EngineError
+from serve_app.protocol import GenerationRequest, TextPrompt
+from tests.api.harness import CHAT, HELLO, MODEL, Service
+from tests.fakes import FakeEngine, Pause
+
+ABOUT = {"model": "org/name", "commit": "c" * 40, "version": "1"}
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def request(name="r"):
+    return GenerationRequest(name, TextPrompt("hello"))
+
+
+async def test_what_passes_is_counted():
+    """Running while it runs, then finished; tokens per second over the last ten."""
+    clock = Clock()
+    board = Board(FakeEngine(), ABOUT, clock)
+    clock.now += 60
+    stream = board.generate(request())
+    await anext(stream)
+    assert board.numbers()["requests"] == {"running": 1, "finished": 0, "failed": 0}
+    async for _ in stream:
+        pass
+    numbers = board.numbers()
+    assert numbers["requests"] == {"running": 0, "finished": 1, "failed": 0}
+    assert (numbers["generation_tokens"], numbers["tokens_per_s"]) == (3, 0.3)
+    assert (numbers["uptime_s"], numbers["model"]) == (60, "org/name")
+    clock.now += 11
+    assert board.numbers()["tokens_per_s"] == 0
+
+
+async def test_failures_and_goodbyes_are_told_apart():
+    """An error counts as failed; a client that left counts as neither, and the engine is told."""
+    board = Board(FakeEngine(("a", EngineError("no"))), ABOUT)
+    with pytest.raises(EngineError):
+        async for _ in board.generate(request()):
+            pass
+    assert board.numbers()["requests"] == {"running": 0, "finished": 0, "failed": 1}
+    engine = FakeEngine(("a", Pause()))
+    board = Board(engine, ABOUT)
+    stream = board.generate(request("gone"))
+    await anext(stream)
+    await stream.aclose()
+    assert board.numbers()["requests"] == {"running": 0, "finished": 0, "failed": 0}
+    assert engine.closed_early == ["gone"]
+
+
+async def test_the_page_runs_its_own_script_and_nothing_else():
+    """One file, no outside resource; the policy names the script's hash."""
+    page = await Service().request("GET", "/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    (script,) = re.findall(rb"<script>(.*?)</script>", page.content, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.headers["content-security-policy"]
+    assert not re.findall(rb"(?:src|href)\s*=\s*[\"']", page.content)
+    assert b"http://" not in page.content.replace(b"http://www.w3.org", b"")
+    assert b"https://" not in page.content
+
+
+async def test_the_numbers_are_an_answer_of_their_own():
+    """`/status` is JSON, counts what the API did, and leaves no record itself."""
+    service = Service()
+    assert (await service.post(CHAT, HELLO)).status_code == 200
+    assert len(service.records) == 1
+    status = (await service.request("GET", "/status")).json()
+    assert status["requests"] == {"running": 0, "finished": 1, "failed": 0}
+    assert status["model"] == MODEL
+    assert len(service.records) == 1
+
+
+async def test_the_page_is_open_and_its_numbers_need_the_key(tmp_path):
+    """The page holds no data; what it asks for is the API's."""
+    keys = tmp_path / "keys"
+    keys.write_text(hashlib.sha256(b"key").hexdigest() + "\n")
+    service = Service(api_keys_file=str(keys))
+    assert (await service.request("GET", "/")).status_code == 200
+    assert (await service.request("GET", "/status")).status_code == 401
+    allowed = await service.request("GET", "/status", headers={"authorization": "Bearer key"})
+    assert allowed.status_code == 200
+
+
+def test_every_field_has_a_name_and_every_id_is_one():
+    """What a screen reader needs; ids that the script uses exist."""
+    seen: list[str] = []
+    unnamed: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            attributes = dict(attrs)
+            seen.extend(filter(None, [attributes.get("id")]))
+            if tag in ("input", "svg") and not attributes.get("aria-label"):
+                unnamed.append(tag)
+
+    page = PAGE.read_text(encoding="utf-8")
+    Reader().feed(page)
+    assert not unnamed
+    assert len(seen) == len(set(seen))
+    assert set(re.findall(r'\$\("([a-z]+)"\)', page)) <= set(seen)
