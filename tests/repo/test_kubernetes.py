@@ -1,38 +1,121 @@
-"""The Kubernetes samples fit the package: commands exist, labels meet their selectors."""
+"""The Kubernetes manifests: valid by KubeRay's published schema, and true to the package.
 
+The schema is that of KubeRay's `ray.io_rayservices.yaml`, version v1 (Apache-2.0), without its
+descriptions.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from serve_app import serve_config
 from serve_app.__main__ import _parser
+from serve_app.app import DRAIN_S
 
-SAMPLE = Path(__file__).parent.parent.parent / "configs" / "kubernetes" / "join-gate.yaml"
+ROOT = Path(__file__).parent.parent.parent / "configs" / "kubernetes"
+SCHEMA = json.loads(
+    gzip.decompress((Path(__file__).parent / "data" / "rayservice-v1.schema.json.gz").read_bytes())
+)
+VARIANTS = ("base", "autoscaling", "air-gapped")
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def built(variant: str) -> dict[str, Any]:
+    """Return the RayService as kustomize makes it: replacements and JSON patches applied."""
+    service = read("base/rayservice.yaml")
+    service["spec"]["serveConfigV2"] = (ROOT / "base/app.yaml").read_text()
+    for patch in read(f"{variant}/kustomization.yaml").get("patches", ()):
+        target = {"kind": service["kind"], "name": service["metadata"]["name"]}
+        assert patch["target"] == target
+        for change in yaml.safe_load(patch["patch"]):
+            apply(service, change)
+    return service
+
+
+def apply(document: Any, change: dict[str, Any]) -> None:
+    """Apply one operation of RFC 6902; a path that is not there is an error."""
+    *parents, last = change["path"].lstrip("/").split("/")
+    for part in parents:
+        document = document[int(part) if isinstance(document, list) else part]
+    key = int(last) if isinstance(document, list) else last
+    if change["op"] == "replace":
+        document[key]  # noqa: B018 (raises if it is not there)
+    else:
+        assert change["op"] == "add"
+        assert key not in document
+    document[key] = change["value"]
+
+
+def strict(schema: Any) -> Any:
+    """Refuse unknown fields: the API server would drop them without a word."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: strict(part) for key, part in schema.items()}
+    known = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    if known and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+@pytest.fixture(params=VARIANTS)
+def service(request):
+    return built(request.param)
 
 
 @pytest.fixture
-def documents():
-    found = {document["kind"]: document for document in yaml.safe_load_all(SAMPLE.read_text())}
-    assert set(found) == {"ConfigMap", "RayCluster"}
-    return found
+def group(service):
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return group
 
 
 @pytest.fixture
-def app(documents, tmp_path):
+def app(tmp_path):
     path = tmp_path / "app.yaml"
-    path.write_text(documents["ConfigMap"]["data"]["app.yaml"])
+    path.write_text((ROOT / "base/app.yaml").read_text())
     (app,) = serve_config.read(path)
     return app
 
 
-@pytest.fixture
-def group(documents):
-    (group,) = documents["RayCluster"]["spec"]["workerGroupSpecs"]
-    return group
+def test_the_service_is_valid(service):
+    """KubeRay's own schema, unknown fields refused."""
+    schema = strict(SCHEMA)
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.Draft202012Validator(schema).validate(service)
+    broken = copy.deepcopy(service)
+    broken["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["gropName"] = "gpu"
+    with pytest.raises(jsonschema.ValidationError, match="gropName"):
+        jsonschema.Draft202012Validator(schema).validate(broken)
 
 
-def test_the_init_container_runs_a_command_that_exists(group):
+def test_kustomize_finds_what_it_is_told_of():
+    """Resources, the generated map, the replacement and the images exist."""
+    kustomization = read("base/kustomization.yaml")
+    for name in [*kustomization["resources"], *kustomization["configurations"]]:
+        assert (ROOT / "base" / name).is_file()
+    (generated,) = kustomization["configMapGenerator"]
+    assert generated["files"] == ["app.yaml"]
+    (replacement,) = kustomization["replacements"]
+    assert replacement["source"]["name"] == generated["name"]
+    assert replacement["targets"][0]["select"] == {"kind": "RayService", "name": "serve-app"}
+    assert [image["name"] for image in kustomization["images"]] == ["serve-app"]
+    for variant in VARIANTS[1:]:
+        assert read(f"{variant}/kustomization.yaml")["resources"] == ["../base"]
+
+
+def test_the_gate_of_a_pod_runs_a_command_that_exists(group):
     """A renamed flag would leave every pod waiting for ever."""
     (container,) = group["template"]["spec"]["initContainers"]
     program, *arguments = container["command"]
@@ -43,15 +126,59 @@ def test_the_init_container_runs_a_command_that_exists(group):
     assert str(options.config.parent) in mounted
 
 
-def test_the_nodes_label_is_what_the_replicas_ask_for(group, app):
+def test_a_nodes_label_is_what_the_replicas_ask_for(group, app):
     """A replica goes nowhere but to a node that passed its gate."""
     assert app.config.replica.label_selector == group["labels"]
     assert "labels" not in group["rayStartParams"]  # KubeRay refuses them there since 1.5
 
 
 def test_the_token_is_a_mounted_file_in_the_gate_and_in_the_replica(group, app):
-    """Both read the same secret, and no value stands in the manifest."""
+    """Both read the same secret, the head has none, and no value stands in a manifest."""
     folder = str(Path(app.config.access.token_file).parent)
     spec = group["template"]["spec"]
     for container in [*spec["initContainers"], *spec["containers"]]:
         assert folder in {mount["mountPath"] for mount in container["volumeMounts"]}
+    head = read("base/rayservice.yaml")["spec"]["rayClusterConfig"]["headGroupSpec"]
+    assert "huggingface" not in json.dumps(head)
+
+
+def test_every_container_is_locked_down(service):
+    """No root, no new privileges, no capabilities, a root file system that stays as it is."""
+    cluster = service["spec"]["rayClusterConfig"]
+    templates = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for spec in (template["template"]["spec"] for template in templates):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_a_pod_outlives_the_draining_of_its_replica(service, group):
+    """Neither Kubernetes nor KubeRay cuts a stream that Serve would let end."""
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
+    assert service["spec"]["rayClusterDeletionDelaySeconds"] > DRAIN_S
+
+
+def test_disruption_budgets_cover_the_pods(service):
+    """Their selectors meet the labels of head and replicas."""
+    cluster = service["spec"]["rayClusterConfig"]
+    templates = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    labels = [template["template"]["metadata"]["labels"] for template in templates]
+    budgets = list(yaml.safe_load_all((ROOT / "base/disruption.yaml").read_text()))
+    selected = [budget["spec"]["selector"]["matchLabels"] for budget in budgets]
+    assert sorted(map(str, labels)) == sorted(map(str, selected))
+
+
+def test_the_groups_size_fits_the_replicas(app):
+    """Every replica of the base has a pod with its GPUs and CPUs."""
+    (group,) = built("base")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    replica = app.config.replica
+    assert group["replicas"] >= replica.max_replicas
+    assert int(container["resources"]["limits"]["nvidia.com/gpu"]) >= replica.num_gpus
+    assert int(container["resources"]["requests"]["cpu"]) >= replica.num_cpus
