@@ -50,7 +50,7 @@ def apply(document: Any, change: dict[str, Any]) -> None:
         document = document[int(part) if isinstance(document, list) else part]
     key = int(last) if isinstance(document, list) else last
     if change["op"] == "replace":
-        document[key]  # noqa: B018 (raises if it is not there)
+        document[key]  # raises if it is not there
     else:
         assert change["op"] == "add"
         assert key not in document

@@ -1,0 +1,77 @@
+"""Dashboard and alerts ask for metrics that the package exports."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+DASHBOARD = json.loads((ROOT / "configs/grafana/serve-app.json").read_text())
+RULES = yaml.safe_load((ROOT / "configs/prometheus/rules.yaml").read_text())
+RULE_TESTS = yaml.safe_load((ROOT / "tests/repo/data/rules_test.yaml").read_text())
+EXPORTED = {
+    f"ray_{name}"
+    for path in (ROOT / "serve_app").rglob("*.py")
+    for name in re.findall(r'"(serve_app_[a-z_]+)"', path.read_text())
+}
+# Serve's own, as of Ray 2.60.
+SERVE = {"ray_serve_deployment_replica_healthy"}
+
+
+def asked(expression: str) -> set[str]:
+    """Return the metrics of an expression, histograms without their suffix."""
+    names = re.findall(r"\bray_[a-z_]+", expression)
+    return {re.sub(r"_bucket$", "", name) for name in names}
+
+
+def alerts() -> dict[str, str]:
+    return {rule["alert"]: rule["expr"] for group in RULES["groups"] for rule in group["rules"]}
+
+
+def test_every_panel_asks_for_what_is_exported():
+    """A renamed metric would leave an empty panel."""
+    panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+    assert len(panels) > 10
+    for panel in panels:
+        for target in panel["targets"]:
+            names = asked(target["expr"])
+            assert names, panel["title"]
+            assert names <= EXPORTED | SERVE, panel["title"]
+
+
+def test_panels_lie_on_the_grid_beside_each_other():
+    """No two overlap, ids are unique, and all take the chosen data source."""
+    places: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        grid = panel["gridPos"]
+        own = {
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not own & places
+        assert grid["x"] + grid["w"] <= 24
+        places |= own
+        if panel["type"] != "row":
+            assert panel["datasource"]["uid"] == "${datasource}"
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_alert_asks_for_what_is_exported():
+    """An alert over a metric that is not there never fires."""
+    for name, expression in alerts().items():
+        assert asked(expression), name
+        assert asked(expression) <= EXPORTED, name
+
+
+def test_every_alert_has_a_test_in_which_it_fires():
+    """Each is expected to fire at some time with the words that a person will read."""
+    fired = {
+        case["alertname"]
+        for test in RULE_TESTS["tests"]
+        for case in test["alert_rule_test"]
+        if case["exp_alerts"]
+    }
+    assert fired == set(alerts())
