@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     receipt.set_defaults(command=_receipt)
 
+    coldstart = commands.add_parser("coldstart", help="where each replica's start spent its time")
+    coldstart.add_argument(
+        "--address", help="address of the Ray cluster (default: the running one)"
+    )
+    coldstart.add_argument("--json", action="store_true", help="print one JSON object per start")
+    coldstart.set_defaults(command=_coldstart)
+
     validate = commands.add_parser("validate", help="check a config file, without a cluster")
     validate.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
     validate.set_defaults(command=_validate)
@@ -107,6 +114,14 @@ def _receipt(options: argparse.Namespace) -> int:
     logs.configure_cli(LoggingConfig(level="error"))
     audit = _everywhere(options, audit_cluster, audit_this_machine)
     return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
+
+
+def _coldstart(options: argparse.Namespace) -> int:
+    from serve_app import coldstart, logs
+    from serve_app.config import LoggingConfig
+
+    logs.configure_cli(LoggingConfig(level="error"))
+    return coldstart.run(options.address, as_json=options.json)
 
 
 def _everywhere(

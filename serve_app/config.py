@@ -41,6 +41,9 @@ class ModelConfig(_Part):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="asserted after loading")
     served_name: str | None = Field(None, description="name in the API; default: repo_id")
     path: str | None = Field(None, description="local directory instead of the Hub")
+    share_weights: bool = Field(
+        default=True, description="nodes that proved their access fetch from each other first"
+    )
 
     @field_validator("repo_id")
     @classmethod

@@ -7,6 +7,8 @@ token, a prompt or a request id.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ray.serve import metrics
 
 from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
@@ -94,6 +96,16 @@ class ServerMetrics:
         self._load = metrics.Gauge(
             "serve_app_model_load_seconds", description="Loading and warm-up of this replica."
         )
+        self._weights = metrics.Counter(
+            "serve_app_weights_bytes_total",
+            description="Bytes of the model by where this replica got them: hub, peer, cache.",
+            tag_keys=("source",),
+        )
+        self._cold_start = metrics.Gauge(
+            "serve_app_cold_start_seconds",
+            description="Where this replica's start spent its time, by phase.",
+            tag_keys=("phase",),
+        )
         self._running = metrics.Gauge(
             "serve_app_num_requests_running", description="Requests in the batch."
         )
@@ -111,6 +123,14 @@ class ServerMetrics:
     def loaded(self, seconds: float) -> None:
         """Record how long loading took."""
         self._load.set(seconds)
+
+    def started(self, phases: Mapping[str, float], weights_bytes: Mapping[str, int]) -> None:
+        """Publish a start: seconds by `<phase>_s`, and the model's bytes by source."""
+        for name, seconds in phases.items():
+            self._cold_start.set(seconds, tags={"phase": name.removesuffix("_s")})
+        for source, size in weights_bytes.items():
+            if size:  # Ray refuses to add nothing
+                self._weights.inc(size, tags={"source": source})
 
     def sample(self, stats: EngineStats) -> None:
         """Publish the engine's state of this moment."""

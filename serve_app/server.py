@@ -2,13 +2,15 @@
 
 Before it touches torch or the network's big files a replica proves its own access to the
 pinned commit, because replicas also start where no builder ran: on scale-up, after an edit of
-`ray_actor_options`, on recovery. Only then it downloads, loads, warms up and takes requests.
+`ray_actor_options`, on recovery. Only then it fetches, loads, warms up and takes requests; the
+ledger says where the seconds went.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -17,15 +19,17 @@ from typing import TYPE_CHECKING
 
 import ray
 import structlog
+from ray import serve
 
-from serve_app import logs, metrics
+from serve_app import ledger, logs, metrics
 from serve_app.access import verdict as verdicts
-from serve_app.access.download import download_snapshot
 from serve_app.access.placement import all_nodes
 from serve_app.access.prove import keep_receipt, prove_here
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
 from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
+from serve_app.weights.bring import Brought, bring
+from serve_app.weights.peers import Peers
 
 if TYPE_CHECKING:
     from serve_app.access.verdict import NodeVerdict
@@ -56,13 +60,18 @@ class LLMServer:
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
+        self._ledger = ledger.Ledger()
         try:
-            proven = await self._prove_access(config, commit)
-            self._engine = await asyncio.to_thread(_load, config, proven, commit)
+            with self._ledger.span("check"):
+                proven = await self._prove_access(config, commit)
+            self._engine, brought = await asyncio.to_thread(
+                _load, config, proven, commit, self._ledger
+            )
         except AccessDenied:
             await asyncio.sleep(random.uniform(*HOLD_S))  # noqa: S311 (spreads load, no secret)
             raise
         self._metrics.loaded(self._engine.load_report.total_s)
+        self._start: ledger.Start | None = await asyncio.to_thread(self._started, proven, brought)
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
     async def generate(
@@ -73,8 +82,12 @@ class LLMServer:
         Our own errors travel as the last item, not as exceptions: Serve would log every
         client's mistake with a traceback and count it as a failure of the replica.
         """
+        asked_at, asked = time.time(), time.monotonic()
         try:
             async for delta in self._engine.generate(request):
+                if self._start is not None:
+                    start, self._start = self._start, None
+                    await self._answered(start, asked_at, time.monotonic() - asked)
                 yield delta
         except ServeAppError as error:
             yield error
@@ -123,6 +136,21 @@ class LLMServer:
         log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
         raise AccessDenied(verdict.line())
 
+    def _started(self, proven: NodeVerdict, brought: Brought) -> ledger.Start:
+        """Close the ledger and tell it: in metrics, in the log, in the cluster's memory."""
+        context = serve.get_replica_context()
+        moved = brought.bytes_by_source()
+        start = self._ledger.ready(context.app_name, context.replica_tag, proven.node_name, moved)
+        self._metrics.started(start.facts(), moved)
+        log.info("replica.started", node_id=proven.node_id, **moved, **start.facts())
+        ledger.keep(start)
+        return start
+
+    async def _answered(self, start: ledger.Start, asked_at: float, ttft_s: float) -> None:
+        self._metrics.started({"first_token_s": ttft_s}, {})
+        start = ledger.with_first_token(start, asked_at=asked_at, ttft_s=ttft_s)
+        await asyncio.to_thread(ledger.keep, start)
+
     async def _sample(self) -> None:
         while True:
             self._metrics.sample(self._engine.stats())
@@ -136,31 +164,57 @@ def _this_node() -> tuple[str, str]:
     return node_id, names.get(node_id) or node_id[:12]
 
 
-def _load(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Engine:
-    started = time.monotonic()
-    log.info("model.downloading", repo_id=config.model.source, commit=commit)
-    offline = proven.receipt_age_s is not None
-    directory = download_snapshot(config.model, config.access, commit, offline=offline)
-    keep_receipt(proven, config.model, config.access)  # once more: the license is here now
-    log.info(
-        "model.loading",
-        repo_id=config.model.source,
-        commit=commit,
-        download_s=round(time.monotonic() - started, 3),
-    )
-    # Here and not at the top: importing torch takes seconds, a refusal must not wait for it.
+def _load(
+    config: AppConfig, proven: NodeVerdict, commit: str | None, spans: ledger.Ledger
+) -> tuple[Engine, Brought]:
+    # After the check and not at the top: importing torch takes seconds, a refusal must not wait
+    # for it. While the files come there is time for it.
+    libraries = threading.Thread(target=_import_libraries, args=(spans,), daemon=True)
+    libraries.start()
+    with spans.span("download"):
+        brought = _bring(config, proven, commit)
+    libraries.join()
     from serve_app.engine.engine import Engine  # noqa: PLC0415
 
+    loading_at = time.time()
     engine = Engine.load(
-        directory,
+        brought.directory,
         model=config.model,
         engine=config.engine,
         num_gpus=config.replica.num_gpus,
         num_cpus=config.replica.num_cpus,
         max_queued_requests=config.api.max_queued_requests,
     )
+    spans.follow(engine.load_report.phases(), started_at=loading_at)
     log.info(
         "model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts()
     )
     log.info("engine.started", max_context_tokens=engine.max_context_tokens)
-    return engine
+    return engine, brought
+
+
+def _import_libraries(spans: ledger.Ledger) -> None:
+    with spans.span("libraries"):
+        import serve_app.engine.engine  # noqa: F401, PLC0415
+
+
+def _bring(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Brought:
+    started = time.monotonic()
+    log.info("model.downloading", repo_id=config.model.source, commit=commit)
+    shared = config.model.share_weights and commit is not None and config.model.path is None
+    brought = bring(
+        config.model,
+        config.access,
+        commit,
+        offline=proven.receipt_age_s is not None,
+        peers=Peers(config.model.source, str(commit)) if shared else None,
+    )
+    keep_receipt(proven, config.model, config.access)  # once more: the license is here now
+    log.info(
+        "model.loading",
+        repo_id=config.model.source,
+        commit=commit,
+        download_s=round(time.monotonic() - started, 3),
+        **brought.bytes_by_source(),
+    )
+    return brought

@@ -86,7 +86,7 @@ class Proof:
             self.weights_file = self._shard(self._describe())
         weights = self._locate(self.weights_file)
         xet_hash = weights.answer.headers.get("x-xet-hash", "")
-        if re.fullmatch(r"[0-9a-f]{64}", xet_hash) and _downloads_by_xet():
+        if re.fullmatch(r"[0-9a-f]{64}", xet_hash) and downloads_by_xet():
             self._ask_xet_store(weights, xet_hash)
         else:
             self._read_first_bytes(weights)
@@ -199,7 +199,7 @@ class Proof:
         return f"{self._subject.endpoint}/api/models/{self._repo_id}/{tail}"
 
 
-def _downloads_by_xet() -> bool:
+def downloads_by_xet() -> bool:
     """Tell whether huggingface_hub 2.4 would use the chunk store in this process."""
     return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
 

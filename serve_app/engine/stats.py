@@ -63,6 +63,15 @@ class LoadReport:
         """All phases together."""
         return self.tokenizer_s + self.weights_s + self.assemble_s + self.warm_up_s
 
+    def phases(self) -> dict[str, float]:
+        """Return the seconds by phase, in the order in which they come."""
+        return {
+            "weights": self.weights_s,
+            "tokenizer": self.tokenizer_s,
+            "assemble": self.assemble_s,
+            "warm_up": self.warm_up_s,
+        }
+
     def facts(self) -> dict[str, str | int | float]:
         """Return flat keywords for one log line."""
         return {

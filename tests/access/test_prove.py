@@ -11,11 +11,11 @@ from huggingface_hub import constants
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.access import hub as hub_probe
 from serve_app.access import receipt as receipts
-from serve_app.access.download import download_snapshot
 from serve_app.access.prove import keep_receipt, prove_here, prove_later
 from serve_app.access.token import ResolvedToken
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig, ModelConfig
+from serve_app.weights.bring import bring
 from tests.access.cases import MODEL, fake_token, granted, sharded_files
 from tests.conftest import TINY_REPO
 
@@ -49,7 +49,7 @@ def serve_once(hub, tmp_path, token, **facts):
     access = node(hub, tmp_path, token, **facts)
     verdict = prove_here(MODEL, access)
     assert verdict.outcome is Outcome.GRANTED
-    download_snapshot(MODEL, access, verdict.commit)
+    bring(MODEL, access, verdict.commit)
     keep_receipt(verdict, MODEL, access)
     return access, verdict.commit
 
@@ -100,7 +100,7 @@ def test_the_copy_is_taken_without_the_hub(hub, tmp_path):
     access, commit = serve_once(hub, tmp_path, hub.issue_token())
     hub.stop()
     began = time.monotonic()
-    directory = download_snapshot(MODEL, access, commit, offline=True)
+    directory = bring(MODEL, access, commit, offline=True).directory
     assert time.monotonic() - began < 1
     assert {path.name for path in directory.iterdir()} == set(FILES)
 
@@ -121,7 +121,7 @@ def test_offline_mode_counts_as_a_hub_that_does_not_answer(hub, tmp_path, monkey
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.clear_log()
     assert prove_here(MODEL, access).commit == commit
-    assert download_snapshot(MODEL, access, commit, offline=True).name == commit
+    assert bring(MODEL, access, commit, offline=True).directory.name == commit
     other = prove_here(MODEL, node(hub, tmp_path, fake_token()))
     assert other.outcome is Outcome.HUB_UNREACHABLE
     assert "HF_HUB_OFFLINE" in other.hub_message

@@ -18,12 +18,13 @@ START_TRIES = 3  # a raylet has 30 s to come up, which a loaded machine may miss
 
 @dataclass(frozen=True, slots=True)
 class LogicalNode:
-    """One node to be: its name, its environment, its labels, its GPUs."""
+    """One node to be: its name, its token, its labels, its GPUs, the rest of its environment."""
 
     name: str
     token: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     num_gpus: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunningCluster:
@@ -44,7 +45,8 @@ class RunningCluster:
 
     def add(self, node: LogicalNode) -> None:
         """Start one more node and wait until the cluster knows it."""
-        variables = {} if node.token is None else {"HF_TOKEN": node.token}
+        token = {} if node.token is None else {"HF_TOKEN": node.token}
+        variables = {**node.env, **token}
         for attempt in range(1, START_TRIES + 1):
             try:
                 self._nodes[node.name] = self.cluster.add_node(

@@ -1,0 +1,186 @@
+"""The cold-start ledger: where the seconds went between Serve's decision and the first token.
+
+    schedule ─ interpreter ─ imports ─ check ─┬ download ──┬─ tokenizer ─ weights ─ assemble
+                                              └ libraries ─┘   ─ warm_up ┄ first_token
+
+Each replica keeps one, and puts it into Ray's key-value store for `serve-app coldstart`: names,
+times and bytes, never a secret. It must not delay or fail a start, so what cannot be learned is
+left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
+
+IMPORTED_AT = time.time()  # of the first of our modules that a replica imports
+NAMESPACE = "serve_app"
+PREFIX = "coldstart/"
+KEPT = 64  # starts of the whole cluster; older ones are forgotten
+CONTROLLER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One phase of a start; phases may overlap.
+
+    Args:
+        phase: its name.
+        started_at: Unix seconds, by this node's clock.
+        duration_s: seconds.
+    """
+
+    phase: str
+    started_at: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of one replica.
+
+    Args:
+        application: Serve's name of the application.
+        replica: Serve's id of the replica.
+        node: the name that a person knows the node by.
+        spans: in order of their beginning.
+        ready_s: from the beginning of the first phase to the replica taking requests.
+        weights_bytes: of the model, and where they came from: hub, peer or cache.
+    """
+
+    application: str
+    replica: str
+    node: str
+    spans: tuple[Span, ...]
+    ready_s: float
+    weights_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def started_at(self) -> float:
+        """Unix seconds of the first phase's beginning."""
+        return min(span.started_at for span in self.spans)
+
+    def facts(self) -> dict[str, float]:
+        """Return flat keywords for one log line."""
+        phases = {f"{span.phase}_s": round(span.duration_s, 3) for span in self.spans}
+        return {"ready_s": round(self.ready_s, 3), **phases}
+
+
+class Ledger:
+    """Collects the phases of this replica's start. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spans: list[Span] = []
+        begun, now = _process_started_at(), time.time()
+        if begun is not None and begun < IMPORTED_AT:
+            self._add("interpreter", begun, IMPORTED_AT - begun)
+        self._add("imports", IMPORTED_AT, now - IMPORTED_AT)
+
+    @contextmanager
+    def span(self, phase: str) -> Iterator[None]:
+        """Time a phase, whether it succeeds or not."""
+        started_at, started = time.time(), time.monotonic()
+        try:
+            yield
+        finally:
+            self._add(phase, started_at, time.monotonic() - started)
+
+    def follow(self, phases: dict[str, float], *, started_at: float) -> None:
+        """Add phases that were timed elsewhere, one after the other."""
+        for phase, seconds in phases.items():
+            self._add(phase, started_at, seconds)
+            started_at += seconds
+
+    def ready(
+        self, application: str, replica: str, node: str, weights_bytes: dict[str, int]
+    ) -> Start:
+        """Close the ledger: the replica takes requests from now on. Asks Serve's controller."""
+        now = time.time()
+        scheduled_at = _scheduled_at(application, replica)
+        with self._lock:
+            spans = _since(scheduled_at, self._spans)
+        begun = min(span.started_at for span in spans)
+        return Start(application, replica, node, spans, now - begun, weights_bytes)
+
+    def _add(self, phase: str, started_at: float, duration_s: float) -> None:
+        with self._lock:
+            self._spans.append(Span(phase, started_at, duration_s))
+
+
+def with_first_token(start: Start, *, asked_at: float, ttft_s: float) -> Start:
+    """Return the start with the first request that it answered; it counts after `ready`."""
+    return replace(start, spans=(*start.spans, Span("first_token", asked_at, ttft_s)))
+
+
+def keep(start: Start) -> None:
+    """Put a start where `recent` finds it, and forget the oldest; never raises for Ray."""
+    key = f"{PREFIX}{start.started_at:017.6f}/{start.application}/{start.replica}"
+    with suppress(RayError):
+        internal_kv._internal_kv_put(key, json.dumps(asdict(start)), namespace=NAMESPACE)
+        keys = sorted(internal_kv._internal_kv_list(PREFIX, namespace=NAMESPACE))
+        for old in keys[:-KEPT]:
+            internal_kv._internal_kv_del(old, namespace=NAMESPACE)
+
+
+def recent() -> list[Start]:
+    """Return the kept starts of all replicas of the cluster, oldest first."""
+    starts = []
+    for key in sorted(internal_kv._internal_kv_list(PREFIX, namespace=NAMESPACE)):
+        value = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+        if value is not None:  # forgotten meanwhile
+            raw = json.loads(value)
+            starts.append(Start(**raw | {"spans": tuple(Span(**span) for span in raw["spans"])}))
+    return starts
+
+
+def _since(scheduled_at: float | None, spans: list[Span]) -> tuple[Span, ...]:
+    """Put `schedule` first; a worker that Ray had at hand was started for nobody in particular."""
+    ordered = sorted(spans, key=lambda span: span.started_at)
+    if scheduled_at is None or scheduled_at > IMPORTED_AT:
+        return tuple(ordered)
+    kept = [span for span in ordered if span.started_at >= scheduled_at]
+    waited = Span("schedule", scheduled_at, kept[0].started_at - scheduled_at)
+    return (waited, *kept)
+
+
+def _process_started_at() -> float | None:
+    """Return when this process began, in Unix seconds; None where /proc does not tell."""
+    try:
+        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    ticks = int(after_name[19])  # field 22, counted after the name: proc_pid_stat(5)
+    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _scheduled_at(application: str, replica: str) -> float | None:
+    """Ask Serve's controller when it decided to start a replica."""
+    from ray.serve._private.constants import (  # noqa: PLC0415 (private in Ray 2.60)
+        SERVE_CONTROLLER_NAME,
+        SERVE_NAMESPACE,
+    )
+
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        details: Any = ray.get(
+            controller.get_serve_instance_details.remote(), timeout=CONTROLLER_TIMEOUT_S
+        )
+        deployments = details["applications"][application]["deployments"].values()
+        found = [entry for each in deployments for entry in each["replicas"]]
+        told = [entry["start_time_s"] for entry in found if entry["replica_id"] == replica]
+    except (ValueError, KeyError, TypeError, RayError):
+        return None
+    return float(told[0]) if told else None

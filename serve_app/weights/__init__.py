@@ -1,0 +1,7 @@
+"""The weights on their way to a node: once per node, once per cluster, every byte verified.
+
+bring.py   START HERE: a pinned commit into this node's cache, from whoever has it
+store.py   the cache: what is whole, what is missing, one process at a time
+peers.py   the other nodes: who has it, who fetches it, their bytes over Ray
+chunks.py  what a node runs to hand out its files
+"""

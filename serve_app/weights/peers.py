@@ -1,0 +1,228 @@
+"""The other nodes of the cluster: who has the weights, who fetches them, their bytes over Ray.
+
+One node at a time asks the Hub; the others wait for it and take the files from whoever has them
+whole. All that nodes know of each other stands in Ray's key-value store: `has/<node>` says
+where a node keeps the files, `claim/<n>` that somebody fetches them. A claim that makes no
+progress loses to the next number, by the waiter's own clock; a node that is lost or lies is
+passed over. So nobody waits for a dead leader, and in the worst case everybody asks the Hub.
+
+A node comes here only after its own token was proven, and the hashes that every byte is checked
+against are those that the Hub told to that token.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+import structlog
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from serve_app.access.download import HubFile
+from serve_app.weights.chunks import read_chunks
+from serve_app.weights.store import Damaged, Store
+
+log = structlog.get_logger()
+
+NAMESPACE = "serve_app"
+IN_FLIGHT = 4  # chunks between two nodes, which bounds the memory of both object stores
+STALL_S = 20.0  # without one more byte, after which nobody waits for a leader or a peer
+BEAT_S = 1.0
+POLL_S = 0.5
+
+
+class Silent(Exception):
+    """A peer sends nothing any more."""
+
+
+class Peers:
+    """One commit, as the nodes of the cluster share it.
+
+    Args:
+        repo_id: the repository.
+        commit: 40 hex digits.
+        stall_s: how long to wait without progress.
+    """
+
+    def __init__(self, repo_id: str, commit: str, *, stall_s: float = STALL_S) -> None:
+        self._prefix = f"weights/{repo_id}@{commit}/"
+        self._node: str = ray.get_runtime_context().get_node_id()
+        self._stall_s = stall_s
+        self.received_bytes = 0
+        self._passed_over: set[str] = set()
+        self._claim = 0
+        self._seen: tuple[int, bytes | None] = (0, None)
+        self._seen_at = time.monotonic()
+
+    @contextmanager
+    def taking_part(self, store: Store) -> Iterator[None]:
+        """Show the others that files come if we lead, and at the end that they are here whole.
+
+        The lead ends here in any case, so that a waiter takes it over at once.
+        """
+        over = threading.Event()
+        beating = threading.Thread(target=self._beat, args=(store, over), daemon=True)
+        beating.start()
+        try:
+            yield
+            with suppress(RayError):
+                self._put(f"has/{self._node}", str(store.blobs))
+        finally:
+            over.set()
+            beating.join()
+            with suppress(RayError):
+                self._release()
+
+    def fill(self, store: Store, files: Sequence[HubFile]) -> None:
+        """Take the missing files from other nodes; return when all are here or we lead.
+
+        Args:
+            store: this node's cache, locked.
+            files: of the commit.
+
+        Raises:
+            OSError: this node cannot store them.
+        """
+        try:
+            while missing := store.missing(files):
+                source = self._pick()
+                if source is not None:
+                    self._copy(*source, store, missing)
+                elif self._leads():
+                    return
+                else:
+                    time.sleep(POLL_S)
+        except RayError as error:  # the key-value store does not answer: everybody for himself
+            log.warning("weights.peers_unknown", repo_id=store.repo_id, reason=_words(error))
+
+    def _leads(self) -> bool:
+        """Claim the lead if nobody has it, or if nothing comes of the present one."""
+        newest = max(self._claims(), default=0)
+        claim = self._get(f"claim/{newest}") if newest else None
+        if claim is not None and not self._is_over(newest, claim):
+            return False
+        value = json.dumps({"node": self._node, "bytes": -1})
+        if not self._put(f"claim/{newest + 1}", value, overwrite=False):
+            return False
+        self._claim = newest + 1
+        return True
+
+    def _is_over(self, number: int, claim: bytes) -> bool:
+        if (number, claim) != self._seen:
+            self._seen, self._seen_at = (number, claim), time.monotonic()
+        node = json.loads(claim)["node"]
+        # On our own node we hold the lock, so who claimed there before has died.
+        is_dead = node == self._node or node not in _alive()
+        return is_dead or time.monotonic() - self._seen_at > self._stall_s
+
+    def _beat(self, store: Store, over: threading.Event) -> None:
+        while not over.wait(BEAT_S):
+            if self._claim:
+                value = json.dumps({"node": self._node, "bytes": store.progress()})
+                with suppress(RayError):
+                    self._put(f"claim/{self._claim}", value)
+
+    def _release(self) -> None:
+        for number in self._claims() if self._claim else ():
+            if number <= self._claim:
+                self._delete(f"claim/{number}")
+        self._claim = 0
+
+    def _pick(self) -> tuple[str, str] | None:
+        """Return some node that has the files, and where it keeps them."""
+        prefix = f"{self._prefix}has/"
+        keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
+        nodes = {key.decode().removeprefix(prefix) for key in keys}
+        usable = sorted(nodes & _alive() - self._passed_over - {self._node})
+        random.shuffle(usable)
+        for node in usable:
+            if (place := self._get(f"has/{node}")) is not None:
+                return node, place.decode()
+        return None
+
+    def _copy(self, node: str, blobs: str, store: Store, missing: Sequence[HubFile]) -> None:
+        """Take files from a node, as many as it gives; a bad one is not asked again."""
+        started, before = time.monotonic(), self.received_bytes
+        chunks = _start(node, blobs, [(file.etag, store.begun_bytes(file)) for file in missing])
+        try:
+            for file in missing:
+                self._receive(chunks, store, file)
+                store.accept(file)
+        except (RayError, StopIteration, Silent, Damaged) as error:
+            self._passed_over.add(node)
+            ray.cancel(chunks)
+            log.warning(
+                "weights.peer_failed", peer=node, repo_id=store.repo_id, reason=_words(error)
+            )
+        else:
+            log.info(
+                "weights.copied",
+                peer=node,
+                repo_id=store.repo_id,
+                received_bytes=self.received_bytes - before,
+                copy_s=round(time.monotonic() - started, 3),
+            )
+
+    def _receive(self, chunks: Any, store: Store, file: HubFile) -> None:
+        have = store.begun_bytes(file)
+        with store.partial(file).open("ab") as stream:
+            stream.truncate(have)
+            while have < file.size:
+                chunk = self._next(chunks)
+                stream.write(chunk)
+                have += len(chunk)
+                self.received_bytes += len(chunk)
+
+    def _next(self, chunks: Any) -> bytes:
+        ready, _ = ray.wait([chunks], timeout=self._stall_s)
+        if not ready:
+            raise Silent
+        chunk: bytes = ray.get(next(chunks), timeout=self._stall_s)
+        return chunk
+
+    def _claims(self) -> list[int]:
+        prefix = f"{self._prefix}claim/"
+        keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
+        return [int(key.decode().removeprefix(prefix)) for key in keys]
+
+    def _get(self, name: str) -> bytes | None:
+        found: bytes | None = internal_kv._internal_kv_get(self._prefix + name, namespace=NAMESPACE)
+        return found
+
+    def _put(self, name: str, value: str, *, overwrite: bool = True) -> bool:
+        """Write a key; False if it was there already."""
+        return not internal_kv._internal_kv_put(
+            self._prefix + name, value, overwrite, namespace=NAMESPACE
+        )
+
+    def _delete(self, name: str) -> None:
+        internal_kv._internal_kv_del(self._prefix + name, namespace=NAMESPACE)
+
+
+def _start(node: str, blobs: str, wanted: list[tuple[str, int]]) -> Any:
+    """Run `read_chunks` on a node; it goes on only as fast as we read."""
+    task: Any = ray.remote(read_chunks)
+    return task.options(
+        name="serve_app.weights",
+        num_cpus=0,
+        num_returns="streaming",
+        max_retries=0,
+        _generator_backpressure_num_objects=IN_FLIGHT,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    ).remote(blobs, wanted)
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]

@@ -1,0 +1,1 @@
+"""Tests of the weights' way to a node."""
