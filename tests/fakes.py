@@ -10,8 +10,10 @@ from typing import TypeAlias
 from serve_app.protocol import (
     FinishReason,
     GenerationRequest,
+    Logprob,
     Prompt,
     TokenDelta,
+    TokenLogprobs,
     TokenPrompt,
     Usage,
 )
@@ -31,6 +33,8 @@ Script: TypeAlias = Sequence[Step]
 @dataclass
 class FakeEngine:
     """An `LLMEngine` that plays a script: texts are deltas of one token, errors are raised.
+
+    Completions of one request play it in step. Token `i` of the vocabulary is the word `i`.
 
     Args:
         script: the same steps for each request, or a function from a request to its steps.
@@ -59,8 +63,10 @@ class FakeEngine:
             for step in steps:
                 if isinstance(step, str):
                     told += 1
-                    ended = told == len(texts) and step is steps[-1]
-                    yield self._delta(step, told, last=ended)
+                    last = told == len(texts) and step is steps[-1]
+                    for index in range(request.n):
+                        ended = last and index == request.n - 1
+                        yield self._delta(request, step, told, index=index, last=last)
                 else:
                     await self._do(step)
             ended = True
@@ -89,13 +95,33 @@ class FakeEngine:
         """Return the ids as words."""
         return " ".join(map(str, token_ids))
 
-    def _delta(self, text: str, told: int, *, last: bool) -> TokenDelta:
+    def _delta(
+        self, request: GenerationRequest, text: str, told: int, *, index: int, last: bool
+    ) -> TokenDelta:
+        alternatives = request.sampling.logprobs
+        logprobs = () if alternatives is None else (_logprobs(told, text, alternatives),)
+        first = told == 1 and index == 0
         return TokenDelta(
             text=text,
             token_ids=(told,),
             usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=told, cached_tokens=2),
             finish_reason=self.finish_reason if last else None,
+            index=index,
+            logprobs=logprobs,
+            prompt_logprobs=self._prompt_logprobs(request) if first else (),
         )
+
+    def _prompt_logprobs(self, request: GenerationRequest) -> tuple[TokenLogprobs, ...]:
+        alternatives = request.sampling.prompt_logprobs
+        if alternatives is None:
+            return ()
+        ids = (
+            request.prompt.token_ids
+            if isinstance(request.prompt, TokenPrompt)
+            else tuple(range(self.prompt_tokens))
+        )
+        rest = (_logprobs(token, f" {token}", alternatives) for token in ids[1:])
+        return (TokenLogprobs(None), *rest)
 
     async def _do(self, step: Pause | BaseException) -> None:
         if isinstance(step, BaseException):
@@ -104,3 +130,12 @@ class FakeEngine:
             await asyncio.Event().wait()
         else:
             await asyncio.sleep(step.seconds)
+
+
+def _logprobs(token: int, text: str, alternatives: int) -> TokenLogprobs:
+    """Return a token that is the most likely one, and others after it."""
+    chosen = Logprob(token, text, text.encode(), -0.125)
+    others = (
+        Logprob(token + n, f"{text}{n}", f"{text}{n}".encode(), -1.0 - n) for n in range(1, 99)
+    )
+    return TokenLogprobs(chosen, (chosen, *others)[:alternatives])

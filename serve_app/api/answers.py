@@ -1,4 +1,4 @@
-"""OpenAI's response objects, and who writes which: one voice for chat, one for completions.
+"""OpenAI's response objects, and the `Voice` that writes those of one request.
 
 The types are exact about what is null and what is absent: `logprobs` and `refusal` are
 always there, `usage` stands in a stream's chunks only if it was asked for.
@@ -6,13 +6,14 @@ always there, `usage` stands in a stream's chunks only if it was asked for.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NotRequired, Protocol, TypedDict
-from uuid import uuid4
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NotRequired, Protocol, TypeAlias, TypedDict
 
+from serve_app.api.choices import Piece
+from serve_app.api.logprobs import ChatLogprobs, CompletionLogprobs
 from serve_app.protocol import FinishReason, Usage
+
+ChatFinish: TypeAlias = FinishReason | Literal["tool_calls"]
 
 
 class CachedTokens(TypedDict):
@@ -30,12 +31,44 @@ class UsageBody(TypedDict):
     prompt_tokens_details: CachedTokens
 
 
+class FunctionBody(TypedDict):
+    """Which function is called, and with what, as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallBody(TypedDict):
+    """`ChatCompletionMessageToolCall`."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class FunctionPiece(TypedDict, total=False):
+    """The name comes once, with the first piece of a call."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallPiece(TypedDict):
+    """`ChatCompletionMessageToolCallChunk`; id, type and name come with the first one."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionPiece
+
+
 class ChatMessage(TypedDict):
     """`ChatCompletionResponseMessage`."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: NotRequired[list[ToolCallBody]]
 
 
 class ChatChoice(TypedDict):
@@ -43,8 +76,8 @@ class ChatChoice(TypedDict):
 
     index: int
     message: ChatMessage
-    logprobs: None
-    finish_reason: FinishReason
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinish
 
 
 class ChatCompletion(TypedDict):
@@ -62,8 +95,9 @@ class ChatDelta(TypedDict, total=False):
     """`ChatCompletionStreamResponseDelta`."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCallPiece]
 
 
 class ChatChunkChoice(TypedDict):
@@ -71,8 +105,8 @@ class ChatChunkChoice(TypedDict):
 
     index: int
     delta: ChatDelta
-    logprobs: None
-    finish_reason: FinishReason | None
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinish | None
 
 
 class ChatChunk(TypedDict):
@@ -91,7 +125,7 @@ class TextChoice(TypedDict):
 
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
 
 
@@ -126,136 +160,17 @@ class ModelList(TypedDict):
 class Voice(Protocol):
     """Writes the answers of one API request; every object it writes has the same id."""
 
-    def whole(
-        self, texts: Sequence[str], reasons: Sequence[FinishReason], usage: Usage
-    ) -> Mapping[str, object]:
-        """Return the complete answer, choices in the order of their indexes."""
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
+        """Return the complete answer: one piece for each choice, by index."""
         ...
 
-    def first(self, index: int) -> Mapping[str, object] | None:
-        """Return the chunk that opens a choice, if this endpoint has one."""
-        ...
-
-    def text(self, index: int, text: str) -> Mapping[str, object]:
-        """Return a chunk of new text."""
-        ...
-
-    def finish(self, index: int, reason: FinishReason) -> Mapping[str, object]:
-        """Return the chunk that ends a choice."""
+    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """Return the chunks that tell a piece: opening, text and finish, as far as there are."""
         ...
 
     def end(self) -> Mapping[str, object]:
         """Return the chunk without choices that carries the usage of the whole stream."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ChatVoice:
-    """Writes chat completions."""
-
-    model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(
-        self, texts: Sequence[str], reasons: Sequence[FinishReason], usage: Usage
-    ) -> ChatCompletion:
-        """Return the complete answer."""
-        choices = [
-            ChatChoice(
-                index=index,
-                message={"role": "assistant", "content": text, "refusal": None},
-                logprobs=None,
-                finish_reason=reason,
-            )
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            "usage": usage_body(usage),
-        }
-
-    def first(self, index: int) -> ChatChunk:
-        """Return the chunk that tells the role."""
-        return self._chunk(index, {"role": "assistant", "content": "", "refusal": None}, None)
-
-    def text(self, index: int, text: str) -> ChatChunk:
-        """Return a chunk of new text."""
-        return self._chunk(index, {"content": text}, None)
-
-    def finish(self, index: int, reason: FinishReason) -> ChatChunk:
-        """Return the chunk that ends a choice."""
-        return self._chunk(index, {}, reason)
-
-    def end(self) -> ChatChunk:
-        """Return a chunk without choices."""
-        return {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": [],
-        }
-
-    def _chunk(self, index: int, delta: ChatDelta, reason: FinishReason | None) -> ChatChunk:
-        chunk = self.end()
-        chunk["choices"] = [
-            {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        ]
-        return chunk
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionVoice:
-    """Writes completions; its chunks have the shape of the whole."""
-
-    model: str
-    id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(
-        self, texts: Sequence[str], reasons: Sequence[FinishReason], usage: Usage
-    ) -> TextCompletion:
-        """Return the complete answer."""
-        body = self.end()
-        body["choices"] = [
-            {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        body["usage"] = usage_body(usage)
-        return body
-
-    def first(self, index: int) -> None:
-        """Return nothing: a completion has no role to tell."""
-
-    def text(self, index: int, text: str) -> TextCompletion:
-        """Return a chunk of new text."""
-        return self._chunk(index, text, None)
-
-    def finish(self, index: int, reason: FinishReason) -> TextCompletion:
-        """Return the chunk that ends a choice."""
-        return self._chunk(index, "", reason)
-
-    def end(self) -> TextCompletion:
-        """Return a chunk without choices."""
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [],
-        }
-
-    def _chunk(self, index: int, text: str, reason: FinishReason | None) -> TextCompletion:
-        chunk = self.end()
-        chunk["choices"] = [
-            {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-        ]
-        return chunk
 
 
 def usage_body(usage: Usage) -> UsageBody:

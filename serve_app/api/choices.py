@@ -4,48 +4,82 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from serve_app.errors import EngineError, RequestCancelled
-from serve_app.protocol import FinishReason, GenerationRequest, LLMEngine, TokenDelta, Usage
+from serve_app.protocol import (
+    FinishReason,
+    GenerationRequest,
+    LLMEngine,
+    TokenDelta,
+    TokenLogprobs,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What came for one choice since the last look, in one piece."""
+    """What came for one choice since the last look, in one piece.
+
+    Args:
+        index: of the choice: its prompt's place times `n`, plus the completion's index.
+        text: new text, may be empty.
+        finish_reason: set on the choice's last piece.
+        logprobs: of the new tokens, if they were asked for.
+        prompt_logprobs: of the prompt's tokens, once, for a prompt's first choice.
+    """
 
     index: int
     text: str
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+def join(pieces: Sequence[Piece]) -> Piece:
+    """Return consecutive pieces of one choice, at least one, as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Piece(
+        index=pieces[0].index,
+        text="".join(piece.text for piece in pieces),
+        finish_reason=pieces[-1].finish_reason,
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+        prompt_logprobs=tuple(entry for piece in pieces for entry in piece.prompt_logprobs),
+    )
 
 
 class Choices:
-    """Runs one generation for each choice; leaving the context frees every one of them.
+    """Runs one generation for each prompt; leaving the context frees every one of them.
 
     Args:
         engine: continues each prompt.
-        requests: prompt by prompt, `choices_per_prompt` for each.
-        choices_per_prompt: how often a prompt is continued; it is counted once.
+        requests: one for each prompt, all with the same `n`.
+        prompt_only: show and count nothing of what is generated.
     """
 
     def __init__(
-        self, engine: LLMEngine, requests: Sequence[GenerationRequest], choices_per_prompt: int
+        self,
+        engine: LLMEngine,
+        requests: Sequence[GenerationRequest],
+        *,
+        prompt_only: bool = False,
     ) -> None:
         self._engine = engine
         self._requests = requests
-        self._choices_per_prompt = choices_per_prompt
-        self._arrived: asyncio.Queue[tuple[int, TokenDelta | BaseException]] = asyncio.Queue()
-        self._usages = [Usage(0, 0)] * len(requests)
-        self._running = len(requests)
+        self._n = requests[0].n
+        self._prompt_only = prompt_only
+        self._arrived: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        self._usages = [[Usage(0, 0)] * self._n for _ in requests]
+        self._running = len(requests) * self._n
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Choices:
         """Start every generation."""
-        for index, request in enumerate(self._requests):
-            task = asyncio.create_task(self._read(index, request))
-            task.add_done_callback(partial(self._ended, index))
+        for place, request in enumerate(self._requests):
+            task = asyncio.create_task(self._read(place, request))
+            task.add_done_callback(self._ended)
             self._tasks.append(task)
         return self
 
@@ -64,51 +98,73 @@ class Choices:
         """Wait for something and return all that is ready, merged by choice; [] is the end.
 
         Raises:
-            ServeAppError: the first error of any choice, at once.
+            ServeAppError: the first error of any prompt, at once.
         """
         if not self._running:
             return []
-        pieces: dict[int, Piece] = {}
+        pieces: dict[int, list[Piece]] = {}
         while not pieces or not self._arrived.empty():
-            index, delta = await self._arrived.get()
-            if isinstance(delta, BaseException):
-                raise delta
-            self._usages[index] = delta.usage
-            self._running -= delta.finish_reason is not None
-            before = pieces.get(index)
-            text = delta.text if before is None else before.text + delta.text
-            pieces[index] = Piece(index, text, delta.finish_reason)
-        return list(pieces.values())
+            piece = await self._arrived.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            self._running -= piece.finish_reason is not None
+            pieces.setdefault(piece.index, []).append(piece)
+        return [join(several) for several in pieces.values()]
 
     @property
     def usage(self) -> Usage:
         """Totals of all choices so far; a prompt counts once, however many choices it has."""
-        if len(self._usages) == 1:
-            return self._usages[0]
-        firsts = self._usages[:: self._choices_per_prompt]
+        usages = [usage for choices in self._usages for usage in choices]
+        if len(usages) == 1:
+            return usages[0]
         return Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
-            completion_tokens=sum(usage.completion_tokens for usage in self._usages),
-            cached_tokens=sum(usage.cached_tokens for usage in firsts),
+            prompt_tokens=sum(max(u.prompt_tokens for u in choices) for choices in self._usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            cached_tokens=sum(max(u.cached_tokens for u in choices) for choices in self._usages),
         )
 
-    async def _read(self, index: int, request: GenerationRequest) -> None:
+    async def _read(self, place: int, request: GenerationRequest) -> None:
         deltas = self._engine.generate(request)
+        unfinished = request.n
         try:
-            async for delta in deltas:
-                self._arrived.put_nowait((index, delta))
-                if delta.finish_reason is not None:
+            async for shown in deltas:
+                delta = _without_completion(shown) if self._prompt_only else shown
+                self._usages[place][delta.index] = delta.usage
+                self._arrived.put_nowait(_piece(place * self._n, delta))
+                unfinished -= delta.finish_reason is not None
+                if not unfinished:
                     return
         finally:
             await _close(deltas)
         raise EngineError("generation ended without a reason")
 
-    def _ended(self, index: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         error = (
             RequestCancelled("cancelled by the engine") if task.cancelled() else task.exception()
         )
         if error is not None:
-            self._arrived.put_nowait((index, error))
+            self._arrived.put_nowait(error)
+
+
+def _piece(first: int, delta: TokenDelta) -> Piece:
+    return Piece(
+        index=first + delta.index,
+        text=delta.text,
+        finish_reason=delta.finish_reason,
+        logprobs=delta.logprobs,
+        prompt_logprobs=delta.prompt_logprobs,
+    )
+
+
+def _without_completion(delta: TokenDelta) -> TokenDelta:
+    return replace(
+        delta,
+        text="",
+        token_ids=(),
+        logprobs=(),
+        usage=replace(delta.usage, completion_tokens=0),
+        finish_reason=delta.finish_reason and FinishReason.LENGTH,
+    )
 
 
 async def _close(deltas: AsyncIterator[TokenDelta]) -> None:

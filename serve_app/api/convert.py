@@ -1,108 +1,185 @@
-"""From a checked request to the engine's requests: one for each choice of each prompt."""
+"""From a checked request to the engine's requests: one for each prompt."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from serve_app.api.schemas import ChatRequest, CompletionRequest, Message, SamplingFields
-from serve_app.protocol import ChatPrompt, GenerationRequest, Prompt, SamplingParams
+from serve_app.api.schemas import ChatRequest, CompletionRequest, SamplingFields, StreamOptions
+from serve_app.api.tools import NamedFunction, Tool, calls_schema
+from serve_app.errors import InvalidRequest
+from serve_app.protocol import ChatPrompt, GenerationRequest, Prompt, SamplingParams, Structure
 
-COMPLETION_MAX_TOKENS = 16  # OpenAI's default of /v1/completions; chat has none
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: far apart, never equal below 2**64
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Which calls a chat's answer may hold: names of the tools, and whether more than one."""
+
+    names: tuple[str, ...]
+    parallel: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One API request as the engine will see it.
+    """One API request as the engine will see it, and what its answer has to show.
 
     Args:
-        requests: in the order of the choices' indexes, prompt by prompt.
-        choices_per_prompt: `n`.
+        requests: one for each prompt, in order, all with the same `n`.
         stream: answer with events.
         include_usage: end the stream with a usage chunk.
         continuous_usage: tell the usage so far in every chunk.
+        calls: look for tool calls in the text; None takes all of it as content.
+        echo: show the prompt before the completion.
+        prompt_only: show nothing of the completion (`max_tokens: 0`); one token is generated.
+        structure_field: the request's field that `SamplingParams.structure` stems from.
     """
 
     requests: tuple[GenerationRequest, ...]
-    choices_per_prompt: int
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    calls: Calls | None = None
+    echo: bool = False
+    prompt_only: bool = False
+    structure_field: str | None = None
+
+    @property
+    def n(self) -> int:
+        """Choices of each prompt."""
+        return self.requests[0].n
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether the answer shows the tokens' probabilities."""
+        return self.requests[0].sampling.logprobs is not None
 
 
 def plan_chat(body: ChatRequest, *, request_id: str) -> Plan:
-    """Plan a chat completion; `developer` is today's name of `system`, and is sent as that."""
+    """Plan a chat completion.
+
+    Raises:
+        InvalidRequest: fields that make no sense together.
+    """
+    tools = body.tools if body.tools and body.tool_choice != "none" else []
+    names = tuple(tool.function.name for tool in tools)
+    parallel = body.parallel_tool_calls is not False
+    field, structure = _structure(body, tools)
+    kwargs = dict(body.chat_template_kwargs or {})
+    if body.add_generation_prompt is not None:
+        kwargs["add_generation_prompt"] = body.add_generation_prompt
     prompt = ChatPrompt(
-        messages=tuple(_message(message) for message in body.messages),
-        template_kwargs=dict(body.chat_template_kwargs or {}),
+        messages=tuple(message.shown() for message in body.messages),
+        template_kwargs=kwargs,
+        tools=tuple(tool.shown() for tool in tools),
+        continue_final_message=bool(body.continue_final_message),
     )
-    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return _plan(body, [prompt], max_tokens=limit, request_id=request_id)
+    options = body.stream_options or StreamOptions()
+    alternatives = (body.top_logprobs or 0) if body.logprobs else None
+    return Plan(
+        requests=_requests(
+            body, [prompt], _sampling(body, logprobs=alternatives, structure=structure), request_id
+        ),
+        calls=Calls(names, parallel) if tools else None,
+        structure_field=field,
+        stream=bool(body.stream),
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
+    )
 
 
 def plan_completion(body: CompletionRequest, *, request_id: str) -> Plan:
-    """Plan a completion of one or several prompts."""
-    limit = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    return _plan(body, body.prompt, max_tokens=limit, request_id=request_id)
+    """Plan a completion of one or several prompts.
 
-
-def derive_seed(seed: int | None, choice: int) -> int | None:
-    """Return the seed of a prompt's `choice`-th completion: the first one keeps the request's.
-
-    A signed 64-bit integer, as the request's. Choices of one request differ, and the same
-    request gives the same choices again.
+    Raises:
+        InvalidRequest: fields that make no sense together.
     """
-    if seed is None:
-        return None
-    return (seed + choice * _GOLDEN + 2**63) % 2**64 - 2**63
-
-
-def _plan(
-    body: SamplingFields, prompts: Sequence[Prompt], *, max_tokens: int | None, request_id: str
-) -> Plan:
-    n = body.n or 1
-    options = body.stream_options
-    # A client may repeat its request id, but the engine's must be unique while it runs.
-    unique = f"{request_id}/{uuid4().hex[:12]}"
-    requests = [
-        GenerationRequest(
-            request_id=f"{unique}-{place * n + choice}",
-            prompt=prompt,
-            sampling=_sampling(body, max_tokens=max_tokens, choice=choice),
-        )
-        for place, prompt in enumerate(prompts)
-        for choice in range(n)
-    ]
+    field, structure = next(iter(body.structures().items()), (None, None))
+    options = body.stream_options or StreamOptions()
+    shows_prompt = body.echo and body.logprobs is not None
+    if shows_prompt and body.stream and (body.n or 1) > 1:
+        raise InvalidRequest("`n`: must be 1 in a stream with `echo` and `logprobs`", param="n")
+    sampling = _sampling(
+        body,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if shows_prompt else None,
+        structure=structure,
+    )
     return Plan(
-        requests=tuple(requests),
-        choices_per_prompt=n,
+        requests=_requests(body, body.prompt, sampling, request_id),
+        echo=bool(body.echo),
+        prompt_only=body.limit == 0,
+        structure_field=field,
         stream=bool(body.stream),
-        include_usage=bool(options and options.include_usage),
-        continuous_usage=bool(options and options.continuous_usage_stats),
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
     )
 
 
-def _sampling(body: SamplingFields, *, max_tokens: int | None, choice: int) -> SamplingParams:
+def _structure(body: ChatRequest, tools: Sequence[Tool]) -> tuple[str | None, Structure | None]:
+    """Return what the text must look like, and the field to blame if that cannot be."""
+    field, structure = next(iter(body.structures().items()), (None, None))
+    choice = body.tool_choice
+    if isinstance(choice, NamedFunction):
+        tools = [tool for tool in tools if tool.function.name == choice.name]
+    elif choice != "required" and structure is None:
+        return None, None
+    if not tools:
+        return field, structure
+    several = body.parallel_tool_calls is not False and not isinstance(choice, NamedFunction)
+    answer = None
+    if structure is not None and choice in (None, "auto"):
+        answer = _schema_of(structure, field)
+    schema = calls_schema(tools, parallel=several, answer=answer)
+    return field or "tools", Structure("json_schema", json.dumps(schema))
+
+
+def _schema_of(structure: Structure, field: str | None) -> dict[str, Any]:
+    if structure.kind == "json_object":
+        return {"type": "object"}
+    if structure.kind != "json_schema":
+        raise InvalidRequest(f"`{field}`: with `tools` it must be a JSON schema", param=field)
+    schema: dict[str, Any] = json.loads(structure.definition)
+    return schema
+
+
+def _requests(
+    body: SamplingFields, prompts: Sequence[Prompt], sampling: SamplingParams, request_id: str
+) -> tuple[GenerationRequest, ...]:
+    # A client may repeat its request id, but the engine's must be unique while it runs.
+    unique = f"{request_id}/{uuid4().hex[:12]}"
+    return tuple(
+        GenerationRequest(f"{unique}-{place}", prompt, sampling, n=body.n or 1)
+        for place, prompt in enumerate(prompts)
+    )
+
+
+def _sampling(
+    body: SamplingFields,
+    *,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    structure: Structure | None,
+) -> SamplingParams:
+    penalty = body.repetition_penalty
     return SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=None if body.limit is None else max(1, body.limit),
         temperature=1.0 if body.temperature is None else float(body.temperature),
         top_p=1.0 if body.top_p is None else float(body.top_p),
         top_k=max(0, body.top_k or 0),
-        seed=derive_seed(body.seed, choice),
+        seed=body.seed,
         stop=body.stop or (),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
+        min_p=float(body.min_p or 0),
+        frequency_penalty=float(body.frequency_penalty or 0),
+        presence_penalty=float(body.presence_penalty or 0),
+        repetition_penalty=1.0 if penalty is None else float(penalty),
+        logit_bias=body.logit_bias or (),
+        min_tokens=body.min_tokens or 0,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        structure=structure,
     )
-
-
-def _message(message: Message) -> dict[str, Any]:
-    role = "system" if message.role == "developer" else message.role
-    fields: dict[str, Any] = {"role": role, "content": message.content}
-    if message.name is not None:
-        fields["name"] = message.name
-    if message.tool_call_id is not None:
-        fields["tool_call_id"] = message.tool_call_id
-    return fields

@@ -26,32 +26,31 @@ _SAMPLING = frozenset(
         "n",
         "stream",
         "stream_options",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
         # beyond OpenAI
         "top_k",
         "stop_token_ids",
         "ignore_eos",
+        "min_p",
+        "min_tokens",
+        "repetition_penalty",
+        "structured_outputs",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
     }
 )
 
 # Neutral values of what is not done, over the implied None.
 _REFUSED_SAMPLING: dict[str, tuple[object, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     # beyond OpenAI
     "allowed_token_ids": (),
     "bad_words": ([],),
-    "echo": (False,),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "prompt_logprobs": (),
-    "repetition_penalty": (1,),
-    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 
@@ -87,7 +86,21 @@ class Fields:
 
 
 CHAT = Fields(
-    honoured=_SAMPLING | {"messages", "max_completion_tokens", "chat_template_kwargs"},
+    honoured=_SAMPLING
+    | {
+        "messages",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        # beyond OpenAI
+        "chat_template_kwargs",
+        "add_generation_prompt",
+        "continue_final_message",
+    },
     labels=frozenset(
         {
             "metadata",
@@ -100,35 +113,26 @@ CHAT = Fields(
     ),
     refused={
         **_REFUSED_SAMPLING,
-        "add_generation_prompt": (True,),
         "audio": (),
-        "continue_final_message": (False,),
+        "echo": (False,),
         "function_call": ("none", "auto"),
         "functions": ([],),
-        "logprobs": (False,),
         "modalities": (["text"],),
         "moderation": (),
-        "parallel_tool_calls": (True, False),
         "prediction": (),
         "reasoning_effort": ("none",),
-        "response_format": ({"type": "text"},),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
-        "top_logprobs": (0,),
         "verbosity": ("medium",),
         "web_search_options": (),
     },
 )
 
 COMPLETION = Fields(
-    honoured=_SAMPLING | {"prompt"},
+    honoured=_SAMPLING | {"prompt", "echo", "logprobs", "best_of"},
     labels=frozenset({"user"}),
     refused={
         **_REFUSED_SAMPLING,
-        "best_of": (1,),
-        "logprobs": (),
         "suffix": ("",),
     },
 )

@@ -8,7 +8,7 @@ cancelled task all end in the same place: leaving `Choices`, which frees the eng
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,17 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api import sse
-from serve_app.api.answers import ChatVoice, CompletionVoice, Voice, usage_body
+from serve_app.api.answers import Voice, usage_body
 from serve_app.api.body import TIMEOUT_HEADER, parse_object, read_body, require_json, time_limit
-from serve_app.api.choices import Choices, Piece
+from serve_app.api.chat_voice import ChatVoice
+from serve_app.api.choices import Choices, Piece, join
+from serve_app.api.completion_voice import CompletionVoice, read_echoes
 from serve_app.api.convert import Plan, plan_chat, plan_completion
 from serve_app.api.fields import CHAT, COMPLETION, Fields
 from serve_app.api.record import Trace, trace_of
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
 from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestCancelled
-from serve_app.protocol import FinishReason, LLMEngine, Usage
+from serve_app.protocol import LLMEngine, Usage
 
 log = structlog.get_logger()
 
@@ -36,20 +38,28 @@ class Endpoint:
 
     fields: Fields
     plan: Callable[[dict[str, Any], str], Plan]
-    voice: Callable[[str], Voice]
+    voice: Callable[[LLMEngine, str, Plan], Awaitable[Voice]]
+
+
+async def _chat_voice(_engine: LLMEngine, model: str, plan: Plan) -> ChatVoice:
+    return ChatVoice(model, plan)
+
+
+async def _completion_voice(engine: LLMEngine, model: str, plan: Plan) -> CompletionVoice:
+    return CompletionVoice(model, plan, await read_echoes(engine, plan))
 
 
 CHAT_COMPLETIONS = Endpoint(
     fields=CHAT,
     plan=lambda body, request_id: plan_chat(validate(ChatRequest, body), request_id=request_id),
-    voice=ChatVoice,
+    voice=_chat_voice,
 )
 COMPLETIONS = Endpoint(
     fields=COMPLETION,
     plan=lambda body, request_id: plan_completion(
         validate(CompletionRequest, body), request_id=request_id
     ),
-    voice=CompletionVoice,
+    voice=_completion_voice,
 )
 
 
@@ -110,12 +120,18 @@ class Generate:
         )
 
     async def _answer(self, plan: Plan, trace: Trace, send: Send) -> None:
-        voice = self._endpoint.voice(self._model_name)
-        async with Choices(self._engine, plan.requests, plan.choices_per_prompt) as choices:
-            if plan.stream:
-                await _stream(_Stream(voice, plan), choices, trace, send)
-            else:
-                await _collect(voice, choices, trace, send)
+        voice = await self._endpoint.voice(self._engine, self._model_name, plan)
+        running = Choices(self._engine, plan.requests, prompt_only=plan.prompt_only)
+        try:
+            async with running as choices:
+                if plan.stream:
+                    await _stream(_Stream(voice, plan), choices, trace, send)
+                else:
+                    await _collect(voice, choices, trace, send)
+        except InvalidRequest as error:
+            if error.param == "structure":  # the engine's word for what several fields ask for
+                raise InvalidRequest(error.message, param=plan.structure_field) from error
+            raise
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
@@ -147,22 +163,14 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _collect(voice: Voice, choices: Choices, trace: Trace, send: Send) -> None:
-    texts: dict[int, list[str]] = {}
-    reasons: dict[int, FinishReason] = {}
+    arrived: dict[int, list[Piece]] = {}
     while pieces := await choices.next():
         trace.delta_arrived(choices.usage)
         for piece in pieces:
-            texts.setdefault(piece.index, []).append(piece.text)
-            if piece.finish_reason is not None:
-                reasons[piece.index] = piece.finish_reason
-    trace.finish_reason = reasons[0]
-    body = sse.dump(
-        voice.whole(
-            ["".join(texts[index]) for index in sorted(texts)],
-            [reasons[index] for index in sorted(reasons)],
-            choices.usage,
-        )
-    )
+            arrived.setdefault(piece.index, []).append(piece)
+    whole = [join(arrived[index]) for index in sorted(arrived)]
+    trace.finish_reason = whole[0].finish_reason
+    body = sse.dump(voice.whole(whole, choices.usage))
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     await _start(send, headers)
     await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -185,31 +193,23 @@ async def _stream(stream: _Stream, choices: Choices, trace: Trace, send: Send) -
 
 
 class _Stream:
-    """Turns pieces into events: role first, text while there is some, a finish for each choice."""
+    """Turns pieces into events, with the usage that was asked for."""
 
     def __init__(self, voice: Voice, plan: Plan) -> None:
         self._voice = voice
         self._plan = plan
-        self._opened: set[int] = set()
 
     def events(self, pieces: list[Piece], usage: Usage) -> Iterator[bytes]:
         for piece in pieces:
-            if piece.index not in self._opened:
-                self._opened.add(piece.index)
-                if opening := self._voice.first(piece.index):
-                    yield self._event(dict(opening), usage)
-            if piece.text:
-                yield self._event(dict(self._voice.text(piece.index, piece.text)), usage)
-            if piece.finish_reason is not None:
-                finish = self._voice.finish(piece.index, piece.finish_reason)
-                yield self._event(dict(finish), usage)
+            for chunk in self._voice.chunks(piece):
+                yield self._event(chunk, usage)
 
     def end(self, usage: Usage) -> bytes:
         if not self._plan.include_usage:
             return sse.DONE
         return sse.event({**self._voice.end(), "usage": usage_body(usage)}) + sse.DONE
 
-    def _event(self, chunk: dict[str, object], usage: Usage) -> bytes:
+    def _event(self, chunk: dict[str, Any], usage: Usage) -> bytes:
         if self._plan.continuous_usage:
             chunk["usage"] = usage_body(usage)
         elif self._plan.include_usage:

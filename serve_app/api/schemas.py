@@ -1,57 +1,44 @@
 """What a request may look like: types and ranges, and messages that name the field.
 
-Values are strict (a number in quotes is not a number), null means absent, and no message
-ever quotes what the client sent.
+Values are strict, null means absent, and no message ever quotes what the client sent.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+import re
+from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from serve_app.api.messages import Message, Refused, Schema
+from serve_app.api.structure import (
+    GuidedChoice,
+    GuidedGrammar,
+    GuidedJson,
+    GuidedRegex,
+    ResponseFormat,
+    StructuredOutputs,
+)
+from serve_app.api.tools import Tool, ToolChoice, check_tools
 from serve_app.errors import InvalidRequest, UnsupportedParameter
-from serve_app.protocol import TextPrompt, TokenPrompt
+from serve_app.protocol import Structure, TextPrompt, TokenPrompt
 
 MAX_CHOICES = 128  # OpenAI's limit of `n`; here also of prompts times n
 MAX_TOKEN_ID = 2**31 - 1
+MAX_TOOLS = 128  # OpenAI's limit
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default of /v1/completions; chat has none
+STRUCTURES = (
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+)
 _MAX_STOP_CHARS = 1024
-
-
-def _refuse(_value: object) -> None:
-    raise PydanticCustomError("unsupported_parameter", "is not supported here")
-
-
-Refused = Annotated[None, BeforeValidator(lambda value: _refuse(value) if value else None)]
-
-
-def _text(content: object) -> object:
-    """Flatten content parts to one text, a line for each part."""
-    if not isinstance(content, list):
-        return content
-    if not content:
-        raise ValueError("must not be an empty list")
-    return "\n".join(_part(part) for part in content)
-
-
-def _part(part: object) -> str:  # ValueError only: pydantic lets a TypeError through
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise ValueError("every part must be an object with a `type`")  # noqa: TRY004
-    if part["type"] != "text":
-        raise PydanticCustomError("unsupported_parameter", "only parts of type text are supported")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise ValueError("a text part must have a `text` that is a string")  # noqa: TRY004
-    return text
+_MAX_BIASES = 1024
+_TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
 
 
 def _stops(value: object) -> object:
@@ -64,6 +51,20 @@ def _stops(value: object) -> object:
     if len(value) > 4 or not all(0 < len(stop) <= _MAX_STOP_CHARS for stop in value):
         raise ValueError(f"at most 4 strings, each of 1 to {_MAX_STOP_CHARS} characters")
     return tuple(value)
+
+
+def _biases(value: object) -> object:
+    """Turn ids in quotes, which is all that JSON's keys can be, into numbers."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or len(value) > _MAX_BIASES:
+        raise ValueError(f"must be an object of at most {_MAX_BIASES} token ids")
+    for token, bias in value.items():
+        if not _TOKEN_ID.fullmatch(token) or int(token) > MAX_TOKEN_ID:
+            raise ValueError("every key must be a token id in quotes")
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise ValueError("every bias must be a number from -100 to 100")
+    return tuple((int(token), float(bias)) for token, bias in value.items())
 
 
 def _prompts(value: object) -> tuple[TextPrompt | TokenPrompt, ...]:
@@ -94,11 +95,10 @@ def _token_prompt(ids: list[object]) -> TokenPrompt:
     return TokenPrompt(token_ids)
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, hide_input_in_errors=True)
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class StreamOptions(_Schema):
+class StreamOptions(Schema):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
@@ -106,28 +106,7 @@ class StreamOptions(_Schema):
     include_obfuscation: Refused = None
 
 
-class Message(_Schema):
-    """One message of a conversation, its content flattened to text."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_text)] = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    audio: Refused = None
-    function_call: Refused = None
-    refusal: Refused = None
-    tool_calls: Refused = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> Message:
-        if self.content is None:
-            raise ValueError("a message must have a `content`")
-        if self.role == "tool" and not self.tool_call_id:
-            raise ValueError("a message of role tool must have a `tool_call_id`")
-        return self
-
-
-class SamplingFields(_Schema):
+class SamplingFields(Schema):
     """The fields that both endpoints share; see `protocol.SamplingParams` for their meaning."""
 
     model: str | None = None
@@ -141,9 +120,20 @@ class SamplingFields(_Schema):
         Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(max_length=256)] | None
     ) = None
     ignore_eos: bool | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: Annotated[tuple[tuple[int, float], ...] | None, BeforeValidator(_biases)] = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
 
     @model_validator(mode="after")
     def _only_streams_have_options(self) -> SamplingFields:
@@ -151,19 +141,78 @@ class SamplingFields(_Schema):
             raise PydanticCustomError("stream_options", "`stream_options` needs `stream: true`")
         return self
 
+    @model_validator(mode="after")
+    def _one_structure(self) -> SamplingFields:
+        if len(fields := list(self.structures())) > 1:
+            raise PydanticCustomError(fields[1], f"cannot be combined with `{fields[0]}`")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_room(self) -> SamplingFields:
+        limit = self.limit
+        if limit is not None and (self.min_tokens or 0) > limit:
+            raise PydanticCustomError("min_tokens", "must not be above the limit of tokens")
+        return self
+
+    def structures(self) -> dict[str, Structure]:
+        """Return what the text must look like, by the field that says so; at most one."""
+        return {name: form for name in STRUCTURES if (form := getattr(self, name, None))}
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of a completion; None leaves it to the window."""
+        return self.max_tokens
+
 
 class ChatRequest(SamplingFields):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_to_have_alternatives(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "`top_logprobs` needs `logprobs: true`")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_to_choose_from(self) -> ChatRequest:
+        check_tools(self.tools or (), self.tool_choice)
+        return self
+
+    @model_validator(mode="after")
+    def _one_end(self) -> ChatRequest:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise PydanticCustomError(
+                "continue_final_message", "cannot be combined with `add_generation_prompt`"
+            )
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The newer name of the limit wins."""
+        newer = self.max_completion_tokens
+        return self.max_tokens if newer is None else newer
 
 
 class CompletionRequest(SamplingFields):
     """The body of `POST /v1/completions`."""
 
     prompt: Annotated[tuple[TextPrompt | TokenPrompt, ...], PlainValidator(_prompts)]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _not_too_many(self) -> CompletionRequest:
@@ -171,7 +220,14 @@ class CompletionRequest(SamplingFields):
             raise PydanticCustomError(
                 "prompt", f"at most {MAX_CHOICES} choices in one request: prompts times `n`"
             )
+        if self.best_of not in (None, self.n or 1):
+            raise PydanticCustomError("best_of", "is not supported here unless it equals `n`")
         return self
+
+    @property
+    def limit(self) -> int:
+        """OpenAI's default is small."""
+        return COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 # Where pydantic's own words would speak of Python.
@@ -213,4 +269,5 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 def _param_of_whole(kind: str) -> str | None:
     """Return the field that a fault of the whole body is about: its type is the field's name."""
-    return kind if kind in ("stream_options", "prompt") else None
+    known = ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
+    return kind if kind in known else None

@@ -1,7 +1,7 @@
 """Reads tool calls out of a model's text, as it comes, in the forms that models write them.
 
-    {"name": "f", "parameters": {…}}; {…}                      Llama 3, after `<|python_tag|>` or bare
-    [{"name": "f", "parameters": {…}}, …]                       what `tools.calls_schema` enforces
+    <|python_tag|>{"name": "f", "parameters": {…}}; {…}            Llama 3, the tag is optional
+    [{"name": "f", "parameters": {…}}, …]                          what `tools.py` enforces
     words <tool_call>{"name": "f", "arguments": {…}}</tool_call>   Hermes, Qwen
 
 A bare call stands at the start of the text or after another bare call; a tagged one anywhere.

@@ -10,8 +10,8 @@ from serve_app.protocol import FinishReason, GenerationRequest, TextPrompt, Usag
 from tests.fakes import FakeEngine, Pause
 
 
-def asked(count):
-    return [GenerationRequest(f"r{index}", TextPrompt("a")) for index in range(count)]
+def asked(count, n=1):
+    return [GenerationRequest(f"r{index}", TextPrompt("a"), n=n) for index in range(count)]
 
 
 async def drain(choices):
@@ -23,14 +23,14 @@ async def drain(choices):
 
 async def test_deltas_that_are_ready_together_are_one_piece():
     """Three deltas without a pause come as one text."""
-    async with Choices(FakeEngine(["a", "b", "c"]), asked(1), 1) as choices:
+    async with Choices(FakeEngine(["a", "b", "c"]), asked(1)) as choices:
         assert await drain(choices) == [[Piece(0, "abc", FinishReason.STOP)]]
 
 
 async def test_deltas_with_time_between_come_as_they_are():
     """Nothing is held back for the sake of merging."""
     engine = FakeEngine(["a", Pause(0.01), "b"])
-    async with Choices(engine, asked(1), 1) as choices:
+    async with Choices(engine, asked(1)) as choices:
         assert await drain(choices) == [[Piece(0, "a", None)], [Piece(0, "b", FinishReason.STOP)]]
 
 
@@ -44,14 +44,14 @@ async def test_choices_run_at_the_same_time():
             async for delta in super().generate(request):
                 yield delta
 
-    async with Choices(Meeting(["a"]), asked(3), 3) as choices:
+    async with Choices(Meeting(["a"]), asked(3)) as choices:
         batches = await asyncio.wait_for(drain(choices), 5)
     assert sorted(piece.index for batch in batches for piece in batch) == [0, 1, 2]
 
 
 async def test_a_prompt_counts_once_and_completions_all():
     """Usage of two prompts with two choices each."""
-    async with Choices(FakeEngine(["a", "b"], prompt_tokens=7), asked(4), 2) as choices:
+    async with Choices(FakeEngine(["a", "b"], prompt_tokens=7), asked(2, n=2)) as choices:
         await drain(choices)
         assert choices.usage == Usage(prompt_tokens=14, completion_tokens=8, cached_tokens=4)
 
@@ -62,7 +62,7 @@ async def test_the_first_error_ends_all():
         lambda request: [Overloaded("full")] if request.request_id == "r1" else ["a", Pause(), "b"]
     )
     with pytest.raises(Overloaded):
-        async with Choices(engine, asked(3), 3) as choices:
+        async with Choices(engine, asked(3)) as choices:
             await drain(choices)
     assert not engine.running
     assert sorted(engine.closed_early) == ["r0", "r2"]
@@ -71,7 +71,7 @@ async def test_the_first_error_ends_all():
 async def test_leaving_early_closes_every_generation():
     """Whoever stops reading frees the engine at once."""
     engine = FakeEngine(["a", Pause(), "b"])
-    async with Choices(engine, asked(2), 2) as choices:
+    async with Choices(engine, asked(2)) as choices:
         await choices.next()
         assert len(engine.running) == 2
     assert not engine.running
@@ -80,14 +80,14 @@ async def test_leaving_early_closes_every_generation():
 
 async def test_an_end_without_a_reason_is_an_error():
     """An engine that just stops does not look like a finished answer."""
-    async with Choices(FakeEngine(["a"], finish_reason=None), asked(1), 1) as choices:
+    async with Choices(FakeEngine(["a"], finish_reason=None), asked(1)) as choices:
         with pytest.raises(EngineError):
             await drain(choices)
 
 
 async def test_a_generation_cancelled_from_inside_does_not_hang():
     """A cancelled reader is told as an error instead of being waited for."""
-    async with Choices(FakeEngine([asyncio.CancelledError()]), asked(1), 1) as choices:
+    async with Choices(FakeEngine([asyncio.CancelledError()]), asked(1)) as choices:
         with pytest.raises(RequestCancelled):
             await asyncio.wait_for(choices.next(), 5)
 
@@ -108,7 +108,7 @@ async def test_an_iterator_without_aclose_is_enough():
 
             return Iterator()
 
-    async with Choices(Plain(["a"]), asked(1), 1) as choices:
+    async with Choices(Plain(["a"]), asked(1)) as choices:
         assert await drain(choices) == [[Piece(0, "a", FinishReason.STOP)]]
 
 
@@ -122,7 +122,7 @@ async def test_a_finished_generation_is_closed_too():
             return kept[-1]
 
     engine = Kept(["a"])
-    async with Choices(engine, asked(1), 1) as choices:
+    async with Choices(engine, asked(1)) as choices:
         await drain(choices)
     assert not engine.running
     assert len(kept) == 1

@@ -1,10 +1,8 @@
 """Requests become the engine's requests without losing or bending a field."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serve_app.api.convert import derive_seed, plan_chat, plan_completion
+from serve_app.api.convert import plan_chat, plan_completion
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
 from serve_app.protocol import ChatPrompt, SamplingParams, TextPrompt
 
@@ -86,46 +84,23 @@ def test_a_conversation_keeps_its_order_and_names():
     )
 
 
-def test_choices_are_ordered_prompt_by_prompt():
-    """Choice `prompt * n + i`, as OpenAI numbers them."""
-    plan = completion(prompt=["a", "b"], n=2)
-    assert [request.prompt for request in plan.requests] == [
-        TextPrompt("a"),
-        TextPrompt("a"),
-        TextPrompt("b"),
-        TextPrompt("b"),
+def test_each_prompt_is_one_request_with_all_its_choices():
+    """The engine reads a prompt once, however many choices it has."""
+    plan = completion(prompt=["a", "b"], n=2, seed=1)
+    assert [(request.prompt, request.n) for request in plan.requests] == [
+        (TextPrompt("a"), 2),
+        (TextPrompt("b"), 2),
     ]
-    assert plan.choices_per_prompt == 2
+    assert plan.n == 2
+    assert [request.sampling.seed for request in plan.requests] == [1, 1]
 
 
 def test_engine_ids_are_unique_though_the_clients_are_not():
     """Two requests with the same x-request-id do not meet in the engine."""
-    ids = [request.request_id for _ in range(2) for request in chat(n=3).requests]
+    plans = [completion(prompt=["a", "b", "c"]) for _ in range(2)]
+    ids = [request.request_id for plan in plans for request in plan.requests]
     assert len(set(ids)) == 6
     assert all(name.startswith("r/") for name in ids)
-
-
-def test_the_same_seed_gives_each_prompt_the_same_choices():
-    """A prompt's choices do not depend on what else is in the request."""
-    seeds = [
-        request.sampling.seed for request in completion(prompt=["a", "b"], n=2, seed=1).requests
-    ]
-    assert seeds[:2] == seeds[2:]
-    assert len(set(seeds)) == 2
-
-
-@given(st.integers(-(2**63), 2**63 - 1))
-def test_derived_seeds_differ_and_stay_in_range(seed):
-    """128 choices have 128 seeds of 64 bits, the first one the request's own."""
-    seeds = [derive_seed(seed, choice) for choice in range(128)]
-    assert seeds[0] == seed
-    assert len(set(seeds)) == 128
-    assert all(-(2**63) <= derived < 2**63 for derived in seeds)
-
-
-def test_no_seed_stays_none():
-    """The engine draws one for each choice."""
-    assert [request.sampling.seed for request in chat(n=3).requests] == [None] * 3
 
 
 @pytest.mark.parametrize(

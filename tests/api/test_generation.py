@@ -193,7 +193,7 @@ async def test_a_cancelled_task_frees_the_engine(stream):
     """Ray Serve cancels the request's task when the client has gone."""
     service = Service(FakeEngine(["a", Pause(), "b"]))
     running = Connection.json(CHAT, HELLO | {"stream": stream, "n": 2}).run(service.app)
-    await until(lambda: len(service.engine.running) == 2)
+    await until(lambda: service.engine.running)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -52,8 +52,12 @@ def call(name, arguments):
         (
             f'Let me see.\n{OPEN}{{"name": "search", "arguments": {{}}}}{CLOSE}\n'
             f'{OPEN}{{"name": "weather", "arguments": {{}}}}{CLOSE}\nDone.',
-            [Content("Let me see."), *call("search", "{}"), *call("weather", "{}")]
-            + [Content("\nDone.")],
+            [
+                Content("Let me see."),
+                *call("search", "{}"),
+                *call("weather", "{}"),
+                Content("\nDone."),
+            ],
         ),
         (
             '{"type": "function", "name": "search", "parameters": {"q": "é"}}',
@@ -174,8 +178,10 @@ arguments = st.dictionaries(st.text(), values, max_size=3).map(
 )
 calls = st.tuples(st.sampled_from(NAMES), arguments)
 near = st.sampled_from(
-    [OPEN, CLOSE, PYTHON, "{", "}", "[", "]", '"', "\\", ";", " ", "\n", "<", "<tool", "a"]
-    + ['{"name": "search", "parameters": {', '"name"', ": ", '"weather"', ', "arguments": ', "{}}"]
+    [
+        *(OPEN, CLOSE, PYTHON, "{", "}", "[", "]", '"', "\\", ";", " ", "\n", "<", "<tool", "a"),
+        *('{"name": "search", "parameters": {', '"name"', ": ", '"weather"', ', "arguments": '),
+    ]
 )
 
 

@@ -1,0 +1,171 @@
+"""Writes the answers of one chat completion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+from serve_app.api.answers import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatDelta,
+    ChatFinish,
+    ChatMessage,
+    ToolCallBody,
+    ToolCallPiece,
+    usage_body,
+)
+from serve_app.api.choices import Piece
+from serve_app.api.convert import Calls, Plan
+from serve_app.api.logprobs import ChatLogprobs, chat_logprobs
+from serve_app.api.tool_formats import CallArguments, CallBegun, Content, Part, ToolReader
+from serve_app.protocol import FinishReason, TokenLogprobs, Usage
+
+
+class ChatVoice:
+    """Writes chat completions: one object with all choices, or a stream of chunks.
+
+    Args:
+        model: the name to answer under.
+        plan: what the answer has to show.
+    """
+
+    def __init__(self, model: str, plan: Plan) -> None:
+        self._model = model
+        self._plan = plan
+        self._id = f"chatcmpl-{uuid4().hex}"
+        self._created = int(time.time())
+        self._choices: dict[int, _Choice] = {}
+
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> ChatCompletion:
+        """Return the complete answer."""
+        return {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(piece) for piece in pieces],
+            "usage": usage_body(usage),
+        }
+
+    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """Return the chunks of a piece; the first one of a choice tells the role."""
+        choice = self._choices.get(piece.index)
+        if choice is None:
+            choice = self._choices[piece.index] = _Choice(self._plan.calls)
+            opening = None if self._plan.calls else ""
+            delta = ChatDelta(role="assistant", content=opening, refusal=None)
+            yield self._chunk(piece.index, delta)
+        choice.untold += piece.logprobs
+        for delta in choice.deltas(piece):
+            yield self._chunk(piece.index, delta, logprobs=self._logprobs(choice))
+        if piece.finish_reason is not None:
+            finish = choice.finish(piece.finish_reason)
+            logprobs = self._logprobs(choice) if choice.untold else None
+            yield self._chunk(piece.index, {}, finish, logprobs)
+
+    def end(self) -> ChatChunk:
+        """Return a chunk without choices."""
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": [],
+        }
+
+    def _choice(self, piece: Piece) -> ChatChoice:
+        choice = _Choice(self._plan.calls)
+        choice.untold = piece.logprobs
+        message = _message(list(choice.deltas(piece)))
+        return {
+            "index": piece.index,
+            "message": message,
+            "logprobs": self._logprobs(choice),
+            "finish_reason": choice.finish(piece.finish_reason or FinishReason.STOP),
+        }
+
+    def _logprobs(self, choice: _Choice) -> ChatLogprobs | None:
+        if not self._plan.logprobs:
+            return None
+        told, choice.untold = choice.untold, ()
+        return chat_logprobs(told)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: ChatDelta,
+        reason: ChatFinish | None = None,
+        logprobs: ChatLogprobs | None = None,
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {**self.end(), "choices": [choice]}
+
+
+class _Choice:
+    """What is known of one choice while it is told."""
+
+    def __init__(self, calls: Calls | None) -> None:
+        self._reader = ToolReader(calls.names, parallel=calls.parallel) if calls else None
+        self._calls = 0
+        self.untold: tuple[TokenLogprobs, ...] = ()  # text may be held back, their tokens with it
+
+    def deltas(self, piece: Piece) -> Iterator[ChatDelta]:
+        if self._reader is None:
+            if piece.text:
+                yield {"content": piece.text}
+            return
+        parts = self._reader.read(piece.text)
+        if piece.finish_reason is not None:
+            parts += self._reader.end()
+        for part in parts:
+            yield self._delta(part)
+
+    def finish(self, reason: FinishReason) -> ChatFinish:
+        return "tool_calls" if self._calls and reason is FinishReason.STOP else reason
+
+    def _delta(self, part: Part) -> ChatDelta:
+        if isinstance(part, Content):
+            return {"content": part.text}
+        call: ToolCallPiece
+        if isinstance(part, CallArguments):
+            call = {"index": self._calls - 1, "function": {"arguments": part.text}}
+        else:
+            call = _begun(part, self._calls)
+            self._calls += 1
+        return {"tool_calls": [call]}
+
+
+def _begun(part: CallBegun, index: int) -> ToolCallPiece:
+    return {
+        "index": index,
+        "id": f"call_{uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": part.name, "arguments": ""},
+    }
+
+
+def _message(deltas: Sequence[ChatDelta]) -> ChatMessage:
+    """Return the message that a stream of deltas adds up to."""
+    content = "".join(delta.get("content") or "" for delta in deltas)
+    pieces = [piece for delta in deltas for piece in delta.get("tool_calls", ())]
+    calls: list[ToolCallBody] = []
+    for piece in pieces:
+        if "id" in piece:
+            name = piece["function"]["name"]
+            calls.append(
+                {
+                    "id": piece["id"],
+                    "type": "function",
+                    "function": {"name": name, "arguments": ""},
+                }
+            )
+        calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
+    message = ChatMessage(role="assistant", content=content, refusal=None)
+    if calls:
+        message["content"] = content or None
+        message["tool_calls"] = calls
+    return message
