@@ -32,7 +32,7 @@ THREAD_CHARS = 8192
 RENDER_OPTIONS = frozenset({
     "conversation", "chat_template", "continue_final_message", "tokenize",
     "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors",
-    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "tools",
 })  # fmt: skip
 
 
@@ -101,7 +101,7 @@ class PromptEncoder:
             tokens=tokens,
             max_tokens=self._max_tokens(len(tokens), request),
             sampling=self._plan(request.sampling),
-            continues=not isinstance(request.prompt, ChatPrompt),
+            continues=not _begins_an_answer(request.prompt),
         )
 
     async def tokenize(self, prompt: Prompt) -> list[int]:
@@ -167,8 +167,13 @@ class PromptEncoder:
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(prompt.messages),
+                tools=list(prompt.tools) or None,
+                continue_final_message=prompt.continue_final_message,
                 tokenize=False,
-                **{"add_generation_prompt": True, **prompt.template_kwargs},
+                **{
+                    "add_generation_prompt": not prompt.continue_final_message,
+                    **prompt.template_kwargs,
+                },
             )
         # A template is a program of the model's author: it raises TemplateError on purpose and
         # the others when a message is not what it expects.
@@ -243,9 +248,13 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
             raise InvalidRequest(f"{name} must be {words}.", param=name)
 
 
+def _begins_an_answer(prompt: Prompt) -> bool:
+    return isinstance(prompt, ChatPrompt) and not prompt.continue_final_message
+
+
 def _chars(prompt: Prompt) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
     if isinstance(prompt, TokenPrompt):
         return 0
-    return sum(len(str(message.get("content") or "")) for message in prompt.messages)
+    return sum(len(str(part)) for part in (*prompt.messages, *prompt.tools))

@@ -1,5 +1,6 @@
 """Requests are checked and encoded before the engine does any work."""
 
+import json
 import math
 import threading
 
@@ -48,6 +49,26 @@ def test_template_variables_reach_the_template():
     closed = encode(ChatPrompt(HELLO.messages, {"add_generation_prompt": False}))
     assert encode(HELLO).tokens[: len(closed.tokens)] == closed.tokens
     assert len(encode(HELLO).tokens) > len(closed.tokens)
+
+
+def test_tools_reach_the_template():
+    """As the client defined them; without any, the template sees none."""
+    showing = make_tokenizer()
+    showing.chat_template = "{{ tools | tojson if tools else 'none' }}"
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    shown = encode(ChatPrompt(HELLO.messages, tools=(tool,)), 512, showing).tokens
+    assert json.loads(showing.decode(shown)) == [tool]
+    assert showing.decode(encode(HELLO, tokenizer=showing).tokens) == "none"
+
+
+def test_a_final_message_can_be_continued():
+    """The prompt ends with its last word, and what follows continues that text."""
+    messages = (*HELLO.messages, {"role": "assistant", "content": "I am"})
+    encoded = encode(ChatPrompt(messages, continue_final_message=True))
+    assert TOKENIZER.decode(encoded.tokens).endswith("<|start|>assistant\nI am")
+    assert encoded.continues
+    with pytest.raises(InvalidRequest):
+        encode(ChatPrompt(messages, {"add_generation_prompt": True}, continue_final_message=True))
 
 
 @pytest.mark.parametrize("name", sorted(RENDER_OPTIONS))
