@@ -61,11 +61,10 @@ class ChatVoice:
             yield self._chunk(piece.index, delta)
         choice.untold += piece.logprobs
         for delta in choice.deltas(piece):
-            yield self._chunk(piece.index, delta, logprobs=self._logprobs(choice))
+            yield self._chunk(piece.index, delta, logprobs=choice.tell_logprobs())
         if piece.finish_reason is not None:
             finish = choice.finish(piece.finish_reason)
-            logprobs = self._logprobs(choice) if choice.untold else None
-            yield self._chunk(piece.index, {}, finish, logprobs)
+            yield self._chunk(piece.index, {}, finish, choice.tell_logprobs())
 
     def end(self) -> ChatChunk:
         """Return a chunk without choices."""
@@ -79,20 +78,13 @@ class ChatVoice:
 
     def _choice(self, piece: Piece) -> ChatChoice:
         choice = _Choice(self._plan.calls)
-        choice.untold = piece.logprobs
         message = _message(list(choice.deltas(piece)))
         return {
             "index": piece.index,
             "message": message,
-            "logprobs": self._logprobs(choice),
+            "logprobs": chat_logprobs(piece.logprobs) if self._plan.logprobs else None,
             "finish_reason": choice.finish(piece.finish_reason or FinishReason.STOP),
         }
-
-    def _logprobs(self, choice: _Choice) -> ChatLogprobs | None:
-        if not self._plan.logprobs:
-            return None
-        told, choice.untold = choice.untold, ()
-        return chat_logprobs(told)
 
     def _chunk(
         self,
@@ -126,6 +118,10 @@ class _Choice:
 
     def finish(self, reason: FinishReason) -> ChatFinish:
         return "tool_calls" if self._calls and reason is FinishReason.STOP else reason
+
+    def tell_logprobs(self) -> ChatLogprobs | None:
+        told, self.untold = self.untold, ()
+        return chat_logprobs(told) if told else None
 
     def _delta(self, part: Part) -> ChatDelta:
         if isinstance(part, Content):

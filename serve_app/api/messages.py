@@ -67,16 +67,16 @@ class ToolCall(Schema):
 
     def shown(self) -> dict[str, Any]:
         """Return the call as chat templates read it: arguments are an object if they can be."""
-        text = self.function.arguments
-        try:
-            arguments = from_json(text) if text.strip() else {}
-        except ValueError:
-            arguments = text
-        return {
-            "id": self.id,
-            "type": self.type,
-            "function": {"name": self.function.name, "arguments": arguments},
-        }
+        function = {"name": self.function.name, "arguments": _object(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+def _object(text: str) -> object:
+    try:
+        value = from_json(text or "{}")
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
 
 
 class Message(Schema):

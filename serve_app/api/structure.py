@@ -9,6 +9,7 @@ stands in them, and refuses what it cannot enforce.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from pydantic_core import PydanticCustomError, from_json
 
 from serve_app.protocol import Structure
 
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 JSON_OBJECT = Structure("json_object")
 
 
@@ -36,8 +38,10 @@ def _response_format(value: object) -> Structure | None:
 
 
 def _named_schema(form: object) -> Structure:
-    if not isinstance(form, dict) or not isinstance(form.get("name"), str):
+    if not isinstance(form, dict):
         raise ValueError("`json_schema` must be an object with a `name` and a `schema`")  # noqa: TRY004
+    if not isinstance(form.get("name"), str) or not _NAME.fullmatch(form["name"]):
+        raise ValueError("the schema's `name` must be 1 to 64 of a-z, A-Z, 0-9, _ and -")
     schema = form.get("schema")
     return JSON_OBJECT if schema is None else json_schema(schema)
 
