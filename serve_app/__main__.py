@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
+from serve_app.loadtest.options import add_capacity, add_loadtest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     coldstart.add_argument("--json", action="store_true", help="print one JSON object per start")
     coldstart.set_defaults(command=_coldstart)
 
+    add_loadtest(commands, _loadtest)
+    add_capacity(commands, _capacity)
+
     validate = commands.add_parser("validate", help="check a config file, without a cluster")
     validate.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
     validate.set_defaults(command=_validate)
@@ -122,6 +126,18 @@ def _coldstart(options: argparse.Namespace) -> int:
 
     logs.configure_cli(LoggingConfig(level="error"))
     return coldstart.run(options.address, as_json=options.json)
+
+
+def _loadtest(options: argparse.Namespace) -> int:
+    from serve_app.loadtest.command import loadtest
+
+    return loadtest(options)
+
+
+def _capacity(options: argparse.Namespace) -> int:
+    from serve_app.loadtest.command import run_capacity
+
+    return run_capacity(options)
 
 
 def _everywhere(
