@@ -1,0 +1,147 @@
+"""Tool calls in chat answers, whole and streamed."""
+
+import json
+
+import pytest
+
+from serve_app.protocol import FinishReason
+from tests.api.harness import Service, events
+from tests.api.specification import conform
+from tests.fakes import FakeEngine, Pause
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+    for name in ("weather", "search")
+]
+LLAMA = ['{"name": "weather", "para', Pause(0.002), 'meters": {"city"', Pause(0.002), ': "Bern"}}']
+HERMES = [
+    "I look.\n<tool",
+    Pause(0.002),
+    '_call>{"name": "search", "arguments": {}}</tool_call>\n<tool_call>{"name": "weather", ',
+    Pause(0.002),
+    '"arguments": {"city": "Bern"}}</tool_call>',
+]
+
+
+def added_up(chunks):
+    """Return the first choice's message and finish as a client adds them up."""
+    content, calls = None, []
+    for chunk in chunks:
+        conform(chunk, "CreateChatCompletionStreamResponse")
+        delta = chunk["choices"][0]["delta"]
+        if delta.get("content"):
+            content = (content or "") + delta["content"]
+        for piece in delta.get("tool_calls", []):
+            if "id" in piece:
+                assert piece["index"] == len(calls)
+                calls.append((piece["function"]["name"], ""))
+            name, arguments = calls[piece["index"]]
+            calls[piece["index"]] = (name, arguments + piece["function"]["arguments"])
+    return content, calls, chunks[-1]["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("script", "content", "calls"),
+    [
+        (LLAMA, None, [("weather", '{"city": "Bern"}')]),
+        (HERMES, "I look.", [("search", "{}"), ("weather", '{"city": "Bern"}')]),
+    ],
+)
+async def test_calls_are_told_alike_whole_and_streamed(script, content, calls):
+    """Content is null without words; every call has its own id; the finish says why."""
+    service = Service(FakeEngine(script))
+    body = (await service.chat(tools=TOOLS, n=2)).json()
+    conform(body, "CreateChatCompletionResponse")
+    ids = set()
+    for choice in body["choices"]:
+        message = choice["message"]
+        assert (message["content"], choice["finish_reason"]) == (content, "tool_calls")
+        told = [call["function"] for call in message["tool_calls"]]
+        assert [(call["name"], call["arguments"]) for call in told] == calls
+        ids |= {call["id"] for call in message["tool_calls"]}
+    assert len(ids) == 2 * len(calls)
+    chunks = events(await service.chat(tools=TOOLS, stream=True))[:-1]
+    assert added_up(chunks) == (content, calls, "tool_calls")
+
+
+async def test_a_calls_arguments_stream_as_they_come():
+    """Id, type and name first, then the arguments in pieces."""
+    chunks = events(await Service(FakeEngine(LLAMA)).chat(tools=TOOLS, stream=True))[:-1]
+    first, *pieces = [
+        call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])
+    ]
+    assert first.pop("id").startswith("call_")
+    assert first == {
+        "index": 0,
+        "type": "function",
+        "function": {"name": "weather", "arguments": ""},
+    }
+    assert pieces == [
+        {"index": 0, "function": {"arguments": '{"city"'}},
+        {"index": 0, "function": {"arguments": ': "Bern"}'}},
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello", '{"city": "Bern"}', '{"name": "other", "parameters": {}}', "<tool_call>{"]
+)
+async def test_text_that_is_no_call_is_content(text):
+    """Word for word, with its own finish, and without `tool_calls`."""
+    service = Service(FakeEngine([text]))
+    choice = (await service.chat(tools=TOOLS)).json()["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
+    assert choice["finish_reason"] == "stop"
+    chunks = events(await service.chat(tools=TOOLS, stream=True))[:-1]
+    assert added_up(chunks) == (text, [], "stop")
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}])
+async def test_without_tools_a_call_is_just_text(fields):
+    """Nobody asked for calls, so nothing is taken for one."""
+    body = (await Service(FakeEngine(LLAMA)).chat(**fields)).json()
+    assert body["choices"][0]["message"]["content"].startswith('{"name": "weather"')
+
+
+async def test_a_call_that_is_cut_off_says_so():
+    """The finish is `length`: the arguments are not whole."""
+    engine = FakeEngine(LLAMA[:3], finish_reason=FinishReason.LENGTH)
+    choice = (await Service(engine).chat(tools=TOOLS)).json()["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city"'
+
+
+async def test_one_call_only_where_parallel_calls_are_off():
+    """What follows the first is shown as the text it is."""
+    service = Service(FakeEngine(HERMES))
+    message = (await service.chat(tools=TOOLS, parallel_tool_calls=False)).json()["choices"][0][
+        "message"
+    ]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["search"]
+    assert "weather" in message["content"]
+
+
+async def test_logprobs_of_a_call_are_all_told():
+    """Tokens whose text is held back, or is syntax, are told with what comes next."""
+    service = Service(FakeEngine(HERMES))
+    chunks = events(await service.chat(tools=TOOLS, stream=True, logprobs=True))[:-1]
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    tokens = [one["token"] for logprobs in told if logprobs for one in logprobs["content"]]
+    assert tokens == [step for step in HERMES if isinstance(step, str)]
+
+
+async def test_a_conversation_with_calls_goes_back_to_the_model():
+    """The answer's own message, then the tool's: both reach the template."""
+    service = Service(FakeEngine(LLAMA))
+    message = (await service.chat(tools=TOOLS)).json()["choices"][0]["message"]
+    call = message["tool_calls"][0]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
+    asked = {"role": "user", "content": "hi"}
+    response = await service.chat(messages=[asked, message, result], tools=TOOLS)
+    assert response.status_code == 200
+    prompt = service.engine.requests[1].prompt
+    assert prompt.messages[1]["tool_calls"][0]["function"] == {
+        "name": "weather",
+        "arguments": {"city": "Bern"},
+    }
+    assert prompt.messages[2]["tool_call_id"] == call["id"]
+    assert json.dumps(prompt.tools)
