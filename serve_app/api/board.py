@@ -61,9 +61,11 @@ class Board:
             async with aclosing(deltas):
                 async for delta in deltas:
                     self._count(len(delta.token_ids))
-                    open_completions -= delta.finish_reason is not None
+                    if delta.finish_reason is not None:
+                        open_completions -= 1
+                        # Before the last delta is handed over: its reader may not come back.
+                        self._finished += open_completions == 0
                     yield delta
-            self._finished += open_completions == 0
         except ServeAppError:
             self._failed += 1
             raise
