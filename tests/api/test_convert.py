@@ -4,7 +4,7 @@ import pytest
 
 from serve_app.api.convert import plan_chat, plan_completion
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
-from serve_app.protocol import ChatPrompt, SamplingParams, TextPrompt
+from serve_app.protocol import ChatPrompt, SamplingParams, Structure, TextPrompt
 
 USER = {"role": "user", "content": "hi"}
 
@@ -28,6 +28,15 @@ def test_every_sampling_field_arrives():
         stop=["x", "y"],
         stop_token_ids=[3],
         ignore_eos=True,
+        min_p=0.1,
+        frequency_penalty=-1,
+        presence_penalty=0.5,
+        repetition_penalty=1.1,
+        logit_bias={"5": -100, "7": 1.5},
+        min_tokens=2,
+        logprobs=True,
+        top_logprobs=4,
+        guided_regex="a+",
     )
     assert [request.sampling for request in plan.requests] == [
         SamplingParams(
@@ -39,6 +48,14 @@ def test_every_sampling_field_arrives():
             stop=("x", "y"),
             stop_token_ids=(3,),
             ignore_eos=True,
+            min_p=0.1,
+            frequency_penalty=-1.0,
+            presence_penalty=0.5,
+            repetition_penalty=1.1,
+            logit_bias=((5, -100.0), (7, 1.5)),
+            min_tokens=2,
+            logprobs=4,
+            structure=Structure("regex", "a+"),
         )
     ]
 
@@ -51,8 +68,10 @@ def test_defaults_are_openais():
 
 def test_null_is_absent():
     """Explicit nulls give the defaults."""
-    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos")
-    assert chat(**dict.fromkeys(names)).requests[0].sampling == SamplingParams()
+    names = set(ChatRequest.model_fields) - {"messages"}
+    plan = chat(**dict.fromkeys(names))
+    assert plan.requests[0].sampling == SamplingParams()
+    assert (plan.n, plan.calls, plan.structure_field) == (1, None, None)
 
 
 @pytest.mark.parametrize("top_k", [-1, 0])
@@ -82,6 +101,25 @@ def test_a_conversation_keeps_its_order_and_names():
         ),
         template_kwargs={"lang": "de"},
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "kwargs", "continued"),
+    [
+        ({}, {}, False),
+        ({"add_generation_prompt": False}, {"add_generation_prompt": False}, False),
+        ({"continue_final_message": True}, {}, True),
+        (
+            {"continue_final_message": True, "add_generation_prompt": False},
+            {"add_generation_prompt": False},
+            True,
+        ),
+    ],
+)
+def test_the_prompts_end_is_the_clients_choice(fields, kwargs, continued):
+    """Answer begun, not begun, or continued."""
+    prompt = chat(**fields).requests[0].prompt
+    assert (prompt.template_kwargs, prompt.continue_final_message) == (kwargs, continued)
 
 
 def test_each_prompt_is_one_request_with_all_its_choices():

@@ -52,6 +52,15 @@ SENSIBLE = {
     "top_p": st.floats(0, 1),
     "max_tokens": st.integers(1, 99),
     "seed": st.integers(-(2**63), 2**63 - 1),
+    "logit_bias": st.dictionaries(st.integers(0, 99).map(str), st.floats(-100, 100), max_size=3),
+    "presence_penalty": st.floats(-2, 2),
+    "echo": st.booleans(),
+    "logprobs": st.booleans() | st.integers(0, 5),
+    "top_logprobs": st.integers(0, 20),
+    "tools": st.just([{"type": "function", "function": {"name": "a"}}]),
+    "tool_choice": st.sampled_from(["none", "auto", "required"]),
+    "response_format": st.just({"type": "json_object"}),
+    "guided_choice": st.just(["a"]),
     "stop": st.lists(st.text(max_size=3), max_size=5) | st.text(max_size=3),
 }
 

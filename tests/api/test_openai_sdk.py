@@ -1,10 +1,12 @@
 """The official client against the application on a real socket."""
 
 import asyncio
+import json
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
 from serve_app.errors import ContextLengthExceeded, EngineDead, EngineError, Overloaded
 from serve_app.protocol import FinishReason
@@ -135,6 +137,112 @@ async def test_wrong_requests_become_the_clients_classes():
             await talk.client.chat.completions.create(model="gpt-9", messages=MESSAGES)
         assert caught.value.code == "model_not_found"
     assert not talk.service.engine.requests
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = ['{"name": "weather", ', Pause(0.005), '"parameters": {"city"', Pause(0.005), ': "Bern"}}']
+
+
+async def test_tools():
+    """A call, its result sent back, and the answer to it."""
+    scripts = iter([CALL, ["sunny"]])
+    async with Talk(Service(FakeEngine(lambda request: next(scripts)))) as talk:
+        create = talk.client.chat.completions.create
+        first = (await create(model=MODEL, messages=MESSAGES, tools=[WEATHER])).choices[0]
+        assert first.finish_reason == "tool_calls"
+        (call,) = first.message.tool_calls
+        assert (call.type, call.function.name) == ("function", "weather")
+        result = {"role": "tool", "tool_call_id": call.id, "content": "it is sunny"}
+        messages = [*MESSAGES, first.message, result]
+        second = await create(model=MODEL, messages=messages, tools=[WEATHER])
+    assert second.choices[0].message.content == "sunny"
+    assert second.choices[0].message.tool_calls is None
+    sent = talk.service.engine.requests[1].prompt.messages
+    assert sent[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bern"}
+    assert sent[2]["tool_call_id"] == call.id
+
+
+async def test_a_stream_of_tools():
+    """The client's accumulator puts the call together and tells of its arguments' pieces."""
+    async with (
+        Talk(Service(FakeEngine(CALL))) as talk,
+        talk.client.chat.completions.stream(
+            model=MODEL, messages=MESSAGES, tools=[WEATHER], tool_choice="required"
+        ) as stream,
+    ):
+        seen = [event async for event in stream]
+        final = await stream.get_final_completion()
+    pieces = [one for one in seen if one.type == "tool_calls.function.arguments.delta"]
+    assert "".join(piece.arguments_delta for piece in pieces) == '{"city": "Bern"}'
+    assert len(pieces) > 1
+    assert [one.name for one in seen if one.type == "tool_calls.function.arguments.done"] == [
+        "weather"
+    ]
+    (call,) = final.choices[0].message.tool_calls
+    assert call.function.arguments == '{"city": "Bern"}'
+    assert final.choices[0].finish_reason == "tool_calls"
+    assert talk.service.engine.requests[0].sampling.structure.kind == "json_schema"
+
+
+class Weather(BaseModel):
+    """Asks for a city's weather."""
+
+    city: str
+    days: int
+
+
+async def test_pydantic_tools():
+    """`parse` gives the arguments as an object of the tool's class."""
+    script = ['{"name": "Weather", "parameters": {"city": "Bern", "days": 2}}']
+    async with Talk(Service(FakeEngine(script))) as talk:
+        answer = await talk.client.chat.completions.parse(
+            model=MODEL, messages=MESSAGES, tools=[openai.pydantic_function_tool(Weather)]
+        )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.parsed_arguments == Weather(city="Bern", days=2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_structured_output(stream):
+    """`parse` and its stream send the class's schema and read the answer as its object."""
+    service = Service(FakeEngine(['{"city": ', Pause(0.002), '"Bern", "days": 3}']))
+    asked = {"model": MODEL, "messages": MESSAGES, "response_format": Weather}
+    async with Talk(service) as talk:
+        if stream:
+            async with talk.client.chat.completions.stream(**asked) as events:
+                answer = await events.get_final_completion()
+        else:
+            answer = await talk.client.chat.completions.parse(**asked)
+    assert answer.choices[0].message.parsed == Weather(city="Bern", days=3)
+    structure = service.engine.requests[0].sampling.structure
+    assert structure.kind == "json_schema"
+    assert list(json.loads(structure.definition)["properties"]) == ["city", "days"]
+
+
+async def test_logprobs():
+    """The client's types hold them in both endpoints, streamed as well."""
+    async with Talk(Service(FakeEngine(["a", Pause(0.002), "b"]))) as talk:
+        answer = await talk.chat(logprobs=True, top_logprobs=2)
+        content = answer.choices[0].logprobs.content
+        assert [(one.token, one.bytes) for one in content] == [("a", [97]), ("b", [98])]
+        assert content[0].top_logprobs[0].logprob == content[0].logprob
+        async with talk.client.chat.completions.stream(
+            model=MODEL, messages=MESSAGES, logprobs=True
+        ) as stream:
+            final = await stream.get_final_completion()
+        assert [one.token for one in final.choices[0].logprobs.content] == ["a", "b"]
+        texts = await talk.client.completions.create(
+            model=MODEL, prompt=[5, 6], echo=True, logprobs=1, max_tokens=1
+        )
+    assert texts.choices[0].text == "5 6ab"
+    assert texts.choices[0].logprobs.tokens == ["5", " 6", "a", "b"]
+    assert texts.choices[0].logprobs.text_offset == [0, 1, 3, 4]
 
 
 async def test_a_missing_key_is_an_authentication_error(tmp_path):

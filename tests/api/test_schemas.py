@@ -28,6 +28,28 @@ def refused(schema, body):
         ("stop", ["", [""], ["a"] * 5, [1], 1, {"a": 1}, "x" * 1025, [["a"]]]),
         ("stop_token_ids", [1, ["1"], [-1], [2**31], [True], [1] * 257]),
         ("ignore_eos", ["yes", 1]),
+        ("min_p", [-0.1, 1.1, "0"]),
+        ("frequency_penalty", [-2.01, 2.01, "1"]),
+        ("presence_penalty", [-2.01, 2.01, "1"]),
+        ("repetition_penalty", [0, -1, 101, "1"]),
+        (
+            "logit_bias",
+            [
+                [],
+                {"a": 1},
+                {"-1": 1},
+                {"1.0": 1},
+                {"²": 1},
+                {"2147483648": 1},
+                {"1": 100.1},
+                {"1": -101},
+                {"1": "5"},
+                {"1": True},
+                {"1": None},
+                {str(token): 1 for token in range(1025)},
+            ],
+        ),
+        ("min_tokens", [-1, 1.5, "1"]),
         ("n", [0, 129, "2", 1.0]),
         ("stream", ["true", 1]),
         ("stream_options", [True, [], "usage"]),
@@ -56,6 +78,15 @@ def test_a_wrong_value_is_refused_by_name(schema, smallest, name, values):
         ("seed", [0, 2**63 - 1, -(2**63)]),
         ("stop", ["a", [], ["a", "b", "c", "d"], "\n"]),
         ("stop_token_ids", [[], [0, 5]]),
+        ("min_p", [0, 1]),
+        ("frequency_penalty", [-2, 2]),
+        ("presence_penalty", [-2, 2]),
+        ("repetition_penalty", [0.01, 100]),
+        ("logit_bias", [{}, {"0": -100, "2147483647": 100}]),
+        ("min_tokens", [0, 16]),
+        ("logprobs", [0, 5]),
+        ("echo", [True, False]),
+        ("best_of", [1]),
         ("n", [1, 128]),
     ],
 )
@@ -87,6 +118,43 @@ def test_a_prompt_has_four_forms(prompt, parsed):
 def test_other_prompts_are_refused(prompt):
     """Empty, mixed and impossible prompts never reach the engine."""
     assert refused(CompletionRequest, {"prompt": prompt}).param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("schema", "smallest", "name", "values"),
+    [
+        (ChatRequest, HELLO, "max_tokens", [0]),
+        (ChatRequest, HELLO, "max_completion_tokens", [0, "1"]),
+        (ChatRequest, HELLO, "logprobs", [1, "true"]),
+        (ChatRequest, HELLO, "top_logprobs", [-1, 21, "1", True]),
+        (ChatRequest, HELLO, "add_generation_prompt", [1]),
+        (ChatRequest, HELLO, "continue_final_message", ["yes"]),
+        (CompletionRequest, ONCE, "logprobs", [-1, 6, True]),
+        (CompletionRequest, ONCE, "echo", [1, "yes"]),
+        (CompletionRequest, ONCE, "best_of", [0, 2, 129]),
+    ],
+)
+def test_a_wrong_value_of_one_endpoint_is_refused_by_name(schema, smallest, name, values):
+    """Fields that only one of them has, or that each has in its own range."""
+    for value in values:
+        assert refused(schema, smallest | {"logprobs": None, name: value}).param == name
+
+
+def test_more_tokens_than_the_limit_cannot_be_the_least():
+    """`min_tokens` fits under the limit, whichever field sets it."""
+    for schema, body in [
+        (CompletionRequest, ONCE | {"min_tokens": 17}),
+        (ChatRequest, HELLO | {"min_tokens": 9, "max_tokens": 8}),
+        (ChatRequest, HELLO | {"min_tokens": 9, "max_tokens": 10, "max_completion_tokens": 8}),
+    ]:
+        assert refused(schema, body).param == "min_tokens"
+    assert validate(ChatRequest, HELLO | {"min_tokens": 9})
+
+
+def test_an_answer_is_begun_or_continued():
+    """Asking for both ends of the prompt is a contradiction."""
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    assert refused(ChatRequest, HELLO | both).param == "continue_final_message"
 
 
 def test_prompts_times_n_are_bounded():
