@@ -102,7 +102,7 @@ def _fill(store: Store, hub: HubDownload, peers: Peers | None) -> Brought:
     files = hub.files()
     missing = store.missing(files)
     hub_bytes = 0
-    store.require_room(missing)
+    store.require_room(files, missing)
     with peers.taking_part(store) if peers else nullcontext():
         if peers and missing:
             peers.fill(store, missing)
@@ -112,10 +112,10 @@ def _fill(store: Store, hub: HubDownload, peers: Peers | None) -> Brought:
             _fetch(store, hub, missing)
         store.link(files)
     peer_bytes = peers.received_bytes if peers else 0
-    here = sum(file.size for file in files) - hub_bytes - peer_bytes
-    if old := store.old_revisions():
+    total = sum({file.etag: file.size for file in files}.values())
+    if old := store.old_revisions(files):
         log.info("weights.outdated", repo_id=store.repo_id, revisions=old)
-    return Brought(store.snapshot, hub_bytes, peer_bytes, max(0, here))
+    return Brought(store.snapshot, hub_bytes, peer_bytes, max(0, total - hub_bytes - peer_bytes))
 
 
 def _fetch(store: Store, hub: HubDownload, files: Sequence[HubFile]) -> None:

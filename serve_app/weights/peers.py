@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 NAMESPACE = "serve_app"
 IN_FLIGHT = 4  # chunks between two nodes, which bounds the memory of both object stores
-STALL_S = 20.0  # without one more byte, after which nobody waits for a leader or a peer
+STALL_S = 30.0  # without one more byte, after which nobody waits for a leader or a peer
 BEAT_S = 1.0
 POLL_S = 0.5
 

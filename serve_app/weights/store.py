@@ -133,7 +133,7 @@ class Store:
             else:
                 temporary.replace(pointer)
 
-    def require_room(self, missing: Sequence[HubFile]) -> None:
+    def require_room(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
         """Refuse a download that cannot fit, before its first byte.
 
         Raises:
@@ -147,18 +147,19 @@ class Store:
             f"{self.repo_id} at {self.commit} needs {needed:,} more bytes in {cache()}, where "
             f"{free:,} are free"
         )
-        if old := self.old_revisions():
+        if old := self.old_revisions(files):
             listed = " ".join(old)
             message += f"; `hf cache rm {listed}` frees {sum(old.values()):,}, if nobody uses them"
         raise ModelLoadError(message, needed_bytes=needed, free_bytes=free)
 
-    def old_revisions(self) -> dict[str, int]:
+    def old_revisions(self, files: Iterable[HubFile]) -> dict[str, int]:
         """Return the other commits in the cache, each with the bytes that it alone holds."""
         held = {
             folder.name: {path.resolve() for path in folder.rglob("*") if path.is_file()}
             for folder in self.snapshot.parent.iterdir()
             if folder.is_dir()
         }
+        held[self.commit] = {(self.blobs / file.etag).resolve() for file in files}
         old = {}
         for commit in sorted(held.keys() - {self.commit}):
             others = set().union(*(files for name, files in held.items() if name != commit))

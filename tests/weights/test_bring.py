@@ -1,4 +1,4 @@
-"""The way of a pinned commit to a node: what is fetched, how often, what survives which fault."""
+"""The way of a pinned commit to a node: what is fetched, how often, and in which words it fails."""
 
 import pickle
 import threading
@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
@@ -31,12 +30,6 @@ EXTRA = {
 def hub():
     with LocalHub([Repo(TINY_REPO, sharded_files() | EXTRA)]) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
 
 
 def commit_of(hub):

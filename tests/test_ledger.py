@@ -1,0 +1,145 @@
+"""The ledger of a start: which phases it has, what they add up to, what it says to whom."""
+
+import time
+
+import pytest
+import ray
+
+from serve_app import coldstart, ledger
+from serve_app.ledger import Ledger, Span, Start
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Serve's answer to when it decided; None if it does not answer."""
+    answer = {"at": None}
+    monkeypatch.setattr(ledger, "_scheduled_at", lambda application, replica: answer["at"])
+    return answer
+
+
+def phases(start):
+    return {span.phase: span for span in start.spans}
+
+
+def start_of(*spans, ready_s=10.0):
+    return Start("llm", "abc", "node-a", spans, ready_s, {"hub": 5, "peer": 0, "cache": 7})
+
+
+def test_a_start_begins_with_the_process(asked):
+    """Without Serve's word the first phase is the interpreter's, as the system tells it."""
+    book = Ledger()
+    with book.span("check"):
+        time.sleep(0.05)
+    start = book.ready("llm", "abc", "node-a", {})
+    assert [span.phase for span in start.spans] == ["interpreter", "imports", "check"]
+    assert 0 < phases(start)["interpreter"].duration_s < time.time() - start.started_at
+    assert 0.05 <= phases(start)["check"].duration_s < 1
+    assert start.ready_s == pytest.approx(time.time() - start.started_at, abs=0.5)
+
+
+def test_the_schedule_lasts_until_the_process_is_there(asked):
+    """From Serve's decision to the first phase, without a gap."""
+    book = Ledger()
+    asked["at"] = ledger._process_started_at() - 2.0
+    start = book.ready("llm", "abc", "node-a", {})
+    first, second = start.spans[:2]
+    assert (first.phase, second.phase) == ("schedule", "interpreter")
+    assert first.duration_s == pytest.approx(2.0, abs=0.1)
+    assert first.started_at + first.duration_s == pytest.approx(second.started_at)
+
+
+def test_a_worker_that_was_there_before_costs_no_interpreter(asked):
+    """Ray keeps some at hand; their start belongs to nobody."""
+    book = Ledger()
+    asked["at"] = ledger.IMPORTED_AT - 0.001
+    start = book.ready("llm", "abc", "node-a", {})
+    assert [span.phase for span in start.spans] == ["schedule", "imports"]
+
+
+def test_a_clock_that_runs_ahead_does_not_break_the_ledger(asked):
+    """The controller's node may live in our future; then nothing is said of the schedule."""
+    asked["at"] = time.time() + 60
+    start = Ledger().ready("llm", "abc", "node-a", {})
+    assert "schedule" not in phases(start)
+    assert start.ready_s > 0
+
+
+def test_phases_that_were_timed_elsewhere_follow_each_other(asked):
+    """The engine reports seconds, the ledger places them."""
+    book = Ledger()
+    book.follow({"weights": 2.0, "warm_up": 1.0}, started_at=100.0)
+    start = book.ready("llm", "abc", "node-a", {})
+    assert phases(start)["weights"] == Span("weights", 100.0, 2.0)
+    assert phases(start)["warm_up"] == Span("warm_up", 102.0, 1.0)
+
+
+def test_a_phase_that_fails_is_in_the_ledger_too(asked):
+    """Its seconds were spent."""
+    book = Ledger()
+    with pytest.raises(ValueError, match="no"), book.span("check"):
+        raise ValueError("no")
+    assert "check" in phases(book.ready("llm", "abc", "node-a", {}))
+
+
+def test_the_log_has_every_phase_with_its_unit():
+    """One flat line."""
+    start = start_of(Span("check", 1.0, 0.25), Span("download", 1.25, 4.0))
+    assert start.facts() == {"ready_s": 10.0, "check_s": 0.25, "download_s": 4.0}
+
+
+def test_the_waterfall_is_to_scale():
+    """Bars begin where the phase began and are as long as it took; the last one fits."""
+    start = start_of(
+        Span("schedule", 100.0, 5.0), Span("check", 105.0, 2.5), Span("warm_up", 107.5, 2.5)
+    )
+    lines = list(coldstart.waterfall(start))
+    assert lines[0] == "llm abc on node-a: 10.0 s, 1970-01-01T00:01:40Z"
+    assert lines[1] == "  5 bytes from hub, 7 bytes from cache"
+    bars = [line.partition(" s  ")[2] for line in lines[2:]]
+    assert [bar.count("=") for bar in bars] == [24, 12, 12]
+    assert [len(bar) - len(bar.lstrip()) for bar in bars] == [0, 24, 36]
+
+
+def test_the_first_token_stands_behind_the_start_however_late_it_came():
+    """It came with the first request, which may be tomorrow's."""
+    start = ledger.with_first_token(
+        start_of(Span("check", 100.0, 10.0)), asked_at=86_500.0, ttft_s=0.1
+    )
+    *_, last = coldstart.waterfall(start)
+    assert last.startswith("  first_token     0.10 s")
+    assert len(last) < 100
+    assert coldstart.facts(start)["spans"][-1]["at_s"] == 86_400.0
+
+
+def test_the_cluster_remembers_the_latest_starts_only(monkeypatch):
+    """Each start once, oldest first; a start that answered replaces itself."""
+    store = {}
+
+    class Store:
+        _internal_kv_put = staticmethod(lambda key, value, namespace: store.update({key: value}))
+        _internal_kv_get = staticmethod(lambda key, namespace: store.get(key))
+        _internal_kv_list = staticmethod(lambda prefix, namespace: list(store))
+        _internal_kv_del = staticmethod(lambda key, namespace: store.pop(key))
+
+    monkeypatch.setattr(ledger, "internal_kv", Store)
+    monkeypatch.setattr(ledger, "KEPT", 3)
+    for second in range(5):
+        start = start_of(Span("check", 1000.0 + second, 1.0))
+        ledger.keep(start)
+    ledger.keep(ledger.with_first_token(start, asked_at=2000.0, ttft_s=0.1))
+    found = ledger.recent()
+    assert [kept.started_at for kept in found] == [1002.0, 1003.0, 1004.0]
+    assert [span.phase for span in found[-1].spans] == ["check", "first_token"]
+    assert found[0] == start_of(Span("check", 1002.0, 1.0))
+
+
+def test_a_store_that_does_not_answer_fails_no_start(monkeypatch):
+    """The ledger is for people; the replica serves without."""
+
+    class Lost:
+        @staticmethod
+        def _internal_kv_put(*args, **options):
+            raise ray.exceptions.RayError("gone")
+
+    monkeypatch.setattr(ledger, "internal_kv", Lost)
+    ledger.keep(start_of(Span("check", 100.0, 1.0)))

@@ -1,0 +1,254 @@
+"""What a node's cache survives: killed downloads, wrong bytes, a full disk, a bad connection."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import constants, scan_cache_dir, snapshot_download
+
+from scripts.local_hub import Behaviour, LocalHub, Repo, Route
+from serve_app.access import download
+from serve_app.errors import AccessDenied, ModelLoadError
+from serve_app.weights import store as stores
+from serve_app.weights.bring import bring
+from serve_app.weights.store import Store
+from tests.access.cases import MODEL, access, single_files
+from tests.conftest import TINY_REPO
+from tests.weights.conftest import serve_other_bytes
+
+ROOT = Path(__file__).parent.parent.parent
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def hub():
+    with LocalHub([Repo(TINY_REPO, single_files())]) as running:
+        yield running
+
+
+def commit_of(hub):
+    return hub.commits()[TINY_REPO]["main"]
+
+
+def hub_file(hub, name=WEIGHTS):
+    return hub._state.repos[TINY_REPO].files(commit_of(hub))[name]
+
+
+def cdn(hub):
+    """The requests for the weights' bytes."""
+    return [entry for entry in hub.log if entry.origin == "cdn" and entry.method == "GET"]
+
+
+def test_other_tools_share_the_cache(hub, tmp_path, own_cache):
+    """huggingface_hub finds the whole commit offline, and nothing damaged or unfinished."""
+    directory = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub)).directory
+    hub.clear_log()
+    found = snapshot_download(
+        TINY_REPO, revision=commit_of(hub), cache_dir=own_cache, allow_patterns="*.safetensors",
+        endpoint=hub.url,
+    )  # fmt: skip
+    assert Path(found) == directory.resolve()
+    assert hub.log == []
+    scanned = scan_cache_dir(own_cache)
+    (repo,) = scanned.repos
+    (revision,) = repo.revisions
+    assert {file.file_name for file in revision.files} == set(single_files()) - {"README.md"}
+    blob = (directory / WEIGHTS).resolve()
+    assert blob.name == hashlib.sha256(blob.read_bytes()).hexdigest()
+
+
+def test_a_warm_node_asks_nothing_and_hashes_nothing(hub, tmp_path, monkeypatch):
+    """The second replica of a node, and the next start of the first."""
+    config = access(hub, tmp_path, hub.issue_token())
+    first = bring(MODEL, config, commit_of(hub))
+    hub.clear_log()
+    monkeypatch.setattr(Store, "_hash", None)
+    again = bring(MODEL, config, commit_of(hub))
+    assert hub.log == []
+    assert (first.cache_bytes, again.hub_bytes) == (0, 0)
+    assert first.hub_bytes == again.cache_bytes > 1024
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "lost"])
+def test_a_damaged_file_is_fetched_again_and_no_other(hub, tmp_path, how):
+    """Other bytes of the same length are found as well as missing ones."""
+    config = access(hub, tmp_path, hub.issue_token())
+    directory = bring(MODEL, config, commit_of(hub)).directory
+    blob = (directory / WEIGHTS).resolve()
+    right = blob.read_bytes()
+    if how == "lost":
+        blob.unlink()
+    else:
+        blob.write_bytes(right[:-1] + (b"x" if how == "flipped" else b""))
+    hub.clear_log()
+    assert bring(MODEL, config, commit_of(hub)).hub_bytes == len(right)
+    assert (directory / WEIGHTS).read_bytes() == right
+    assert {entry.path.rpartition("/")[2] for entry in hub.log} == {WEIGHTS, blob.name}
+
+
+def test_a_damaged_copy_is_not_served_while_the_hub_is_down(hub, tmp_path):
+    """A receipt stands for the grant, not for the bytes."""
+    config = access(hub, tmp_path, hub.issue_token())
+    directory = bring(MODEL, config, commit_of(hub)).directory
+    blob = (directory / WEIGHTS).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    with pytest.raises(ModelLoadError, match=f"damaged copy .*{WEIGHTS}"):
+        bring(MODEL, config, commit_of(hub), offline=True)
+
+
+def test_a_killed_downloader_leaves_no_lock_and_its_bytes_count(tmp_path):
+    """Another process goes on where the first one died, and fetches the rest only."""
+    files = single_files() | {WEIGHTS: os.urandom(1 << 20) * 32}
+    with LocalHub([Repo(TINY_REPO, files)]) as hub:
+        config = access(hub, tmp_path, hub.issue_token())
+        commit, weights = commit_of(hub), hub_file(hub)
+        store = Store(TINY_REPO, commit)
+        code = (
+            "from huggingface_hub import constants; import sys;"
+            "constants.HF_HUB_CACHE = sys.argv[1];"
+            "from serve_app.config import AccessConfig, ModelConfig;"
+            "from serve_app.weights.bring import bring;"
+            "bring(ModelConfig(repo_id=sys.argv[2]),"
+            " AccessConfig(endpoint=sys.argv[3], token_file=sys.argv[4]), sys.argv[5])"
+        )
+        arguments = [constants.HF_HUB_CACHE, TINY_REPO, hub.url, config.token_file, commit]
+        serve_other_bytes(weights, files[WEIGHTS], pause_s=0.1)
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
+        deadline = time.monotonic() + 60
+        partial = store.partial(SimpleNamespace(etag=weights.sha256))
+        while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        begun = partial.stat().st_size
+        assert 0 < begun < weights.size
+        del weights.open  # fast again
+        hub.clear_log()
+        brought = bring(MODEL, config, commit)
+        assert (brought.directory / WEIGHTS).read_bytes() == files[WEIGHTS]
+        (request,) = cdn(hub)
+        assert request.range == f"bytes={begun}-"
+        assert request.bytes_sent == weights.size - begun
+
+
+def test_what_was_left_behind_wrong_is_thrown_away(hub, tmp_path):
+    """Half a file of rubbish costs one more download, never a wrong weight."""
+    store = Store(TINY_REPO, commit_of(hub))
+    store.blobs.mkdir(parents=True)
+    store.partial(SimpleNamespace(etag=hub_file(hub).sha256)).write_bytes(b"rubbish")
+    brought = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    assert (brought.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
+    assert len(cdn(hub)) == 2
+    assert not list(store.blobs.glob("*.incomplete"))
+
+
+def test_a_hub_that_sends_other_bytes_is_told_after_the_second_time(hub, tmp_path):
+    """Nothing of it is left under a name that anybody looks for."""
+    file = hub_file(hub)
+    size, _ = file.size, file.sha256
+    serve_other_bytes(file, bytes(size))
+    with pytest.raises(ModelLoadError, match=f"{WEIGHTS} .* twice with other bytes"):
+        bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    store = Store(TINY_REPO, commit_of(hub))
+    assert not (store.blobs / file.sha256).exists()
+    assert not (store.snapshot / WEIGHTS).exists()
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_byte(hub, tmp_path, monkeypatch):
+    """Bytes needed, bytes free, the place, and which old revisions could go."""
+    config = access(hub, tmp_path, hub.issue_token())
+    old = commit_of(hub)
+    bring(MODEL, config, old)
+    hub._state.repos[TINY_REPO].push(single_files() | {WEIGHTS: os.urandom(5000)})
+    hub.clear_log()
+    monkeypatch.setattr(
+        stores.shutil, "disk_usage", lambda path: SimpleNamespace(free=1234, total=0, used=0)
+    )
+    with pytest.raises(ModelLoadError) as caught:
+        bring(MODEL, config, commit_of(hub))
+    message = caught.value.message
+    assert "5,000 more bytes in" in message
+    assert constants.HF_HUB_CACHE in message
+    assert "1,234 are free" in message
+    assert f"`hf cache rm {old}` frees {len(single_files()[WEIGHTS]):,}" in message
+    assert caught.value.details == {"needed_bytes": 5000, "free_bytes": 1234}
+    assert cdn(hub) == []
+
+
+def test_old_revisions_are_told_and_stay(hub, tmp_path, monkeypatch):
+    """They make the rollback fast; what they share with others is not counted."""
+    told = []
+    monkeypatch.setattr(
+        "serve_app.weights.bring.log",
+        SimpleNamespace(info=lambda event, **facts: told.append((event, facts))),
+    )
+    config = access(hub, tmp_path, hub.issue_token())
+    old = commit_of(hub)
+    first = bring(MODEL, config, old).directory
+    hub._state.repos[TINY_REPO].push(single_files() | {WEIGHTS: os.urandom(5000)})
+    bring(MODEL, config, commit_of(hub))
+    alone = len(single_files()[WEIGHTS])
+    assert told == [("weights.outdated", {"repo_id": TINY_REPO, "revisions": {old: alone}})]
+    assert (first / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
+
+
+def test_a_connection_that_breaks_is_gone_on_with(tmp_path, monkeypatch):
+    """A CDN that cuts every answer in half: what came stays, the next try fetches the rest."""
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 256)
+    files = single_files() | {WEIGHTS: os.urandom(4096)}
+    with LocalHub([Repo(TINY_REPO, files)]) as hub:
+        token = hub.issue_token(Behaviour.cdn_cut)
+        config = access(hub, tmp_path, token)
+        with pytest.raises(ModelLoadError, match="broke off"):
+            bring(MODEL, config, commit_of(hub))
+        hub.set_behaviour(token, Behaviour.granted)
+        brought = bring(MODEL, config, commit_of(hub))
+        assert brought.hub_bytes <= 512
+        assert (brought.directory / WEIGHTS).read_bytes() == files[WEIGHTS]
+
+
+def test_a_hub_that_stumbles_is_asked_again(hub, tmp_path, monkeypatch):
+    """Two 503s cost a moment, not the start."""
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    token = hub.issue_token(Behaviour.flaky, on=[Route.resolve], failures=2)
+    brought = bring(MODEL, access(hub, tmp_path, token), commit_of(hub))
+    assert (brought.directory / WEIGHTS).is_file()
+
+
+def test_a_listing_made_without_access_is_not_believed(hub, tmp_path):
+    """The Hub masks the hashes for strangers; whoever is granted later lists anew."""
+    token = hub.issue_token(Behaviour.pending)
+    config = access(hub, tmp_path, token)
+    with pytest.raises(AccessDenied, match="awaiting a review"):
+        bring(MODEL, config, commit_of(hub))
+    assert not list(Store(TINY_REPO, commit_of(hub)).blobs.parent.glob("trees/*"))
+    hub.set_behaviour(token, Behaviour.granted)
+    assert bring(MODEL, config, commit_of(hub)).hub_bytes > 0
+
+
+def test_the_chunk_store_is_asked_once_more_for_damaged_bytes(hub, tmp_path, monkeypatch):
+    """huggingface_hub checks sizes only; what it linked from its shared store may be rotten."""
+    hub._state.repos[TINY_REPO].xet = True
+    file, asked = hub_file(hub), []
+    store = Store(TINY_REPO, commit_of(hub))
+
+    def fetch(repo_id, path, *, force_download, **options):
+        asked.append(force_download)
+        content = single_files()[WEIGHTS] if force_download else bytes(file.size)
+        (store.blobs / file.sha256).write_bytes(content)
+        (store.snapshot / path).unlink(missing_ok=True)
+        (store.snapshot / path).symlink_to(store.blobs / file.sha256)
+        return str(store.snapshot / path)
+
+    monkeypatch.setattr(download, "hf_hub_download", fetch)
+    brought = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    assert asked == [False, True]
+    assert (brought.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
