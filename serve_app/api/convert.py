@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from serve_app.api.messages import shown
 from serve_app.api.schemas import ChatRequest, CompletionRequest, SamplingFields, StreamOptions
 from serve_app.api.tools import NamedFunction, Tool, calls_schema
 from serve_app.errors import InvalidRequest
@@ -71,7 +72,7 @@ def plan_chat(body: ChatRequest, *, request_id: str) -> Plan:
     if body.add_generation_prompt is not None:
         kwargs["add_generation_prompt"] = body.add_generation_prompt
     prompt = ChatPrompt(
-        messages=tuple(message.shown() for message in body.messages),
+        messages=shown(body.messages),
         template_kwargs=kwargs,
         tools=tuple(tool.shown() for tool in tools),
         continue_final_message=bool(body.continue_final_message),

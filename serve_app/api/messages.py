@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -112,3 +113,16 @@ class Message(Schema):
         if self.tool_calls:
             fields["tool_calls"] = [call.shown() for call in self.tool_calls]
         return fields
+
+
+def shown(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
+    """Return a conversation for the template; a tool's answer names the function it is of."""
+    names: dict[str, str] = {}
+    result = []
+    for message in messages:
+        names |= {call.id: call.function.name for call in message.tool_calls or ()}
+        fields = message.shown()
+        if message.role == "tool" and message.tool_call_id in names:
+            fields.setdefault("name", names[message.tool_call_id])
+        result.append(fields)
+    return tuple(result)

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from serve_app.api.messages import FunctionKind, Schema, only_functions
 
-_ANY_OBJECT = {"type": "object"}
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class Function(Schema):
@@ -36,12 +36,14 @@ class Tool(Schema):
     function: Function
 
     def shown(self) -> dict[str, Any]:
-        """Return the definition for the chat template."""
-        fields: dict[str, Any] = {"name": self.function.name}
-        if self.function.description is not None:
-            fields["description"] = self.function.description
-        fields["parameters"] = self.function.parameters or {"type": "object", "properties": {}}
-        return {"type": self.type, "function": fields}
+        """Return the definition for the chat template, with all that some templates rely on."""
+        function: dict[str, Any] = {
+            "name": self.function.name,
+            "description": self.function.description or "",
+            "parameters": {**(self.function.parameters or _ANY_OBJECT)},
+        }
+        function["parameters"].setdefault("properties", {})
+        return {"type": self.type, "function": function}
 
 
 @dataclass(frozen=True, slots=True)

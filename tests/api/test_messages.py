@@ -2,12 +2,12 @@
 
 import pytest
 
-from serve_app.api.messages import Message
+from serve_app.api.messages import Message, shown
 from serve_app.api.schemas import ChatRequest, validate
 from serve_app.errors import InvalidRequest, UnsupportedParameter
 
 
-def shown(**fields):
+def show(**fields):
     return Message.model_validate(fields).shown()
 
 
@@ -22,7 +22,7 @@ def asked(arguments, **fields):
 )
 def test_arguments_of_earlier_calls_are_objects_if_they_can_be(arguments, read):
     """Templates print them as JSON; what is no object stays the text it was."""
-    message = shown(**asked(arguments))
+    message = show(**asked(arguments))
     assert message == {
         "role": "assistant",
         "content": "",
@@ -34,11 +34,19 @@ def test_arguments_of_earlier_calls_are_objects_if_they_can_be(arguments, read):
 
 def test_a_tools_answer_keeps_its_id():
     """The template can tell which call it answers."""
-    assert shown(role="tool", content="42", tool_call_id="c1") == {
+    assert show(role="tool", content="42", tool_call_id="c1") == {
         "role": "tool",
         "content": "42",
         "tool_call_id": "c1",
     }
+
+
+def test_a_tools_answer_names_its_function():
+    """Some templates print the name, and the client only has to send the call's id."""
+    answer = {"role": "tool", "content": "42", "tool_call_id": "c1"}
+    messages = [asked("{}"), answer, answer | {"name": "g"}, answer | {"tool_call_id": "c2"}]
+    conversation = shown([Message.model_validate(message) for message in messages])
+    assert [message.get("name") for message in conversation] == [None, "f", "g", None]
 
 
 @pytest.mark.parametrize(

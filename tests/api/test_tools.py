@@ -87,11 +87,12 @@ def test_a_choice_by_name():
 
 
 def test_a_tool_is_shown_without_what_only_the_server_reads():
-    """Name, description and parameters, in that order; parameters are never missing."""
+    """Name, description and parameters, in that order, and none of them missing."""
     full = tool(description="d", parameters=CITY, strict=True)
     assert Tool.model_validate(full).shown() == tool(description="d", parameters=CITY)
-    empty = {"type": "object", "properties": {}}
-    assert Tool.model_validate(tool()).shown() == tool(parameters=empty)
+    empty = tool(description="", parameters={"type": "object", "properties": {}})
+    assert Tool.model_validate(tool()).shown() == empty
+    assert Tool.model_validate(tool(parameters={"type": "object"})).shown() == empty
 
 
 def call(name="weather", **parameters):
