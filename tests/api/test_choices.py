@@ -56,6 +56,38 @@ async def test_a_prompt_counts_once_and_completions_all():
         assert choices.usage == Usage(prompt_tokens=14, completion_tokens=8, cached_tokens=4)
 
 
+async def test_completions_of_one_request_are_choices_of_their_own():
+    """Choice `prompt * n + i`, as OpenAI numbers them, each with its own end."""
+    async with Choices(FakeEngine(["a", Pause(0.001), "b"]), asked(2, n=3)) as choices:
+        pieces = [piece for batch in await drain(choices) for piece in batch]
+    texts = {}
+    for piece in pieces:
+        texts[piece.index] = texts.get(piece.index, "") + piece.text
+    assert texts == dict.fromkeys(range(6), "ab")
+    assert sorted(piece.index for piece in pieces if piece.finish_reason) == list(range(6))
+
+
+async def test_an_end_before_the_last_completions_end_is_an_error():
+    """One finished completion of two does not look like a finished answer."""
+
+    class Half(FakeEngine):
+        async def generate(self, request):
+            async for delta in super().generate(request):
+                if delta.index == 0:
+                    yield delta
+
+    async with Choices(Half(["a"]), asked(1, n=2)) as choices:
+        with pytest.raises(EngineError):
+            await drain(choices)
+
+
+async def test_nothing_is_shown_of_what_was_not_asked_for():
+    """With `prompt_only`, text, tokens and their count stay away; the end is a length's."""
+    async with Choices(FakeEngine(["a", "b"]), asked(1), prompt_only=True) as choices:
+        assert await drain(choices) == [[Piece(0, "", FinishReason.LENGTH)]]
+        assert choices.usage == Usage(prompt_tokens=5, completion_tokens=0, cached_tokens=2)
+
+
 async def test_the_first_error_ends_all():
     """One refused choice refuses the request, and the running ones are let go."""
     engine = FakeEngine(
