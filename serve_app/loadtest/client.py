@@ -255,7 +255,7 @@ async def find_model(http: aiohttp.ClientSession, url: str) -> tuple[str, int | 
         async with asyncio.timeout(30), http.get(url + "/v1/models") as response:
             if response.status != 200:
                 raise ConfigError(f"{url}/v1/models answered {response.status}")
-            card = (await response.json())["data"][0]
+            card = (await response.json(content_type=None))["data"][0]
             return str(card["id"]), card.get("max_model_len")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise ConfigError(f"{url} cannot be reached: {type(error).__name__}") from None

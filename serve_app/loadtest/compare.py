@@ -2,8 +2,8 @@
 
 A gate that flaps is switched off, and percentiles of one run flap: requests that queue behind
 each other are not independent, so their usual error bars are far too short. Here the error
-bars come from a block bootstrap: the run is cut into stretches of time, whole stretches are
-drawn again, and each draw gives one change. A quantity has regressed when the *whole*
+bars come from a block bootstrap: whole stretches of the run are drawn again and again, and
+each draw gives one change. A quantity has regressed when the *whole*
 interval of its change lies beyond the threshold; that happens by chance in at most 1 % of
 comparisons whose true change is not beyond it. An interval that straddles the threshold is
 told as `unclear` and passes: run longer.
@@ -11,7 +11,7 @@ told as `unclear` and passes: run longer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,7 +24,8 @@ from serve_app.loadtest.summary import Json
 Column: TypeAlias = NDArray[np.float64]
 
 BLOCKS = 20
-DRAWS = 2000
+DRAWS = 1000
+AT_ONCE = 4_000_000  # values of a draw in memory
 INTERVAL = (1.0, 99.0)  # one-sided 1 %
 # Of a share (errors, misses of the SLO) a percentage of itself says little: points count.
 SHARE_THRESHOLD = 0.02
@@ -98,17 +99,20 @@ def _changes(before: Json, after: Json, *, threshold: float) -> Iterator[Change]
         low, high = (float(value) for value in np.percentile(change, INTERVAL))
         limit = SHARE_THRESHOLD if first.kind == "share" else threshold
         verdict = "regressed" if low > limit else "unclear" if high > limit else "ok"
-        plain = first.statistic(first.values), second.statistic(second.values)
-        yield Change(before["name"], name, *plain, low, high, verdict)
+        yield Change(before["name"], name, first.plain, second.plain, low, high, verdict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Values in the order of time, the number that counts of them, and its kind."""
+    """Values in the order of time, the number that counts along an axis, and its kind."""
 
     values: Column
-    statistic: Callable[[Column], float]
+    statistic: Callable[[Column], Column]
     kind: str
+
+    @property
+    def plain(self) -> float:
+        return float(self.statistic(self.values))
 
 
 def _quantities() -> Iterator[tuple[str, Callable[[Json], _Series | None]]]:
@@ -126,7 +130,7 @@ def _latency(name: str, rank: int) -> Callable[[Json], _Series | None]:
         values = [value for value, error in rows if value is not None and error is None]
         if len(values) < MIN_REQUESTS:
             return None
-        return _Series(np.asarray(values), lambda v: float(np.percentile(v, rank)), "time")
+        return _Series(np.asarray(values), lambda v: np.percentile(v, rank, axis=-1), "time")
 
     return column
 
@@ -142,16 +146,21 @@ def _failed(stage: Json) -> _Series:
     return _Series(failed, _mean, "share")
 
 
-def _mean(values: Column) -> float:
-    return float(values.mean())
+def _mean(values: Column) -> Column:
+    return np.asarray(values.mean(axis=-1))
 
 
 def _bootstrap(series: _Series, rng: np.random.Generator) -> Column:
-    """Return the statistic of draws of whole stretches, shape (DRAWS,)."""
-    blocks: Sequence[Column] = np.array_split(series.values, min(BLOCKS, len(series.values)))
-    chosen = rng.integers(0, len(blocks), size=(DRAWS, len(blocks)))
-    drawn = (np.concatenate([blocks[index] for index in row]) for row in chosen)
-    return np.asarray([series.statistic(values) for values in drawn])
+    """Return the statistic of draws of whole stretches, shape (DRAWS,).
+
+    Source: circular block bootstrap, Politis and Romano 1992.
+    """
+    count = len(series.values)
+    length = -(-count // BLOCKS)
+    starts = rng.integers(0, count, size=(DRAWS, BLOCKS, 1))
+    parts = np.array_split(starts, 1 + DRAWS * count // AT_ONCE)
+    drawn = ((part + np.arange(length)).reshape(len(part), -1) % count for part in parts)
+    return np.concatenate([series.statistic(series.values[indices]) for indices in drawn])
 
 
 def _worse(before: Column, after: Column, kind: str) -> Column:

@@ -67,6 +67,8 @@ class Crew:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        for pipe in self._pipes:  # a process that still imports would send its first requests late
+            pipe.recv()
 
     def run(self, stage: Stage, progress: Progress) -> Ran:
         """Run one stage to its end, or to the stop mark.

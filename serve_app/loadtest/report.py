@@ -88,6 +88,8 @@ def facts(stage: Json) -> Iterator[tuple[str, str]]:
     yield "throughput", f"{rate}, {stage['in_flight']:.3g} in flight"
     if (goodput := stage["goodput"]) and goodput["share"] is not None:
         yield "goodput", f"{goodput['req_s']:.4g} req/s, {goodput['share']:.1%} within the SLO"
+    if stage.get("left_out"):
+        yield "window", f"{stage['left_out']} longer than the model's window were left out"
     client = stage["client"]
     busy = f"{client['cpu_share_max']:.0%} CPU of the busiest of {client['processes']}"
     yield "client", f"{busy}, event loop {milliseconds(client['loop_lag_p99_s'])} late (p99)"

@@ -1,7 +1,7 @@
 """A client process: sends its part of a stage and watches itself while it does.
 
-Speaks with its parent over a pipe: in come assignments, a stop mark, and None to end; out go
-lists of samples while they come, then one `Strain`.
+Speaks with its parent over a pipe. It says that it is ready; then assignments and stop marks
+come in, and for each assignment go out lists of samples while they come, then one `Strain`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from serve_app.loadtest.stage import Shot, Stage
 
 TICK_S = 0.01
 FLUSH_S = 0.2
-STOP = "stop"
+READY, STOP = "ready", "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,12 @@ class Strain:
 
 
 def serve(pipe: Connection) -> None:
-    """Work off assignments until None comes; the parent alone answers Ctrl-C."""
+    """Work off assignments until the pipe closes; the parent alone answers Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe.send(READY)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
-        while isinstance(assignment := pipe.recv(), Assignment | str):
+        while True:
+            assignment = pipe.recv()
             if isinstance(assignment, Assignment):  # a stop mark may come after the end
                 asyncio.run(_work(assignment, pipe))
 

@@ -1,0 +1,96 @@
+"""Recommendations, and the patch that carries them."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.__main__ import main
+from serve_app.errors import ConfigError
+from serve_app.loadtest.capacity import Demand, Measured, merge, patch, recommend
+from serve_app.loadtest.served import served
+from serve_app.loadtest.slo import Slo
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+MEASURED = Measured(
+    limit=10.0,
+    proposed={"in_flight": 24.0, "latency": {"ttft_s": {"p50": 0.2}}},
+    overload={"req_s": 12.0},
+)
+
+
+def test_numbers_follow_from_the_measurement():
+    """Two replicas held 10/s, so one is planned for 4/s; a queue drains 6/s for 0.8 s."""
+    parts = recommend(MEASURED, Demand(peak=30, low=5, replicas=2), Slo(ttft_s=1.0))
+    assert parts == {
+        "replica": {"target_ongoing_requests": 12.0, "min_replicas": 2, "max_replicas": 8},
+        "api": {"max_queued_requests": 4},
+    }
+
+
+def test_a_small_peak_still_has_a_replica_and_a_place():
+    """Nothing is ever zero."""
+    parts = recommend(MEASURED, Demand(peak=0.1, low=1e-9, replicas=2), Slo(ttft_s=0.1))
+    assert parts["replica"]["min_replicas"] == parts["replica"]["max_replicas"] == 1
+    assert parts["api"]["max_queued_requests"] == 1
+
+
+def test_without_a_limit_of_ttft_the_queue_is_left_alone():
+    """Nothing was measured that could decide it."""
+    assert set(recommend(MEASURED, Demand(10, 1, 2), Slo(e2e_s=5))) == {"replica"}
+
+
+def test_a_merged_patch_is_valid(tmp_path, capsys):
+    """The command `validate` accepts the config with the patch in it; its evidence is named."""
+    evidence = tmp_path / "capacity.json"
+    evidence.write_text("{}")
+    parts = recommend(MEASURED, Demand(30, 5, 2), Slo(ttft_s=1.0))
+    text = patch("llm", parts, evidence, "two\nlines")
+    assert hashlib.sha256(b"{}").hexdigest() in text
+    assert text.startswith("# two\n# lines\n")
+    merged = merge(yaml.safe_load(QUICKSTART.read_text()), yaml.safe_load(text))
+    config = tmp_path / "merged.yaml"
+    config.write_text(yaml.safe_dump(merged))
+    assert main(["validate", str(config)]) == 0
+    args = merged["applications"][0]["args"]
+    assert args["replica"] == {
+        **{"num_gpus": 0, "num_cpus": 2, "target_ongoing_requests": 12.0},
+        **{"min_replicas": 2, "max_replicas": 8},
+    }
+    assert args["engine"]["max_running_requests"] == 32
+
+
+def test_merging_leaves_the_config_alone():
+    """The merged tree is a new one."""
+    config = {"applications": [{"name": "llm", "args": {"api": {"max_queued_requests": 9}}}]}
+    change = {"applications": [{"name": "llm", "args": {"api": {"max_queued_requests": 1}}}]}
+    assert merge(config, change)["applications"][0]["args"]["api"]["max_queued_requests"] == 1
+    assert config["applications"][0]["args"]["api"]["max_queued_requests"] == 9
+
+
+def test_a_patch_for_another_application_is_refused():
+    """It names the one that is missing."""
+    with pytest.raises(ConfigError, match="named other"):
+        merge({"applications": [{"name": "llm"}]}, {"applications": [{"name": "other"}]})
+
+
+def test_a_config_tells_where_its_service_runs():
+    """Address, application and replicas."""
+    service = served(str(QUICKSTART))
+    assert (service.url, service.name, service.replicas) == ("http://127.0.0.1:8000", "llm", 1)
+
+
+def test_a_url_is_itself():
+    """One replica, no config."""
+    assert served("http://127.0.0.1:9").document is None
+
+
+def test_a_scaling_config_cannot_be_measured(tmp_path):
+    """What one replica holds is not seen while their number changes."""
+    config = yaml.safe_load(QUICKSTART.read_text())
+    config["applications"][0]["args"]["replica"]["max_replicas"] = 3
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="min_replicas = max_replicas"):
+        served(str(path))
