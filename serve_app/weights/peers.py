@@ -12,6 +12,7 @@ against are those that the Hub told to that token.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -34,8 +35,10 @@ log = structlog.get_logger()
 
 NAMESPACE = "serve_app"
 IN_FLIGHT = 4  # chunks between two nodes, which bounds the memory of both object stores
-STALL_S = 30.0  # without one more byte, after which nobody waits for a leader or a peer
-BEAT_S = 1.0
+BEAT_S = 1.0  # of a leader
+SILENT_S = 15.0  # without a beat, after which a leader is dead
+STALL_S = 120.0  # without one more byte; a slow Hub sends 10 MiB of a file at a time
+CHUNK_S = 30.0  # for the next chunk of a peer, whose worker may have to start first
 POLL_S = 0.5
 
 
@@ -49,18 +52,17 @@ class Peers:
     Args:
         repo_id: the repository.
         commit: 40 hex digits.
-        stall_s: how long to wait without progress.
+        silent_s: how long a leader may be without a sign of life.
     """
 
-    def __init__(self, repo_id: str, commit: str, *, stall_s: float = STALL_S) -> None:
+    def __init__(self, repo_id: str, commit: str, *, silent_s: float = SILENT_S) -> None:
         self._prefix = f"weights/{repo_id}@{commit}/"
         self._node: str = ray.get_runtime_context().get_node_id()
-        self._stall_s = stall_s
+        self._silent_s = silent_s
         self.received_bytes = 0
         self._passed_over: set[str] = set()
         self._claim = 0
-        self._seen: tuple[int, bytes | None] = (0, None)
-        self._seen_at = time.monotonic()
+        self._seen: dict[str, tuple[object, float]] = {}
 
     @contextmanager
     def taking_part(self, store: Store) -> Iterator[None]:
@@ -109,26 +111,39 @@ class Peers:
         claim = self._get(f"claim/{newest}") if newest else None
         if claim is not None and not self._is_over(newest, claim):
             return False
-        value = json.dumps({"node": self._node, "bytes": -1})
+        value = self._sign_of_life(beat=0, size=0)
         if not self._put(f"claim/{newest + 1}", value, overwrite=False):
             return False
         self._claim = newest + 1
         return True
 
     def _is_over(self, number: int, claim: bytes) -> bool:
-        if (number, claim) != self._seen:
-            self._seen, self._seen_at = (number, claim), time.monotonic()
-        node = json.loads(claim)["node"]
+        told = json.loads(claim)
         # On our own node we hold the lock, so who claimed there before has died.
-        is_dead = node == self._node or node not in _alive()
-        return is_dead or time.monotonic() - self._seen_at > self._stall_s
+        if told["node"] == self._node or told["node"] not in _alive():
+            return True
+        silent_s = self._unchanged_s("beat", (number, told["beat"]))
+        stalled_s = self._unchanged_s("bytes", (number, told["bytes"]))
+        return silent_s > self._silent_s or stalled_s > STALL_S
+
+    def _unchanged_s(self, name: str, value: object) -> float:
+        """Return for how long we have seen the same value, by our own clock."""
+        now = time.monotonic()
+        if name not in self._seen or self._seen[name][0] != value:
+            self._seen[name] = (value, now)
+        return now - self._seen[name][1]
 
     def _beat(self, store: Store, over: threading.Event) -> None:
-        while not over.wait(BEAT_S):
+        for beat in itertools.count(1):
+            if over.wait(BEAT_S):
+                return
             if self._claim:
-                value = json.dumps({"node": self._node, "bytes": store.progress()})
                 with suppress(RayError):
+                    value = self._sign_of_life(beat=beat, size=store.progress())
                     self._put(f"claim/{self._claim}", value)
+
+    def _sign_of_life(self, *, beat: int, size: int) -> str:
+        return json.dumps({"node": self._node, "beat": beat, "bytes": size})
 
     def _release(self) -> None:
         for number in self._claims() if self._claim else ():
@@ -141,7 +156,10 @@ class Peers:
         prefix = f"{self._prefix}has/"
         keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
         nodes = {key.decode().removeprefix(prefix) for key in keys}
-        usable = sorted(nodes & _alive() - self._passed_over - {self._node})
+        alive = _alive()
+        for lost in nodes - alive:
+            self._delete(f"has/{lost}")
+        usable = sorted(nodes & alive - self._passed_over - {self._node})
         random.shuffle(usable)
         for node in usable:
             if (place := self._get(f"has/{node}")) is not None:
@@ -182,10 +200,10 @@ class Peers:
                 self.received_bytes += len(chunk)
 
     def _next(self, chunks: Any) -> bytes:
-        ready, _ = ray.wait([chunks], timeout=self._stall_s)
+        ready, _ = ray.wait([chunks], timeout=CHUNK_S)
         if not ready:
             raise Silent
-        chunk: bytes = ray.get(next(chunks), timeout=self._stall_s)
+        chunk: bytes = ray.get(next(chunks), timeout=CHUNK_S)
         return chunk
 
     def _claims(self) -> list[int]:

@@ -15,10 +15,10 @@ from serve_app.weights.peers import Peers
 WEIGHTS = "model.safetensors"
 
 
-def bring_here(repo_id: str, commit: str, endpoint: str, stall_s: float) -> dict[str, Any]:
+def bring_here(repo_id: str, commit: str, endpoint: str, silent_s: float) -> dict[str, Any]:
     """Bring a commit to the node of this task; returns the bytes by source and what came."""
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # small files that come slowly show their progress
-    peers = Peers(repo_id, commit, stall_s=stall_s)
+    peers = Peers(repo_id, commit, silent_s=silent_s)
     access = AccessConfig(endpoint=endpoint)
     brought = bring(ModelConfig(repo_id=repo_id), access, commit, peers=peers)
     digest = hashlib.sha256((brought.directory / WEIGHTS).read_bytes()).hexdigest()

@@ -34,7 +34,7 @@ class Nodes:
         self.hub.clear_log()
         return repo
 
-    def start(self, node, repo, *, stall_s=30.0):
+    def start(self, node, repo, *, silent_s=15.0):
         """Bring a repository to a node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -45,7 +45,7 @@ class Nodes:
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(ids[node], soft=False),
         )
-        return task.remote(repo.repo_id, repo.sha, self.hub.url, stall_s)
+        return task.remote(repo.repo_id, repo.sha, self.hub.url, silent_s)
 
     def blob(self, node, repo):
         """Return the path of the weights in a node's cache."""
@@ -91,7 +91,7 @@ def test_a_slow_hub_is_waited_for(nodes):
 
     repo = nodes.new_repo()
     slow_down(repo, pause_s=0.2)
-    results = ray.get([nodes.start(name, repo, stall_s=2.0) for name in "ab"], timeout=120)
+    results = ray.get([nodes.start(name, repo, silent_s=2.0) for name in "ab"], timeout=120)
     assert nodes.sent() == SIZE
     assert {result["sha256"] for result in results} == {repo.files(repo.sha)[WEIGHTS].sha256}
 
@@ -105,7 +105,7 @@ def test_a_leader_that_is_killed_is_replaced(nodes):
     first = nodes.start("a", repo)
     partial = Path(f"{nodes.blob('a', repo)}.incomplete")
     wait_until(lambda: partial.exists() and partial.stat().st_size > 0)
-    second = nodes.start("b", repo, stall_s=2.0)
+    second = nodes.start("b", repo, silent_s=2.0)
     time.sleep(1.0)
     ray.cancel(first, force=True)
     del repo.files(repo.sha)[WEIGHTS].open
