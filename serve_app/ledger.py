@@ -103,16 +103,29 @@ class Ledger:
             self._add(phase, started_at, seconds)
             started_at += seconds
 
-    def ready(
-        self, application: str, replica: str, node: str, weights_bytes: dict[str, int]
+    def close(
+        self,
+        application: str,
+        replica: str,
+        node: str,
+        weights_bytes: dict[str, int],
+        *,
+        ready_at: float,
     ) -> Start:
-        """Close the ledger: the replica takes requests from now on. Asks Serve's controller."""
-        now = time.time()
+        """Return the whole start; asks Serve's controller when it was decided.
+
+        Args:
+            application: Serve's name of the application.
+            replica: Serve's id of the replica.
+            node: the name that a person knows the node by.
+            weights_bytes: by source.
+            ready_at: Unix seconds from which on the replica takes requests.
+        """
         scheduled_at = _scheduled_at(application, replica)
         with self._lock:
             spans = _since(scheduled_at, self._spans)
-        begun = min(span.started_at for span in spans)
-        return Start(application, replica, node, spans, now - begun, weights_bytes)
+        ready_s = ready_at - min(span.started_at for span in spans)
+        return Start(application, replica, node, spans, ready_s, weights_bytes)
 
     def _add(self, phase: str, started_at: float, duration_s: float) -> None:
         with self._lock:

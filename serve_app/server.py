@@ -71,7 +71,10 @@ class LLMServer:
             await asyncio.sleep(random.uniform(*HOLD_S))  # noqa: S311 (spreads load, no secret)
             raise
         self._metrics.loaded(self._engine.load_report.total_s)
-        self._start: ledger.Start | None = await asyncio.to_thread(self._started, proven, brought)
+        # Told beside the first requests: what asks others must not delay them.
+        telling = asyncio.to_thread(self._tell_start, proven, brought, time.time())
+        self._start = asyncio.create_task(telling)
+        self._first_answer: asyncio.Task[None] | None = None
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
     async def generate(
@@ -85,9 +88,9 @@ class LLMServer:
         asked_at, asked = time.time(), time.monotonic()
         try:
             async for delta in self._engine.generate(request):
-                if self._start is not None:
-                    start, self._start = self._start, None
-                    await self._answered(start, asked_at, time.monotonic() - asked)
+                if self._first_answer is None:
+                    told = self._tell_first_answer(asked_at, time.monotonic() - asked)
+                    self._first_answer = asyncio.create_task(told)
                 yield delta
         except ServeAppError as error:
             yield error
@@ -136,19 +139,21 @@ class LLMServer:
         log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
         raise AccessDenied(verdict.line())
 
-    def _started(self, proven: NodeVerdict, brought: Brought) -> ledger.Start:
+    def _tell_start(self, proven: NodeVerdict, brought: Brought, ready_at: float) -> ledger.Start:
         """Close the ledger and tell it: in metrics, in the log, in the cluster's memory."""
         context = serve.get_replica_context()
         moved = brought.bytes_by_source()
-        start = self._ledger.ready(context.app_name, context.replica_tag, proven.node_name, moved)
+        start = self._ledger.close(
+            context.app_name, context.replica_tag, proven.node_name, moved, ready_at=ready_at
+        )
         self._metrics.started(start.facts(), moved)
         log.info("replica.started", node_id=proven.node_id, **moved, **start.facts())
         ledger.keep(start)
         return start
 
-    async def _answered(self, start: ledger.Start, asked_at: float, ttft_s: float) -> None:
+    async def _tell_first_answer(self, asked_at: float, ttft_s: float) -> None:
         self._metrics.started({"first_token_s": ttft_s}, {})
-        start = ledger.with_first_token(start, asked_at=asked_at, ttft_s=ttft_s)
+        start = ledger.with_first_token(await self._start, asked_at=asked_at, ttft_s=ttft_s)
         await asyncio.to_thread(ledger.keep, start)
 
     async def _sample(self) -> None:

@@ -21,6 +21,10 @@ def phases(start):
     return {span.phase: span for span in start.spans}
 
 
+def close(book):
+    return book.close("llm", "abc", "node-a", {}, ready_at=time.time())
+
+
 def start_of(*spans, ready_s=10.0):
     return Start("llm", "abc", "node-a", spans, ready_s, {"hub": 5, "peer": 0, "cache": 7})
 
@@ -30,7 +34,7 @@ def test_a_start_begins_with_the_process(asked):
     book = Ledger()
     with book.span("check"):
         time.sleep(0.05)
-    start = book.ready("llm", "abc", "node-a", {})
+    start = close(book)
     assert [span.phase for span in start.spans] == ["interpreter", "imports", "check"]
     assert 0 < phases(start)["interpreter"].duration_s < time.time() - start.started_at
     assert 0.05 <= phases(start)["check"].duration_s < 1
@@ -41,7 +45,7 @@ def test_the_schedule_lasts_until_the_process_is_there(asked):
     """From Serve's decision to the first phase, without a gap."""
     book = Ledger()
     asked["at"] = ledger._process_started_at() - 2.0
-    start = book.ready("llm", "abc", "node-a", {})
+    start = close(book)
     first, second = start.spans[:2]
     assert (first.phase, second.phase) == ("schedule", "interpreter")
     assert first.duration_s == pytest.approx(2.0, abs=0.1)
@@ -52,14 +56,14 @@ def test_a_worker_that_was_there_before_costs_no_interpreter(asked):
     """Ray keeps some at hand; their start belongs to nobody."""
     book = Ledger()
     asked["at"] = ledger.IMPORTED_AT - 0.001
-    start = book.ready("llm", "abc", "node-a", {})
+    start = close(book)
     assert [span.phase for span in start.spans] == ["schedule", "imports"]
 
 
 def test_a_clock_that_runs_ahead_does_not_break_the_ledger(asked):
     """The controller's node may live in our future; then nothing is said of the schedule."""
     asked["at"] = time.time() + 60
-    start = Ledger().ready("llm", "abc", "node-a", {})
+    start = close(Ledger())
     assert "schedule" not in phases(start)
     assert start.ready_s > 0
 
@@ -68,7 +72,7 @@ def test_phases_that_were_timed_elsewhere_follow_each_other(asked):
     """The engine reports seconds, the ledger places them."""
     book = Ledger()
     book.follow({"weights": 2.0, "warm_up": 1.0}, started_at=100.0)
-    start = book.ready("llm", "abc", "node-a", {})
+    start = close(book)
     assert phases(start)["weights"] == Span("weights", 100.0, 2.0)
     assert phases(start)["warm_up"] == Span("warm_up", 102.0, 1.0)
 
@@ -78,7 +82,7 @@ def test_a_phase_that_fails_is_in_the_ledger_too(asked):
     book = Ledger()
     with pytest.raises(ValueError, match="no"), book.span("check"):
         raise ValueError("no")
-    assert "check" in phases(book.ready("llm", "abc", "node-a", {}))
+    assert "check" in phases(close(book))
 
 
 def test_the_log_has_every_phase_with_its_unit():

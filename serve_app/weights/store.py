@@ -61,7 +61,7 @@ class Store:
         """
         lock = self._own / (self.repo_id.replace("/", "--") + ".lock")
         try:
-            for folder in (lock.parent, self.blobs, self.snapshot, self._verified):
+            for folder in (lock.parent, self.blobs, self.snapshot.parent, self._verified):
                 folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         except OSError as error:

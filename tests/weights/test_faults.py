@@ -229,7 +229,9 @@ def test_a_listing_made_without_access_is_not_believed(hub, tmp_path):
     config = access(hub, tmp_path, token)
     with pytest.raises(AccessDenied, match="awaiting a review"):
         bring(MODEL, config, commit_of(hub))
-    assert not list(Store(TINY_REPO, commit_of(hub)).blobs.parent.glob("trees/*"))
+    store = Store(TINY_REPO, commit_of(hub))
+    assert not list(store.blobs.parent.glob("trees/*"))
+    assert not store.snapshot.exists()  # which other tools would take for a copy
     hub.set_behaviour(token, Behaviour.granted)
     assert bring(MODEL, config, commit_of(hub)).hub_bytes > 0
 
