@@ -246,6 +246,7 @@ def test_the_chunk_store_is_asked_once_more_for_damaged_bytes(hub, tmp_path, mon
         asked.append(force_download)
         content = single_files()[WEIGHTS] if force_download else bytes(file.size)
         (store.blobs / file.sha256).write_bytes(content)
+        store.snapshot.mkdir(exist_ok=True)
         (store.snapshot / path).unlink(missing_ok=True)
         (store.snapshot / path).symlink_to(store.blobs / file.sha256)
         return str(store.snapshot / path)
