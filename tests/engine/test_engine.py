@@ -7,8 +7,10 @@ import time
 
 import pytest
 
+from serve_app.engine.engine import _Stream
 from serve_app.engine.native.forward import NativeForward
 from serve_app.engine.runner import Runner
+from serve_app.engine.sequence import Update
 from serve_app.errors import (
     ContextLengthExceeded,
     EngineDead,
@@ -436,3 +438,21 @@ async def test_the_drain_rate_sets_the_time_to_retry(load, monkeypatch, fraction
     assert caught.value.details["retry_after_s"] == max(1, math.ceil(1 / fraction))
     await stream.aclose()
     await waiting
+
+
+async def test_deltas_of_many_streams_wait_their_turn_and_ends_do_not():
+    """What comes before a stream's turn goes along with the next delta; the last never waits."""
+    stream = _Stream(asyncio.get_running_loop(), lambda: 0.05)
+    started = time.monotonic()
+    stream.push(Update(1, 5))
+    assert await stream.updates() == [Update(1, 5)]
+    assert time.monotonic() - started < 0.04, "the first one waited"
+    stream.push(Update(1, 6))
+    asyncio.get_running_loop().call_later(0.01, stream.push, Update(1, 7))
+    assert await stream.updates() == [Update(1, 6), Update(1, 7)]
+    assert time.monotonic() - started >= 0.05
+    last = Update(1, 8, FinishReason.LENGTH)
+    asked = time.monotonic()
+    stream.push(last)
+    assert await stream.updates() == [last]
+    assert time.monotonic() - asked < 0.04, "the last one waited"
