@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Labels, and whether x counts by powers of ten."""
+    """Labels, and whether x counts by powers of ten where its range is wide."""
 
     title: str
     x: str
@@ -65,7 +65,8 @@ def chart(axes: Axes, lines: Sequence[Line]) -> str:
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_low * 0.9, x_high * 1.1 or 1.0
-    x = _Scale(x_low, x_high, LEFT, WIDTH - RIGHT, axes.log_x)
+    log_x = axes.log_x and x_high > 5 * x_low  # less has no room for marks
+    x = _Scale(x_low, x_high, LEFT, WIDTH - RIGHT, log_x)
     y = _Scale(0.0, max(ys) * 1.05 or 1.0, HEIGHT - BOTTOM, TOP, log=False)
     parts = [*_grid(axes, x, y)]
     for index, line in enumerate(lines):

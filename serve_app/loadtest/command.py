@@ -91,7 +91,9 @@ def _find(running: Bench) -> None:
 
     def holds_at(rate: float) -> bool | None:
         measured = running.poisson(rate)
-        return None if running.stop.is_set() else holds(measured, attainment=attainment)
+        if running.stop.is_set() or not measured["completed"]:
+            return None  # a service that answers nothing is not searched further
+        return holds(measured, attainment=attainment)
 
     found = search(holds_at, first=running.options.start_rate)
     running.search = {"holds": found.holds, "breaks": found.breaks, "attainment": attainment}

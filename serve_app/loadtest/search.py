@@ -40,7 +40,7 @@ def search(holds_at: Callable[[float], bool | None], *, first: float) -> Found:
     """Find the highest rate.
 
     Args:
-        holds_at: measures a rate; None when the user stopped it.
+        holds_at: measures a rate; None ends the search.
         first: where to begin, requests per second.
     """
     found = _bracket(holds_at, first)

@@ -31,13 +31,13 @@ def regressed(before, after, threshold=0.1):
 
 
 def test_two_runs_of_the_same_do_not_regress():
-    """In sixty pairs of equal services, the gate fails at most once."""
-    failures = sum(bool(regressed(report(2 * i), report(2 * i + 1), 0.05)) for i in range(60))
+    """In thirty pairs of equal services, the gate fails at most once."""
+    failures = sum(bool(regressed(report(2 * i), report(2 * i + 1), 0.05)) for i in range(30))
     assert failures <= 1
 
 
 def test_plain_error_bars_would_flap():
-    """The same pairs, judged by their medians alone, fail often: the intervals are needed."""
+    """Such pairs, judged by their medians alone, fail more than once in ten."""
     medians = [report(i)["stages"][0]["latency"]["ttft_s"]["p50"] for i in range(120)]
     worse = sum(
         after / before > 1.05 for before, after in zip(medians[::2], medians[1::2], strict=True)

@@ -1,0 +1,147 @@
+"""The page: complete, self-contained, and right in a real browser."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from serve_app.loadtest.page import render
+from tests.loadtest.test_report import SEARCH, whole
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Strict(HTMLParser):
+    """Refuses tags that do not close in order; keeps every attribute."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def report(**more):
+    """Three stages at different rates, and the server's view."""
+    stage = whole()["stages"][0]
+    stages = [
+        stage | {"name": f"{rate} req/s", "rate": float(rate), "start_s": 11.0 * rate}
+        for rate in (1, 2, 3)
+    ]
+    timeline = {
+        "at_s": [1.0, 2.0, 3.0],
+        "running": [1, 2, 3],
+        "waiting": [0, 0, 9],
+        "replicas": [1, 1, 2],
+        "kv_cache_usage": [0.1, 0.2, None],
+        "generation_tokens": [0, 50, 20],
+    }
+    return whole(search=SEARCH, timeline=timeline) | {"stages": stages, **more}
+
+
+def test_tags_close_and_every_plot_is_there():
+    """Five plots against the rate, four distributions, two timelines of the client, four more."""
+    page = Strict(render(report()))
+    assert page.tags.count("figure") == 5 + 4 + 2 + 4
+    assert page.tags.count("details") == 3
+    text = " ".join(page.text)
+    assert "Up to 2 req/s 95% of the requests meet the SLO" in text
+    for label in ("Replicas, told by the server", "ttft against rate", "Running, waiting"):
+        assert label in text
+
+
+def test_the_page_needs_nothing_from_outside():
+    """No script, no link, no image, no import, and a policy that allows none."""
+    text = render(report())
+    page = Strict(text)
+    assert not {"script", "link", "img", "iframe", "base", "form"} & set(page.tags)
+    assert not {"src", "href", "srcset", "action"} & {name for name, _ in page.attributes}
+    assert "url(" not in text
+    assert "@import" not in text
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_a_keyboard_reaches_all_of_it():
+    """What scrolls takes the focus, the focus is visible, and details fold by themselves."""
+    text = render(report())
+    assert text.count('class="scroll"') == text.count('class="scroll" tabindex="0"') > 0
+    assert ":focus-visible" in text
+    assert all(f'aria-label="{label}' in text for label in ("ttft", "table"))
+
+
+def test_light_and_dark_define_the_same_colours():
+    """No colour is forgotten in one of the two."""
+    light, dark = re.findall(r":root \{(.*?)\}", render(report()), re.DOTALL)
+    colours = [set(re.findall(r"--\w+", part)) for part in (light, dark)]
+    assert colours[0] == colours[1]
+    assert len(colours[0]) == 11
+
+
+def test_names_of_strangers_are_escaped():
+    """A model's name is text, whatever it holds."""
+    page = Strict(render(report(model='<script>alert("x")</script>&')))
+    assert "script" not in page.tags
+    assert any('<script>alert("x")</script>&' in text for text in page.text)
+
+
+def test_a_run_without_anything_is_a_page_too():
+    """Interrupted before the first number."""
+    page = Strict(render(whole() | {"stages": [], "interrupted": True}))
+    assert "Interrupted" in " ".join(page.text)
+    assert "figure" not in page.tags
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_real_browser_shows_it(tmp_path, scheme):
+    """Chromium renders every figure, complains of nothing, and takes a picture in each scheme."""
+    path, picture = tmp_path / "r.html", tmp_path / f"{scheme}.png"
+    path.write_text(render(report()))
+    command = [
+        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+        *(
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--enable-logging=stderr",
+            "--window-size=1200,2400",
+        ),
+    ]
+    done = subprocess.run(
+        [*command, f"--screenshot={picture}", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 50_000
+    shown = subprocess.run(
+        [*command, "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert shown.stdout.count("<figure") == 15
