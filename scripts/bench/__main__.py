@@ -1,0 +1,151 @@
+"""Load every contender once, let them take turns for some rounds, write what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from scripts.bench import report, shapes
+from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
+from scripts.bench.workload import ALONE, LENGTHS, Request, make
+from scripts.local_hub.model import build_demo_model, default_cache_dir, find_gguf
+
+# Name, `module:function` and whose Python; the first is measured against the others.
+CONTENDERS = {
+    "serve-app": ("ours:load", None),
+    "generate": ("huggingface:one_by_one", None),
+    "static": ("huggingface:static", None),
+    "continuous": ("huggingface:continuous", None),
+    "vllm": ("vllm:load", "vllm_python"),
+    "llama.cpp": ("llama_cpp:load", "llama_python"),
+}
+ROOFLINE = "roofline"
+GENERATED_TEXT = 4096
+
+
+def main() -> int:
+    """Run the benchmark."""
+    args = _arguments()
+    logs = Path(tempfile.mkdtemp(prefix="bench-engine-"))
+    with tempfile.TemporaryDirectory(prefix="bench-model-") as scratch:
+        model_dir, text = _model(args, Path(scratch))
+        setup = Setup(
+            model_dir=str(model_dir),
+            dtype=args.dtype,
+            device=args.device,
+            threads=args.threads,
+            streams=max(args.streams),
+            window=-(-max(map(sum, LENGTHS)) // 128) * 128,
+            gguf=args.gguf or ("" if args.config else str(find_gguf())),
+        )
+        contenders = _load(args, setup, logs)
+        try:
+            records = _rounds(args, contenders, text)
+        finally:
+            for contender in contenders.values():
+                contender.close()
+    result = report.summarise(
+        records,
+        setup=vars(args) | {"model": args.config or model_dir.name},
+        load_s={name: contender.load_s for name, contender in contenders.items()},
+    )
+    markdown = report.markdown(result)
+    print(markdown)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(markdown)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench_engine", description=__doc__)
+    parser.add_argument("--model", type=Path, help="a model's directory; default: the demo model")
+    parser.add_argument("--config", choices=shapes.CONFIGS, help="random weights of these shapes")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--streams",
+        type=int,
+        nargs="+",
+        default=[1, len(LENGTHS)],
+        help=f"requests at once; 1 is the first {ALONE}, one after the other",
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument(
+        "--vllm-python", default=os.environ.get("BENCH_VLLM_PYTHON"), help="of its environment"
+    )
+    parser.add_argument(
+        "--llama-python", default=os.environ.get("BENCH_LLAMA_PYTHON"), help="of its environment"
+    )
+    parser.add_argument("--gguf", help="the model for llama.cpp; default: the demo model's")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    return parser.parse_args()
+
+
+def _model(args: argparse.Namespace, scratch: Path) -> tuple[Path, list[int]]:
+    """Return the model's directory and a text's ids to cut prompts from."""
+    if args.config:
+        shapes.write(args.config, scratch)
+        draw = random.Random(0)  # noqa: S311 (repeatable on purpose)
+        vocabulary = shapes.CONFIGS[args.config]["vocab_size"]
+        return scratch, [draw.randrange(vocabulary) for _ in range(GENERATED_TEXT)]
+    model_dir = args.model or build_demo_model(default_cache_dir())
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    return model_dir, tokenizer.encode((ROOT / "LICENSE").read_text(encoding="utf-8")).ids
+
+
+def _load(args: argparse.Namespace, setup: Setup, logs: Path) -> dict[str, Contender]:
+    """Start what can be started; the rest is named with its reason."""
+    contenders: dict[str, Contender] = {}
+    every = {name: CONTENDERS[name] for name in args.only} | {ROOFLINE: ("roofline:load", None)}
+    for name, (start, interpreter) in every.items():
+        python = vars(args)[interpreter] if interpreter else sys.executable
+        if not python or (name == "llama.cpp" and not setup.gguf):
+            print(f"{name}: left out, see --help for how to name its environment")
+            continue
+        try:
+            contenders[name] = Contender(name, start, python, setup, logs / f"{name}.log")
+            print(f"{name}: loaded in {contenders[name].load_s:.1f} s", flush=True)
+        except ContenderFailed as error:
+            print(f"{name}: left out: {error}", flush=True)
+    return contenders
+
+
+def _rounds(
+    args: argparse.Namespace, contenders: dict[str, Contender], text: list[int]
+) -> list[report.Record]:
+    """Let all run the same requests in turn; who begins changes with the round."""
+    names = list(contenders)
+    for name in names:
+        requests = [] if name == ROOFLINE else _short(make(text, streams=2, turn=1))
+        contenders[name].run(requests)
+    records = []
+    turn = 1
+    for number in range(args.rounds):
+        for streams in args.streams:
+            turn += 1
+            requests = make(text, streams=streams, turn=turn)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                work = [] if name == ROOFLINE else requests
+                answer = contenders[name].run(work, together=streams > 1 or name == ROOFLINE)
+                records.append(report.Record(name, number, streams, requests, answer))
+                print(records[-1], flush=True)
+    return records
+
+
+def _short(requests: list[Request]) -> list[Request]:
+    return [Request(request.prompt, 4) for request in requests]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

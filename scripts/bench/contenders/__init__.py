@@ -1,0 +1,1 @@
+"""One module a library; each function loads a model and returns what runs requests on it."""

@@ -1,0 +1,165 @@
+"""A contender in a process of its own: both ends of the pipe to it.
+
+The benchmark starts every contender once and lets them take turns. Between its turns a
+process is stopped (SIGSTOP, with its children), so that no spinning thread of one contender
+takes time from another. Imports nothing but the standard library: the far end runs in the
+peers' own environments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.workload import Request, Stream
+
+ROOT = Path(__file__).parents[2]
+
+
+class ContenderFailed(RuntimeError):
+    """A contender ended; what it said is in its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a contender needs to load the model.
+
+    Args:
+        model_dir: config, tokenizer and safetensors.
+        dtype: bfloat16 or float32.
+        device: cpu or cuda.
+        threads: of one step on the CPU.
+        streams: requests at once at the most.
+        window: tokens of the longest request.
+        gguf: the same weights for llama.cpp.
+    """
+
+    model_dir: str
+    dtype: str
+    device: str
+    threads: int
+    streams: int
+    window: int
+    gguf: str
+
+
+Run = Callable[[list[Request]], Any]
+
+
+class Contender:
+    """The benchmark's end: a process that runs requests when it is its turn.
+
+    Args:
+        name: for the report and the log.
+        start: `module:function` of `scripts.bench.contenders`.
+        python: the interpreter of the contender's environment.
+        setup: what it loads.
+        log: where its output goes.
+    """
+
+    def __init__(self, name: str, start: str, python: str, setup: Setup, log: Path) -> None:
+        self.name = name
+        self._log = log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [python, "-m", "scripts.bench.worker", start, json.dumps(asdict(setup))],
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": str(setup.threads), "HF_HUB_OFFLINE": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+            )
+        self.load_s: float = self._answer()["load_s"]
+        self._signal(signal.SIGSTOP)
+
+    def run(self, requests: list[Request], *, together: bool = True) -> dict[str, Any]:
+        """Let it run requests at once or one after the other; others are stopped meanwhile.
+
+        Returns:
+            `result`, one for all or a list of one for each, and `peak_bytes` of its processes.
+
+        Raises:
+            ContenderFailed: it ended.
+        """
+        self._signal(signal.SIGCONT)
+        batches = [requests] if together else [[request] for request in requests]
+        task = [[asdict(request) for request in batch] for batch in batches]
+        assert self._process.stdin is not None  # noqa: S101 (a pipe was asked for)
+        self._process.stdin.write(json.dumps(task).encode() + b"\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self._signal(signal.SIGSTOP)
+        return answer
+
+    def close(self) -> None:
+        """End it and its children."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101 (a pipe was asked for)
+        line = self._process.stdout.readline()
+        if not line:
+            raise ContenderFailed(f"{self.name} failed; see {self._log}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            if number != signal.SIGKILL:
+                raise ContenderFailed(f"{self.name} ended; see {self._log}") from None
+
+
+def serve(start: str, setup: Setup) -> None:
+    """The contender's end: load, then run what comes in until the pipe closes."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what libraries print belongs in the log
+        module, function = start.split(":")
+        began = time.perf_counter()
+        load = getattr(importlib.import_module(f"scripts.bench.contenders.{module}"), function)
+        run: Run = load(setup)
+        print(json.dumps({"load_s": time.perf_counter() - began}), file=answers, flush=True)
+        for line in sys.stdin:
+            batches = [[Request(**request) for request in batch] for batch in json.loads(line)]
+            results = [run(batch) for batch in batches]
+            answer = {"results": results, "peak_bytes": peak_bytes(os.getpid())}
+            print(json.dumps(answer, default=_plain), file=answers, flush=True)
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the largest resident size that a process and its children had, summed."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text(encoding="ascii").split()
+        ]
+    except OSError:  # it ended meanwhile
+        return 0
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    own = int(fields.get("VmHWM", "0 kB").split()[0]) * 1024
+    return own + sum(map(peak_bytes, children))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Stream):
+        return asdict(value)
+    raise TypeError(type(value).__name__)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Setup(**json.loads(sys.argv[2])))
+    os._exit(0)  # a contender's threads need not end by themselves
