@@ -37,6 +37,7 @@ EVENTS = {
     "weights.outdated": "other revisions in the cache, with the bytes that only they hold",
     "model.loading": "weights are read",
     "model.loaded": "weights are on the device, dtype asserted, warm-up answered",
+    "engine.graphs_unavailable": "decode steps are not recorded as CUDA graphs, and why",
     "engine.native_unavailable": "the CPU's compiled forward cannot be used here, and why",
     "engine.started": "the replica takes requests",
     "replica.started": "the cold-start ledger: seconds by phase until the replica takes requests",

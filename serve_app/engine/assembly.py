@@ -6,6 +6,7 @@ runs transformers' forward with the attention backend that suits the device.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from serve_app.config import EngineConfig
 from serve_app.engine.attention.interface import ShapeProbe, choose_backend
 from serve_app.engine.attention.step import LayerShape
+from serve_app.engine.attention.varlen import VarlenBackend
 from serve_app.engine.forward import TransformersForward
+from serve_app.engine.graphs import CudaRecorder, DecodeRows, GraphedForward
 from serve_app.engine.kv_cache import KVCache, tokens_for
 from serve_app.engine.loading import LoadedModel
 from serve_app.engine.native import library
@@ -38,6 +41,7 @@ class Assembly:
         kv_bytes: of all layers.
         max_context_tokens: the configured window, the model's or the cache's: the least.
         attention: what attends.
+        graphs_s: seconds it took to record the decode steps as CUDA graphs.
     """
 
     forward: Forward
@@ -45,6 +49,7 @@ class Assembly:
     kv_bytes: int
     max_context_tokens: int
     attention: str
+    graphs_s: float = 0.0
 
 
 def assemble(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
@@ -101,15 +106,29 @@ def _general(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
         )
     shapes, activation_bytes = _probe(loaded, engine)
     affordable = tokens_for(shapes, _budgets(shapes, engine, activation_bytes))
-    tokens, window = _sizes(affordable, loaded, engine)
     backend = choose_backend(shapes.values())
-    cache = KVCache(shapes, tokens)
+    # Graphs need the whole model on one device, and their padding places in the cache.
+    devices = {shape.device for shape in shapes.values()}
+    graphs = backend if isinstance(backend, VarlenBackend) and len(devices) == 1 else None
+    rows = min(engine.max_running_requests, engine.max_batch_tokens) if graphs else 0
+    tokens, window = _sizes(affordable - rows, loaded, engine)
+    cache = KVCache(shapes, tokens + rows)
+    eager = TransformersForward(loaded.model, cache, backend, loaded.device)
+    started = time.monotonic()
+    forward: Forward = eager
+    if graphs is not None:
+        decode = DecodeRows(graphs, rows, window, tokens, loaded.device)
+        try:
+            forward = GraphedForward(eager, decode, CudaRecorder(loaded.device))
+        except RuntimeError as error:
+            log.warning("engine.graphs_unavailable", reason=str(error))
     return Assembly(
-        forward=TransformersForward(loaded.model, cache, backend, loaded.device),
+        forward=forward,
         kv_tokens=tokens,
         kv_bytes=cache.bytes,
         max_context_tokens=window,
         attention=backend.name,
+        graphs_s=time.monotonic() - started,
     )
 
 

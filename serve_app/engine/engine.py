@@ -136,7 +136,8 @@ class Engine:
             kv_tokens=assembly.kv_tokens,
             tokenizer_s=loaded.tokenizer_s,
             weights_s=loaded.weights_s,
-            assemble_s=assemble_s,
+            assemble_s=assemble_s - assembly.graphs_s,
+            graphs_s=assembly.graphs_s,
             warm_up_s=time.monotonic() - started,
         )
         self._loop.start()

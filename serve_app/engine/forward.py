@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from serve_app.engine.attention.step import Backend, Scoring, Span
+from serve_app.engine.attention.step import Backend, Scoring, Span, StepAttention
 from serve_app.engine.kv_cache import KVCache
 from serve_app.engine.sequence import Move, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The tokens of a step, one after the other; int64, where token ids go in.
+
+    Args:
+        ids: (tokens,).
+        positions: (tokens,), each one's in its sequence.
+        slots: (tokens,), each one's place in the cache.
+        kept: which of them need logits.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    kept: torch.Tensor
 
 
 class TransformersForward:
@@ -46,28 +64,31 @@ class TransformersForward:
             positions += range(row.start, end)
             slots += range(place + row.start, place + end)
             kept += range(len(ids) - row.kept, len(ids))
+        packed = Packed(*map(self._tensor, (ids, positions, slots, kept)))
+        return self.compute(packed, self._backend.begin(tuple(spans)))
+
+    def compute(self, packed: Packed, attention: StepAttention) -> torch.Tensor:
+        """Compute packed tokens; see `Forward.logits`."""
         output = self._model(
-            input_ids=self._tensor([ids]),
-            position_ids=self._tensor([positions]),
-            logits_to_keep=self._tensor(kept),
+            input_ids=packed.ids[None],
+            position_ids=packed.positions[None],
+            logits_to_keep=packed.kept,
             use_cache=False,
-            forward_pass=_CachedPass(self._cache, self._backend, tuple(spans), self._tensor(slots)),
+            forward_pass=_CachedPass(self._cache, attention, packed.slots),
         )
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
+    def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
 
 class _CachedPass:
     """A forward that writes K and V to their slots and attends over the cache."""
 
-    def __init__(
-        self, cache: KVCache, backend: Backend, spans: tuple[Span, ...], slots: torch.Tensor
-    ) -> None:
+    def __init__(self, cache: KVCache, attention: StepAttention, slots: torch.Tensor) -> None:
         self._cache = cache
-        self._attention = backend.begin(spans)
+        self._attention = attention
         self._slots = {slots.device: slots}
         self._origin = slots
 

@@ -44,6 +44,7 @@ class LoadReport:
         tokenizer_s: the tokenizer, from disk.
         weights_s: the weights, from disk to device.
         assemble_s: packing the weights or measuring a forward, and allocating the KV cache.
+        graphs_s: recording the decode steps as CUDA graphs.
         warm_up_s: the sanity generation.
     """
 
@@ -56,12 +57,13 @@ class LoadReport:
     tokenizer_s: float
     weights_s: float
     assemble_s: float
+    graphs_s: float
     warm_up_s: float
 
     @property
     def total_s(self) -> float:
         """All phases together."""
-        return self.tokenizer_s + self.weights_s + self.assemble_s + self.warm_up_s
+        return sum(self.phases().values())
 
     def phases(self) -> dict[str, float]:
         """Return the seconds by phase, in the order in which they come."""
@@ -69,6 +71,7 @@ class LoadReport:
             "weights": self.weights_s,
             "tokenizer": self.tokenizer_s,
             "assemble": self.assemble_s,
+            "graphs": self.graphs_s,
             "warm_up": self.warm_up_s,
         }
 
@@ -85,5 +88,6 @@ class LoadReport:
             "tokenizer_s": round(self.tokenizer_s, 3),
             "weights_s": round(self.weights_s, 3),
             "assemble_s": round(self.assemble_s, 3),
+            "graphs_s": round(self.graphs_s, 3),
             "warm_up_s": round(self.warm_up_s, 3),
         }

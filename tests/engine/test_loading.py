@@ -224,7 +224,7 @@ def test_the_report_tells_time_and_size_by_phase(load):
     assert facts["device"] == "cpu"
     assert facts["attention"] == "native"
     assert facts["kv_bytes"] == facts["kv_tokens"] * 480
-    phases = ("weights_s", "tokenizer_s", "assemble_s", "warm_up_s")
+    phases = ("weights_s", "tokenizer_s", "assemble_s", "graphs_s", "warm_up_s")
     assert all(facts[phase] >= 0 for phase in phases)
     assert report.total_s == pytest.approx(sum(getattr(report, phase) for phase in phases))
     assert facts["load_s"] == round(report.total_s, 3)

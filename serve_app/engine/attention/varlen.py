@@ -59,18 +59,46 @@ class VarlenBackend:
 
     def begin(self, spans: tuple[Span, ...]) -> VarlenStep:
         """Prepare a step."""
-        return VarlenStep(self._attend, spans)
+        last = spans[-1]
+        lists = {
+            "cu_seq_q": [*(span.q_start for span in spans), last.q_start + last.q_count],
+            "cu_seq_k": [*(span.kv_start for span in spans), last.kv_start + last.kv_count],
+            "seqused_k": [span.kv_count for span in spans],
+        }
+        return VarlenStep(
+            self._attend,
+            {name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()},
+            max_q=max(span.q_count for span in spans),
+            max_k=max(span.kv_count for span in spans),
+        )
+
+    def decode(self, indices: dict[str, torch.Tensor], *, max_k: int) -> VarlenStep:
+        """Prepare a step of single queries whose places are read when it runs.
+
+        Args:
+            indices: int32 on the layers' device, as `varlen_attn` calls them: `cu_seq_q` and
+                `cu_seq_k`, (rows + 1,), and `seqused_k`, (rows,).
+            max_k: keys of the longest row at the most.
+        """
+        return VarlenStep(self._attend, indices, max_q=1, max_k=max_k)
 
 
 class VarlenStep:
-    """One step's attention; the index tensors are made once a device."""
+    """One step's attention; the index tensors are copied once to each device."""
 
-    def __init__(self, attend: Callable[..., torch.Tensor], spans: tuple[Span, ...]) -> None:
+    def __init__(
+        self,
+        attend: Callable[..., torch.Tensor],
+        indices: dict[str, torch.Tensor],
+        *,
+        max_q: int,
+        max_k: int,
+    ) -> None:
         self._attend = attend
-        self._spans = spans
-        self._max_q = max(span.q_count for span in spans)
-        self._max_k = max(span.kv_count for span in spans)
-        self._tensors: dict[torch.device, dict[str, Any]] = {}
+        self._indices = indices
+        self._max_q = max_q
+        self._max_k = max_k
+        self._copies: dict[torch.device, dict[str, Any]] = {}
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
@@ -95,15 +123,8 @@ class VarlenStep:
         )
 
     def _on(self, device: torch.device) -> dict[str, Any]:
-        if device not in self._tensors:
-            spans, last = self._spans, self._spans[-1]
-            lists = {
-                "cu_seq_q": [*(span.q_start for span in spans), last.q_start + last.q_count],
-                "cu_seq_k": [*(span.kv_start for span in spans), last.kv_start + last.kv_count],
-                "seqused_k": [span.kv_count for span in spans],
+        if device not in self._copies:
+            self._copies[device] = {
+                name: tensor.to(device) for name, tensor in self._indices.items()
             }
-            self._tensors[device] = {
-                name: torch.tensor(values, dtype=torch.int32, device=device)
-                for name, values in lists.items()
-            }
-        return self._tensors[device]
+        return self._copies[device]

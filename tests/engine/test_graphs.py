@@ -1,0 +1,152 @@
+"""Decode steps on fixed buffers: what is written, what is replayed, what stays eager.
+
+The recorder here runs the computation again instead of a CUDA graph, so everything but the
+recording itself is what a GPU runs; `tests/gpu` replays real graphs.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from serve_app.config import ModelConfig
+from serve_app.engine.attention.interface import ShapeProbe
+from serve_app.engine.attention.sdpa import SdpaBackend
+from serve_app.engine.attention.varlen import VarlenBackend
+from serve_app.engine.forward import TransformersForward
+from serve_app.engine.graphs import DecodeRows, GraphedForward, sizes
+from serve_app.engine.kv_cache import KVCache
+from serve_app.engine.loading import load
+from serve_app.engine.sequence import Move
+from tests.engine.test_attention import documented_varlen_attn
+
+POOL, ROWS, CPU = 512, 13, torch.device("cpu")
+
+
+class Recorder:
+    """Counts what is recorded and what is replayed."""
+
+    def __init__(self):
+        self.recorded = 0
+        self.replayed = []
+
+    def __call__(self, compute):
+        self.recorded += 1
+        compute()
+
+        def replay():
+            self.replayed.append(compute.args[0])
+            compute()
+
+        return replay
+
+
+@pytest.fixture
+def made(model_dir):
+    """A graphed forward with its recorder and cache, and an eager one with a cache of its own."""
+    loaded = load(
+        model_dir("llama"), ModelConfig(path="/m", dtype="float32"), num_gpus=0, num_cpus=1
+    )
+    probe = ShapeProbe()
+    with torch.inference_mode():
+        loaded.model(input_ids=torch.zeros(1, 2).long(), forward_pass=probe, use_cache=False)
+    caches = [KVCache(probe.shapes, POOL + ROWS) for _ in range(2)]
+    backend, recorder = VarlenBackend(documented_varlen_attn), Recorder()
+    graphed = GraphedForward(
+        TransformersForward(loaded.model, caches[0], backend, CPU),
+        DecodeRows(backend, ROWS, window=64, scratch=POOL, device=CPU),
+        recorder,
+    )
+    eager = TransformersForward(loaded.model, caches[1], SdpaBackend(), CPU)
+    return graphed, eager, recorder, caches[0]
+
+
+@dataclass
+class Tokens:
+    """A sequence as a forward sees it."""
+
+    key: int
+    tokens: list[int]
+
+
+@dataclass
+class Row:
+    """A row as a forward sees it; each sequence has 32 places of its own."""
+
+    sequence: Tokens
+    start: int
+    count: int
+    kept: int
+
+    @property
+    def place(self):
+        return 32 * self.sequence.key
+
+
+def sequence(key, tokens):
+    return Tokens(key, [(7 * key + i) % 300 for i in range(tokens)])
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "expected"),
+    [
+        (1, [1]),
+        (4, [1, 2, 4]),
+        (7, [1, 2, 4, 7]),
+        (8, [1, 2, 4, 8]),
+        (27, [1, 2, 4, 8, 16, 24, 27]),
+    ],
+)
+def test_graphs_are_close_together_and_hold_every_batch(max_rows, expected):
+    """No step is padded by more than seven rows; the largest graph is the largest batch."""
+    assert sizes(max_rows) == expected
+
+
+@torch.inference_mode()
+def test_replayed_steps_equal_eager_ones(made):
+    """Step by step, for every number of rows, each with its own length; the cache likewise."""
+    graphed, eager, recorder, cache = made
+    assert recorder.recorded == len(sizes(ROWS))
+    sequences = [sequence(key, 3 + key) for key in range(ROWS)]
+    prompts = [Row(s, 0, len(s.tokens), 1) for s in sequences]
+    torch.testing.assert_close(graphed.logits(prompts), eager.logits(prompts))
+    assert recorder.replayed == []
+    for count in range(1, ROWS + 1):
+        for one in sequences[:count]:
+            one.tokens.append(count)
+        rows = [Row(s, len(s.tokens) - 1, 1, 1) for s in sequences[:count]]
+        torch.testing.assert_close(graphed.logits(rows), eager.logits(rows))
+    expected = [min(size for size in sizes(ROWS) if size >= n) for n in range(1, ROWS + 1)]
+    assert recorder.replayed == expected
+    graphed.move((Move(0, 480, 32),))
+    keys = cache._layers[0][0]
+    assert torch.equal(keys[480:512], keys[:32])
+
+
+@torch.inference_mode()
+def test_padding_stays_out_of_the_pool(made):
+    """Rows that nobody asked for touch only their own places, never a sequence's."""
+    graphed, _, recorder, cache = made
+    for keys, values in cache._layers.values():
+        keys[:POOL], values[:POOL] = 7.0, 7.0
+    graphed.logits([Row(sequence(key, 9), 8, 1, 1) for key in (2, 5, 6)])
+    assert recorder.replayed == [4]
+    for keys, values in cache._layers.values():
+        for pool in (keys, values):
+            touched = (pool[:POOL] != 7.0).flatten(1).any(1).nonzero().flatten().tolist()
+            assert touched == [32 * key + 8 for key in (2, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    "row", [{"count": 2, "kept": 1}, {"count": 1, "kept": 0}], ids=["chunk", "no logits"]
+)
+@torch.inference_mode()
+def test_what_is_no_decode_row_runs_eagerly(made, row):
+    """A chunk of a prompt in the step, or a row that samples nothing, keeps it off the graphs."""
+    graphed, eager, recorder, _ = made
+    one, other = sequence(1, 9), sequence(2, 9)
+    for forward in (graphed, eager):
+        forward.logits([Row(one, 0, 8, 1), Row(other, 0, 7, 1)])
+    rows = [Row(one, 8, 1, 1), Row(other, 7, **row)]
+    torch.testing.assert_close(graphed.logits(rows), eager.logits(rows))
+    assert recorder.replayed == []
