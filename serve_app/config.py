@@ -133,7 +133,13 @@ class EngineConfig(_Part):
     max_batch_tokens: int = Field(
         2048, ge=16, description="tokens computed in one step at the most"
     )
+    prefill_chunk_tokens: int = Field(
+        512, ge=16, description="prompt tokens of one step at the most while anybody streams"
+    )
     max_running_requests: int = Field(64, ge=1, description="requests in the batch at the most")
+    prefix_cache: bool = Field(
+        default=True, description="prompts that begin alike share work, and so their timing"
+    )
     kv_cache_fraction: float = Field(
         0.9, gt=0, lt=1, description="share of GPU memory for weights and KV cache together"
     )

@@ -41,6 +41,7 @@ EVENTS = {
     "engine.native_unavailable": "the CPU's compiled forward cannot be used here, and why",
     "engine.started": "the replica takes requests",
     "replica.started": "the cold-start ledger: seconds by phase until the replica takes requests",
+    "engine.step_failed": "all that ran is computed again, shorter or one request at a time",
     "engine.died": "the engine stopped for good; every open request was told",
     "keys.failed": "the file of API keys cannot be read; the keys read before go on counting",
     "request.finished": "one line for each request, in the ingress",

@@ -113,8 +113,18 @@ class ServerMetrics:
             "serve_app_num_requests_waiting", description="Requests waiting for a place."
         )
         self._kv = metrics.Gauge(
-            "serve_app_kv_cache_usage_perc", description="Used share of the KV cache, 0 to 1."
+            "serve_app_kv_cache_usage_perc",
+            description="Share of the KV cache that running requests hold, 0 to 1.",
         )
+        self._queries = metrics.Counter(
+            "serve_app_prefix_cache_queries_total",
+            description="Prompt tokens looked up in the prefix cache.",
+        )
+        self._hits = metrics.Counter(
+            "serve_app_prefix_cache_hits_total",
+            description="Prompt tokens that were found there and not computed again.",
+        )
+        self._counted = (0, 0)
 
     def checked(self, verdict: NodeVerdict) -> None:
         """Count one access check."""
@@ -137,3 +147,10 @@ class ServerMetrics:
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._kv.set(stats.kv_tokens_used / max(1, stats.kv_tokens_total))
+        totals = (stats.prefix_cache_queries, stats.prefix_cache_hits)
+        for counter, total, counted in zip(
+            (self._queries, self._hits), totals, self._counted, strict=True
+        ):
+            if total > counted:  # Ray refuses to add nothing
+                counter.inc(total - counted)
+        self._counted = totals

@@ -13,7 +13,8 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 
@@ -29,8 +30,9 @@ from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats, LoadReport
+from serve_app.engine.stream import Stream, by_key, hand_over
 from serve_app.engine.warm_up import warm_up
-from serve_app.errors import EngineDead, EngineError, Overloaded, ServeAppError
+from serve_app.errors import EngineDead, EngineError, InvalidRequest, Overloaded
 from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
 
 log = structlog.get_logger()
@@ -75,7 +77,7 @@ class Engine:
         self._max_queued = max_queued_requests
         self._max_open = max_running_requests + max_queued_requests
         self._keys = itertools.count()
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._lock = threading.Lock()  # nobody joins after the end has been told to all
         self._dead: EngineDead | None = None
 
@@ -114,6 +116,8 @@ class Engine:
                 kv_tokens=assembly.kv_tokens,
                 max_batch_tokens=engine.max_batch_tokens,
                 max_running_requests=engine.max_running_requests,
+                prefill_chunk_tokens=engine.prefill_chunk_tokens,
+                prefix_cache=engine.prefix_cache,
             ),
             PromptEncoder(
                 loaded.tokenizer,
@@ -150,24 +154,30 @@ class Engine:
         an end-of-sequence id included; ids sampled after a stop string are not counted.
         """
         self.check()
-        self._check_room()
+        self._check_room(request.n)
         encoded = await self._encoder.encode(request)
-        key, stream = self._submit(encoded)
-        completion = Completion(
-            self._encoder.decode,
-            stop=request.sampling.stop,
-            prompt_tokens=len(encoded.tokens),
-            context=encoded.tokens if encoded.continues else (),
-        )
+        sequences, stream = self._submit(encoded, request)
+        lead = sequences[0]
+        running = {
+            sequence.key: (index, sequence, self._completion(request, encoded))
+            for index, sequence in enumerate(sequences)
+        }
         try:
-            while not completion.finished:
-                delta = completion.take(await stream.updates())
-                if completion.finished:
-                    self._forget(key)  # before the last delta: its reader may never come back
-                if delta is not None:
-                    yield delta
+            while running:
+                for key, updates in by_key(await stream.updates()).items():
+                    if key not in running:
+                        continue
+                    index, sequence, completion = running[key]
+                    delta = completion.take(updates)
+                    if completion.finished:
+                        del running[key]
+                        self._forget(key)  # before the last delta: its reader may never come back
+                    if delta is not None:
+                        usage = replace(delta.usage, cached_tokens=lead.cached or 0)
+                        yield replace(delta, index=index, usage=usage, timing=sequence.timing)
         finally:
-            self._forget(key)
+            for sequence in sequences:
+                self._forget(sequence.key)
 
     async def ready(self) -> bool:
         """Tell whether a request sent now would be answered."""
@@ -207,10 +217,14 @@ class Engine:
         if self._loop.is_alive():
             self._loop.stop(CLOSE_TIMEOUT_S)
 
-    def _check_room(self) -> None:
-        open_requests = len(self._streams)
+    def _check_room(self, count: int) -> None:
+        if count > self._max_open:
+            raise InvalidRequest(
+                f"The server computes {self._max_open} completions at the most; lower n.",
+                param="n",
+            )
         waiting = self._loop.waiting
-        if open_requests < self._max_open and waiting < self._max_queued:
+        if len(self._streams) + count <= self._max_open and waiting < self._max_queued:
             return
         rate = self._loop.drain_rate()
         wait_s = math.ceil(max(1, waiting) / rate) if rate else 1
@@ -221,23 +235,38 @@ class Engine:
             retry_after_s=retry_after_s,
         )
 
-    def _submit(self, encoded: EncodedRequest) -> tuple[int, _Stream]:
-        stream = _Stream(asyncio.get_running_loop(), self._delta_interval)
+    def _completion(self, request: GenerationRequest, encoded: EncodedRequest) -> Completion:
+        return Completion(
+            self._encoder.decode,
+            stop=request.sampling.stop,
+            prompt_tokens=len(encoded.tokens),
+            context=encoded.tokens if encoded.continues else (),
+        )
+
+    def _submit(
+        self, encoded: EncodedRequest, request: GenerationRequest
+    ) -> tuple[list[Sequence], Stream]:
+        """Queue one sequence a completion; all but the first wait for its prompt."""
+        stream = Stream(asyncio.get_running_loop(), self._delta_interval)
+        sequences: list[Sequence] = []
         with self._lock:
             self.check()
-            self._check_room()
-            key = next(self._keys)
-            self._streams[key] = stream
-            self._loop.submit(
-                Sequence(
-                    key=key,
+            self._check_room(request.n)
+            for index in range(request.n):
+                sequence = Sequence(
+                    key=next(self._keys),
                     tokens=list(encoded.tokens),
                     prompt_tokens=len(encoded.tokens),
                     max_tokens=encoded.max_tokens,
-                    sampling=encoded.sampling,
+                    sampling=encoded.sampling.of_completion(index),
+                    reuse=index > 0 or request.sampling.prompt_logprobs is None,
+                    parent=sequences[0] if index else None,
                 )
-            )
-        return key, stream
+                sequences.append(sequence)
+                self._streams[sequence.key] = stream
+            for sequence in sequences:
+                self._loop.submit(sequence)
+        return sequences, stream
 
     def _delta_interval(self) -> float:
         """Return the seconds between two deltas of one stream at the least."""
@@ -246,19 +275,19 @@ class Engine:
     def _forget(self, key: int) -> None:
         """Drop a stream; its sequence, if it still runs, ends within one step."""
         stream = self._streams.pop(key, None)
-        if stream is not None and not stream.over:
+        if stream is not None and key not in stream.over:
             self._loop.cancel(key)
 
     def _deliver(self, updates: list[Update]) -> None:
         """Hand a step's updates to their readers' event loops; on the engine thread."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Update]]] = defaultdict(list)
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Update]]] = defaultdict(list)
         for update in updates:
             stream = self._streams.get(update.key)
             if stream is not None:
                 by_loop[stream.loop].append((stream, update))
         for loop, pairs in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_hand_over, pairs)
+                loop.call_soon_threadsafe(hand_over, pairs)
             except RuntimeError:  # that event loop is closed: nobody reads any more
                 for _, update in pairs:
                     self._forget(update.key)
@@ -277,67 +306,6 @@ class Engine:
             if self._dead is not None:
                 return
             self._dead = dead
-            streams, self._streams = self._streams, {}
-        for stream in streams.values():
+            streams, self._streams = set(self._streams.values()), {}
+        for stream in streams:
             stream.fail(EngineError(message))
-
-
-class _Stream:
-    """Updates on their way from the engine thread to one reader.
-
-    Args:
-        loop: the reader's event loop; everything but `fail` happens on it.
-        interval: seconds between two reads at the least; the first and the last never wait.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, interval: Callable[[], float]) -> None:
-        self.loop = loop
-        self.over = False
-        self._interval = interval
-        self._due = 0.0
-        self._updates: list[Update] = []
-        self._error: ServeAppError | None = None
-        self._arrived = asyncio.Event()
-
-    async def updates(self) -> list[Update]:
-        """Wait for updates and return all that are there.
-
-        Raises:
-            EngineError: the request failed; nothing comes after it.
-        """
-        await self._arrived.wait()
-        self._arrived.clear()
-        self._due = self.loop.time() + self._interval()
-        updates, self._updates = self._updates, []
-        if self._error is not None:
-            raise self._error
-        return updates
-
-    def push(self, update: Update) -> None:
-        """Take an update; on the reader's loop."""
-        if update.fault is not None:
-            self._error = EngineError(f"Generation failed: {update.fault}")
-        else:
-            self._updates.append(update)
-        self.over = self.over or update.fault is not None or update.finish_reason is not None
-        if self.over or self.loop.time() >= self._due:
-            self._arrived.set()
-        else:
-            self.loop.call_at(self._due, self._arrived.set)
-
-    def fail(self, error: ServeAppError) -> None:
-        """End the stream with an error; any thread."""
-        try:
-            self.loop.call_soon_threadsafe(self._fail, error)
-        except RuntimeError:  # the reader's loop is closed: nobody is there to be told
-            self.over = True
-
-    def _fail(self, error: ServeAppError) -> None:
-        self.over = True
-        self._error = self._error or error
-        self._arrived.set()
-
-
-def _hand_over(pairs: list[tuple[_Stream, Update]]) -> None:
-    for stream, update in pairs:
-        stream.push(update)

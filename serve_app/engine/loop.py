@@ -1,8 +1,10 @@
 """The engine thread: commands in, one step at a time, updates out.
 
 The thread sleeps in its queue while there is nothing to do. A row whose numbers are not
-finite fails its own request; any other exception cannot be attributed to one, so it ends the
-engine: every open request fails once and the replica is replaced.
+finite fails its own request. After an exception in a step all that ran is computed again: in
+shorter steps if memory was short, else one request at a time, so that only the one at fault
+fails. Exceptions in a row, and any outside a step, end the engine: every open request fails
+once and the replica is replaced.
 """
 
 from __future__ import annotations
@@ -14,11 +16,31 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+import torch
+
 from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
-from serve_app.engine.sequence import Row, Sequence, Update
+from serve_app.engine.sequence import Row, Sequence, StepPlan, Update
 from serve_app.engine.stats import EngineStats
 
+log = structlog.get_logger()
+
+# What torch and the code around it raise; an interrupt or an exit is none of them.
+STEP_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    OSError,
+)
+# Failed steps without a good one between them before the engine itself is at fault. The first
+# is of a whole batch, the others of one request each.
+MAX_FAILURES = 4
 # Finished requests that the drain rate is measured over.
 RATE_WINDOW = 64
 
@@ -60,6 +82,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Sequence | Cancel | Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._waiting = 0
+        self._failures = 0  # since the last good step
         self._steps = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -98,6 +121,11 @@ class EngineLoop:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=self._scheduler.preemptions,
+            kv_tokens_cached=self._scheduler.kv_tokens_cached,
+            prefix_cache_queries=self._scheduler.queried_tokens,
+            prefix_cache_hits=self._scheduler.hit_tokens,
+            waiting_tokens=self._scheduler.waiting_tokens,
+            running_tokens=self._scheduler.running_tokens,
         )
 
     def drain_rate(self) -> float | None:
@@ -121,24 +149,67 @@ class EngineLoop:
         return updates
 
     def step(self) -> list[Update]:
-        """Do one forward and account for it."""
+        """Do one forward and account for it; an error in it is the caller's."""
+        plan = self._plan()
+        return self._accounts(plan, self._runner.step(plan))
+
+    def advance(self) -> list[Update]:
+        """Do one forward, or make ready to do it in another way after it failed.
+
+        Raises:
+            Exception: one of STEP_ERRORS, when no way is left.
+        """
+        plan = self._plan()
+        try:
+            sampled = self._runner.step(plan)
+        except STEP_ERRORS as error:
+            return self._recover(plan, error)
+        self._failures = 0
+        return self._accounts(plan, sampled)
+
+    def _plan(self) -> StepPlan:
         plan = self._scheduler.plan()
         self._waiting = self._scheduler.waiting
-        sampled = self._runner.step(plan)
+        return plan
+
+    def _recover(self, plan: StepPlan, error: Exception) -> list[Update]:
+        """Put all back; fail the request that failed alone; raise what nothing helps against."""
+        short = _is_memory(error) and self._scheduler.shrink()
+        alone = len(plan.rows) == 1 and not short
+        self._failures += not short
+        cause = f"{type(error).__name__}: {error}"
+        log.warning("engine.step_failed", cause=cause, rows=len(plan.rows), out_of_memory=short)
+        if self._failures >= MAX_FAILURES:
+            raise error
+        updates: list[Update] = []
+        if alone:
+            key = plan.rows[0].sequence.key
+            self._scheduler.discard(key)
+            updates.append(Update(key, fault="The model cannot compute this request."))
+        # Some layers, or some moves, may be done and others not: nothing in the cache is sure.
+        self._scheduler.restart(isolate=not (alone or short))
+        if short and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return updates
+
+    def _accounts(self, plan: StepPlan, sampled: list[tuple[Row, int | None]]) -> list[Update]:
         self._scheduler.commit(plan)
         self._steps += 1
         self._prompt_tokens += sum(
             max(0, min(row.start + row.count, row.sequence.prompt_tokens) - row.start)
             for row in plan.rows
         )
-        return [self._account(row, token) for row, token in sampled]
+        now = time.monotonic()
+        return [self._account(row, token, now) for row, token in sampled]
 
-    def _account(self, row: Row, token: int | None) -> Update:
+    def _account(self, row: Row, token: int | None, now: float) -> Update:
         sequence = row.sequence
         if token is None:
-            self._scheduler.remove(sequence.key)
+            self._scheduler.discard(sequence.key)
             return Update(sequence.key, fault="The model's output is not a number.")
         self._generation_tokens += 1
+        sequence.first_s = sequence.first_s or now
+        sequence.latest_s = now
         finish_reason = sequence.append(token)
         if finish_reason is not None:
             self._scheduler.remove(sequence.key)
@@ -149,7 +220,7 @@ class EngineLoop:
         try:
             self._runner.enter_thread()
             while self._take_commands():
-                self._deliver(self.step())
+                self._deliver(self.advance())
         except Exception as error:  # noqa: BLE001 (the one place: it fails all and marks us dead)
             self._died(error)
 
@@ -169,3 +240,11 @@ class EngineLoop:
                 self._scheduler.remove(command.key)
             else:
                 self._scheduler.add(command)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Tell whether memory ran out: torch has a type for it on GPUs, and a sentence on CPUs."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text

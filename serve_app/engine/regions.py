@@ -44,6 +44,11 @@ class RegionAllocator:
         """Tokens in regions."""
         return self.size - self.free_tokens
 
+    @property
+    def holes(self) -> tuple[Region, ...]:
+        """What is in no region, by start, never adjacent."""
+        return tuple(self._free)
+
     def allocate(self, length: int) -> Region | None:
         """Return the lowest region of at least `length` tokens; None if no hole is long enough."""
         length = whole_blocks(length)

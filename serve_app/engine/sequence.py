@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 
-from serve_app.engine.regions import Region
-from serve_app.protocol import FinishReason
+from serve_app.engine.prefix_cache import Holding, extend_chain
+from serve_app.engine.regions import BLOCK_TOKENS, Region
+from serve_app.protocol import FinishReason, Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,10 @@ class SamplingPlan:
     seed: int
     stop_token_ids: frozenset[int]
 
+    def of_completion(self, index: int) -> SamplingPlan:
+        """Return the plan of one of several completions of a prompt."""
+        return replace(self, seed=(self.seed + index) % 2**64) if index else self
+
 
 @dataclass(slots=True)
 class Sequence:
@@ -37,8 +43,17 @@ class Sequence:
         prompt_tokens: how many of them are the prompt, >= 1.
         max_tokens: sampled tokens at the most, >= 1.
         sampling: how to pick tokens.
+        reuse: whether a cached beginning may be used; not where every logit is asked for.
+        parent: computes the same prompt; this one waits for it and copies.
         computed: tokens whose K and V are in the cache; the next step starts there.
-        region: the place in the cache; None while waiting.
+        cached: prompt tokens that were found computed; None before the first admission.
+        holding: the place in the cache; None while waiting.
+        chain: digests of the first blocks, as far as they were needed.
+        suspect: ran in a step that failed; its next one is for it alone.
+        arrived_s: on the monotonic clock, as the next three.
+        began_s: its first step; 0 before.
+        first_s: its first token; 0 before.
+        latest_s: its latest token; 0 before.
     """
 
     key: int
@@ -46,8 +61,38 @@ class Sequence:
     prompt_tokens: int
     max_tokens: int
     sampling: SamplingPlan
+    reuse: bool = True
+    parent: Sequence | None = None
     computed: int = 0
-    region: Region | None = None
+    cached: int | None = None
+    holding: Holding | None = None
+    chain: list[bytes] = field(default_factory=list)
+    suspect: bool = False
+    arrived_s: float = field(default_factory=time.monotonic)
+    began_s: float = 0.0
+    first_s: float = 0.0
+    latest_s: float = 0.0
+
+    @property
+    def region(self) -> Region | None:
+        """The place in the cache; None while waiting."""
+        return None if self.holding is None else self.holding.region
+
+    @property
+    def timing(self) -> Timing:
+        """Where its time went so far; any thread."""
+        latest, first, began = self.latest_s, self.first_s, self.began_s
+        return Timing(
+            queue_s=max(0.0, began - self.arrived_s),
+            prefill_s=max(0.0, first - began),
+            decode_s=max(0.0, latest - first),
+        )
+
+    def digests(self, tokens: int) -> list[bytes]:
+        """Return the digests of the whole blocks of the first `tokens` tokens."""
+        blocks = tokens // BLOCK_TOKENS
+        extend_chain(self.chain, self.tokens, blocks)
+        return self.chain[:blocks]
 
     @property
     def limit(self) -> int:
@@ -110,9 +155,9 @@ class Row:
         Raises:
             ValueError: it has none; the bookkeeping of the caller is broken.
         """
-        if self.sequence.region is None:
+        if self.sequence.holding is None:
             raise ValueError(f"sequence {self.sequence.key} has no place in the cache")
-        return self.sequence.region.start
+        return self.sequence.holding.region.start
 
 
 @dataclass(frozen=True, slots=True)

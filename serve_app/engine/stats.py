@@ -12,12 +12,17 @@ class EngineStats:
     Args:
         running: requests that hold a place in the KV cache.
         waiting: requests that do not yet, or not any more.
-        kv_tokens_used: tokens of the KV cache that are reserved.
+        kv_tokens_used: tokens of the KV cache that are reserved by them.
         kv_tokens_total: its size in tokens.
         steps: forward passes since the start.
         prompt_tokens: prompt tokens computed since the start.
         generation_tokens: tokens sampled since the start.
         preemptions: requests put back because the cache was full, since the start.
+        kv_tokens_cached: tokens of the KV cache kept for others, in room that nobody needs.
+        prefix_cache_queries: prompt tokens looked up in the prefix cache since the start.
+        prefix_cache_hits: those of them that were found.
+        waiting_tokens: what the waiting requests can come to, prompt and completion.
+        running_tokens: the same of the running ones.
     """
 
     running: int
@@ -28,6 +33,11 @@ class EngineStats:
     prompt_tokens: int
     generation_tokens: int
     preemptions: int
+    kv_tokens_cached: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    waiting_tokens: int = 0
+    running_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

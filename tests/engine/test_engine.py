@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from serve_app.engine.engine import _Stream
 from serve_app.engine.native.forward import NativeForward
 from serve_app.engine.runner import Runner
 from serve_app.engine.sequence import Update
+from serve_app.engine.stream import Stream
 from serve_app.errors import (
     ContextLengthExceeded,
     EngineDead,
@@ -442,7 +442,7 @@ async def test_the_drain_rate_sets_the_time_to_retry(load, monkeypatch, fraction
 
 async def test_deltas_of_many_streams_wait_their_turn_and_ends_do_not():
     """What comes before a stream's turn goes along with the next delta; the last never waits."""
-    stream = _Stream(asyncio.get_running_loop(), lambda: 0.05)
+    stream = Stream(asyncio.get_running_loop(), lambda: 0.05)
     started = time.monotonic()
     stream.push(Update(1, 5))
     assert await stream.updates() == [Update(1, 5)]

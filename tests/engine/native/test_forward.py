@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from serve_app.engine.native import library
 from serve_app.engine.native.forward import NativeForward
 from serve_app.engine.native.weights import COLUMNS, pack, take, unsupported
+from serve_app.engine.prefix_cache import Holding
 from serve_app.engine.regions import Region
 from serve_app.engine.sequence import Move, Row, SamplingPlan, Sequence
 
@@ -59,7 +60,7 @@ def sequence(tokens: list[int], place: int) -> Sequence:
         prompt_tokens=len(tokens),
         max_tokens=100,
         sampling=PLAIN,
-        region=Region(place, 256),
+        holding=Holding(Region(place, 256)),
     )
 
 
@@ -100,7 +101,7 @@ def test_a_result_is_bitwise_the_same_in_any_company_and_any_chunks(dtype):
     places = list(range(0, 100 * 256, 256))
     rng.shuffle(places)
     for each, place in zip(some, places, strict=True):
-        each.region = Region(place, 256)
+        each.holding = Holding(Region(place, 256))
     together: dict[int, torch.Tensor] = {}
     while len(together) < len(some):
         missing = [s for s in some if s.computed < len(s.tokens)]
@@ -144,7 +145,7 @@ def test_a_moved_sequence_goes_on_as_if_nothing_was():
     forward.logits([Row(some, 0, 76, 0)])
     stayed = forward.logits([Row(some, 76, 1, 1)])
     forward.move((Move(0, 1024, 76),))
-    some.region = Region(1024, 256)
+    some.holding = Holding(Region(1024, 256))
     assert torch.equal(forward.logits([Row(some, 76, 1, 1)]), stayed)
 
 
