@@ -73,7 +73,7 @@ class Contender:
             self._process = subprocess.Popen(
                 [python, "-m", "scripts.bench.worker", start, json.dumps(asdict(setup))],
                 cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": str(setup.threads), "HF_HUB_OFFLINE": "1"},
+                env=os.environ | {"HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

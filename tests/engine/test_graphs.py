@@ -20,7 +20,7 @@ from serve_app.engine.loading import load
 from serve_app.engine.sequence import Move
 from tests.engine.test_attention import documented_varlen_attn
 
-POOL, ROWS, CPU = 512, 13, torch.device("cpu")
+POOL, ROWS = 512, 13
 
 
 class Recorder:
@@ -41,24 +41,28 @@ class Recorder:
         return replay
 
 
-@pytest.fixture
-def made(model_dir):
-    """A graphed forward with its recorder and cache, and an eager one with a cache of its own."""
-    loaded = load(
-        model_dir("llama"), ModelConfig(path="/m", dtype="float32"), num_gpus=0, num_cpus=1
-    )
-    probe = ShapeProbe()
+def build(directory, recorder, attend, *, dtype="float32", num_gpus=0):
+    """Return a graphed forward with its cache, and an eager one with a cache of its own."""
+    loaded = load(directory, ModelConfig(path="/m", dtype=dtype), num_gpus=num_gpus, num_cpus=1)
+    probe, ids = ShapeProbe(), torch.zeros(1, 2, dtype=torch.int64, device=loaded.device)
     with torch.inference_mode():
-        loaded.model(input_ids=torch.zeros(1, 2).long(), forward_pass=probe, use_cache=False)
+        loaded.model(input_ids=ids, forward_pass=probe, use_cache=False)
     caches = [KVCache(probe.shapes, POOL + ROWS) for _ in range(2)]
-    backend, recorder = VarlenBackend(documented_varlen_attn), Recorder()
+    backend = VarlenBackend(attend)
     graphed = GraphedForward(
-        TransformersForward(loaded.model, caches[0], backend, CPU),
-        DecodeRows(backend, ROWS, window=64, scratch=POOL, device=CPU),
+        TransformersForward(loaded.model, caches[0], backend, loaded.device),
+        DecodeRows(backend, ROWS, window=64, scratch=POOL, device=loaded.device),
         recorder,
     )
-    eager = TransformersForward(loaded.model, caches[1], SdpaBackend(), CPU)
-    return graphed, eager, recorder, caches[0]
+    eager = TransformersForward(loaded.model, caches[1], SdpaBackend(), loaded.device)
+    return graphed, eager, caches[0]
+
+
+@pytest.fixture
+def made(model_dir):
+    recorder = Recorder()
+    graphed, eager, cache = build(model_dir("llama"), recorder, documented_varlen_attn)
+    return graphed, eager, recorder, cache
 
 
 @dataclass
@@ -102,20 +106,24 @@ def test_graphs_are_close_together_and_hold_every_batch(max_rows, expected):
     assert sizes(max_rows) == expected
 
 
+def assert_same_steps(graphed, eager, **tolerance):
+    """Compute prompts and then decode steps of every number of rows with both."""
+    sequences = [sequence(key, 3 + key) for key in range(ROWS)]
+    prompts = [Row(s, 0, len(s.tokens), 1) for s in sequences]
+    torch.testing.assert_close(graphed.logits(prompts), eager.logits(prompts), **tolerance)
+    for count in range(1, ROWS + 1):
+        for one in sequences[:count]:
+            one.tokens.append(count)
+        rows = [Row(s, len(s.tokens) - 1, 1, 1) for s in sequences[:count]]
+        torch.testing.assert_close(graphed.logits(rows), eager.logits(rows), **tolerance)
+
+
 @torch.inference_mode()
 def test_replayed_steps_equal_eager_ones(made):
     """Step by step, for every number of rows, each with its own length; the cache likewise."""
     graphed, eager, recorder, cache = made
     assert recorder.recorded == len(sizes(ROWS))
-    sequences = [sequence(key, 3 + key) for key in range(ROWS)]
-    prompts = [Row(s, 0, len(s.tokens), 1) for s in sequences]
-    torch.testing.assert_close(graphed.logits(prompts), eager.logits(prompts))
-    assert recorder.replayed == []
-    for count in range(1, ROWS + 1):
-        for one in sequences[:count]:
-            one.tokens.append(count)
-        rows = [Row(s, len(s.tokens) - 1, 1, 1) for s in sequences[:count]]
-        torch.testing.assert_close(graphed.logits(rows), eager.logits(rows))
+    assert_same_steps(graphed, eager)
     expected = [min(size for size in sizes(ROWS) if size >= n) for n in range(1, ROWS + 1)]
     assert recorder.replayed == expected
     graphed.move((Move(0, 480, 32),))

@@ -10,9 +10,12 @@ from serve_app.config import EngineConfig, ModelConfig
 from serve_app.engine.attention.interface import choose_backend
 from serve_app.engine.attention.sdpa import SdpaBackend
 from serve_app.engine.attention.step import LayerShape, Scoring, Span
+from serve_app.engine.attention.varlen import find_varlen_attn
 from serve_app.engine.engine import Engine
+from serve_app.engine.graphs import CudaRecorder
 from serve_app.protocol import SamplingParams
 from tests.engine.conftest import Reference, random_prompts, run
+from tests.engine.test_graphs import assert_same_steps, build
 from tests.models import VOCAB, make_model
 
 pytestmark = [
@@ -80,3 +83,31 @@ async def test_bfloat16_runs_on_flash_attention(tmp_path):
         sampled = SamplingParams(max_tokens=20, top_p=0.9, seed=3, ignore_eos=True)
         results = await asyncio.gather(*(run(engine, prompt, sampled) for prompt in prompts))
         assert all(len(ids) == 20 for _, ids, _, _ in results)
+
+
+@torch.inference_mode()
+def test_graphs_compute_what_eager_steps_do(tmp_path):
+    """Every number of rows, padded or not, equals SDPA without graphs within bf16's rounding."""
+    directory = make_model(tmp_path / "m", "llama", head_dim=16)
+    recorder = CudaRecorder(torch.device("cuda:0"))
+    graphed, eager, _ = build(directory, recorder, find_varlen_attn(), dtype="bfloat16", num_gpus=1)
+    assert_same_steps(graphed, eager, atol=0.1, rtol=0.1)
+
+
+async def test_what_cannot_be_recorded_runs_without_graphs(tmp_path, monkeypatch):
+    """A step that waits for the device ends its recording only: the engine loads and answers."""
+
+    def waiting(recorder, compute):
+        def compute_and_wait():
+            compute()
+            torch.cuda.synchronize()
+
+        return record(recorder, compute_and_wait)
+
+    record = CudaRecorder.__call__
+    monkeypatch.setattr(CudaRecorder, "__call__", waiting)
+    directory = make_model(tmp_path / "m", "llama", head_dim=16)
+    with closing(load(directory, "bfloat16")) as engine:
+        sampled = SamplingParams(max_tokens=5, seed=3, ignore_eos=True)
+        _, ids, _, _ = await run(engine, random_prompts(1, VOCAB)[0], sampled)
+        assert len(ids) == 5
