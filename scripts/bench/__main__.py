@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +35,7 @@ GENERATED_TEXT = 4096
 def main() -> int:
     """Run the benchmark."""
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all contenders are ended
     logs = Path(tempfile.mkdtemp(prefix="bench-engine-"))
     with tempfile.TemporaryDirectory(prefix="bench-model-") as scratch:
         model_dir, text = _model(args, Path(scratch))
@@ -45,12 +48,9 @@ def main() -> int:
             window=-(-max(map(sum, LENGTHS)) // 128) * 128,
             gguf=args.gguf or ("" if args.config else str(find_gguf())),
         )
-        contenders = _load(args, setup, logs)
-        try:
+        with contextlib.ExitStack() as stack:
+            contenders = _load(args, setup, logs, stack)
             records = _rounds(args, contenders, text)
-        finally:
-            for contender in contenders.values():
-                contender.close()
     result = report.summarise(
         records,
         setup=vars(args) | {"model": args.config or model_dir.name},
@@ -104,7 +104,9 @@ def _model(args: argparse.Namespace, scratch: Path) -> tuple[Path, list[int]]:
     return model_dir, tokenizer.encode((ROOT / "LICENSE").read_text(encoding="utf-8")).ids
 
 
-def _load(args: argparse.Namespace, setup: Setup, logs: Path) -> dict[str, Contender]:
+def _load(
+    args: argparse.Namespace, setup: Setup, logs: Path, stack: contextlib.ExitStack
+) -> dict[str, Contender]:
     """Start what can be started; the rest is named with its reason."""
     contenders: dict[str, Contender] = {}
     every = {name: CONTENDERS[name] for name in args.only} | {ROOFLINE: ("roofline:load", None)}
@@ -115,6 +117,7 @@ def _load(args: argparse.Namespace, setup: Setup, logs: Path) -> dict[str, Conte
             continue
         try:
             contenders[name] = Contender(name, start, python, setup, logs / f"{name}.log")
+            stack.callback(contenders[name].close)
             print(f"{name}: loaded in {contenders[name].load_s:.1f} s", flush=True)
         except ContenderFailed as error:
             print(f"{name}: left out: {error}", flush=True)
@@ -126,25 +129,25 @@ def _rounds(
 ) -> list[report.Record]:
     """Let all run the same requests in turn; who begins changes with the round."""
     names = list(contenders)
+    plan = [(number, streams) for number in range(args.rounds) for streams in args.streams]
+    records: list[report.Record] = []
+    warm_up = [Request(request.prompt, 4) for request in make(text, streams=2, turn=1)]
     for name in names:
-        requests = [] if name == ROOFLINE else _short(make(text, streams=2, turn=1))
-        contenders[name].run(requests)
-    records = []
-    turn = 1
-    for number in range(args.rounds):
-        for streams in args.streams:
-            turn += 1
-            requests = make(text, streams=streams, turn=turn)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                work = [] if name == ROOFLINE else requests
+        contenders[name].run([] if name == ROOFLINE else warm_up)
+    for turn, (number, streams) in enumerate(plan, start=2):
+        requests = make(text, streams=streams, turn=turn)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            work = [] if name == ROOFLINE else requests
+            try:
                 answer = contenders[name].run(work, together=streams > 1 or name == ROOFLINE)
-                records.append(report.Record(name, number, streams, requests, answer))
-                print(records[-1], flush=True)
+            except ContenderFailed as error:  # the others' hour is not lost
+                print(f"{error}; it is left out", flush=True)
+                names.remove(name)
+                records = [record for record in records if record.name != name]
+                continue
+            records.append(report.Record(name, number, streams, requests, answer))
+            print(records[-1], flush=True)
     return records
-
-
-def _short(requests: list[Request]) -> list[Request]:
-    return [Request(request.prompt, 4) for request in requests]
 
 
 if __name__ == "__main__":

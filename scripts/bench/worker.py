@@ -8,6 +8,7 @@ peers' own environments.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ from typing import Any
 from scripts.bench.workload import Request, Stream
 
 ROOT = Path(__file__).parents[2]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ContenderFailed(RuntimeError):
@@ -79,8 +81,12 @@ class Contender:
                 stderr=file,
                 start_new_session=True,
             )
-        self.load_s: float = self._answer()["load_s"]
-        self._signal(signal.SIGSTOP)
+        try:
+            self.load_s: float = self._answer()["load_s"]
+            self._signal(signal.SIGSTOP)
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, requests: list[Request], *, together: bool = True) -> dict[str, Any]:
         """Let it run requests at once or one after the other; others are stopped meanwhile.
@@ -95,8 +101,11 @@ class Contender:
         batches = [requests] if together else [[request] for request in requests]
         task = [[asdict(request) for request in batch] for batch in batches]
         assert self._process.stdin is not None  # noqa: S101 (a pipe was asked for)
-        self._process.stdin.write(json.dumps(task).encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(task).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise ContenderFailed(f"{self.name} ended; see {self._log}") from None
         answer = self._answer()
         self._signal(signal.SIGSTOP)
         return answer
@@ -124,6 +133,8 @@ class Contender:
 
 def serve(start: str, setup: Setup) -> None:
     """The contender's end: load, then run what comes in until the pipe closes."""
+    # Whoever waits for its turn is stopped and would outlive a benchmark that is killed.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what libraries print belongs in the log
         module, function = start.split(":")
@@ -139,7 +150,7 @@ def serve(start: str, setup: Setup) -> None:
 
 
 def peak_bytes(pid: int) -> int:
-    """Return the largest resident size that a process and its children had, summed."""
+    """Return the largest resident sizes of a process and its children; shared pages count twice."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
         children = [

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 
-from scripts.bench.worker import ROOT
+import pytest
+
+from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
 
 
 def test_two_contenders_take_turns_and_agree(tmp_path):
@@ -29,3 +31,12 @@ def test_the_engine_is_timed_without_ray():
     code = "import sys, scripts.bench.contenders.ours; sys.exit('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_a_contender_that_ends_is_named_with_its_log(tmp_path):
+    """Loading that fails is an error of that contender alone, with a place to look."""
+    setup = Setup(str(tmp_path), "float32", "cpu", 1, 2, 384, "")
+    log = tmp_path / "log"
+    with pytest.raises(ContenderFailed, match=str(log)):
+        Contender("generate", "huggingface:one_by_one", sys.executable, setup, log)
+    assert "config" in log.read_text()
