@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
+import numpy
 import torch
 
 from serve_app.engine.attention.step import LayerShape
@@ -21,7 +23,7 @@ class KVCache:
     def __init__(self, shapes: dict[int, LayerShape], tokens: int) -> None:
         self.tokens = tokens
         self.bytes = tokens * sum(shape.bytes_per_token for shape in shapes.values())
-        # Zeros and not garbage: the pages stay untouched until used, and hold no NaN.
+        # Zeros and not garbage: no NaN.
         self._layers = {
             layer: (
                 _zeros(tokens, shape.kv_heads, shape.key_dim, shape),
@@ -66,5 +68,14 @@ def tokens_for(shapes: dict[int, LayerShape], budgets: dict[torch.device, int]) 
     return min(max(0, budgets[device]) // size for device, size in per_token.items())
 
 
+def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros; on a CPU their pages take no memory until they are used."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    # numpy asks the system for fresh pages, which are zero by themselves; torch writes zeros.
+    raw = numpy.zeros(math.prod(shape) * dtype.itemsize, dtype=numpy.uint8)
+    return torch.from_numpy(raw).view(dtype).view(*shape)
+
+
 def _zeros(tokens: int, heads: int, dim: int, shape: LayerShape) -> torch.Tensor:
-    return torch.zeros(tokens, heads, dim, dtype=shape.dtype, device=shape.device)
+    return zeros(tokens, heads, dim, dtype=shape.dtype, device=shape.device)

@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 
+from serve_app.engine.kv_cache import zeros
 from serve_app.engine.native.library import LAYER_WEIGHTS, Layer, Model, Step
 from serve_app.engine.native.weights import COLUMNS, Weights
 from serve_app.engine.sequence import Move, Row
@@ -31,13 +32,14 @@ class NativeForward:
         dtype = weights.head.dtype
         self._run = getattr(library, f"forward_{str(dtype).removeprefix('torch.')}")
         self._weights = weights
-        # Zeros and not garbage: the pages stay untouched until used, and hold no NaN.
-        self._cache = torch.zeros(
+        # Zeros and not garbage: no NaN.
+        self._cache = zeros(
             len(weights.layers),
             weights.kv_heads,
             kv_tokens // COLUMNS,
             _block_size(weights),
             dtype=dtype,
+            device=weights.head.device,
         )
         self._layers = (Layer * len(weights.layers))(
             *(self._layer(index) for index in range(len(weights.layers)))

@@ -130,7 +130,9 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     """Pack (outputs, inputs) into panels; outputs are padded with zeros to whole panels."""
     depth = DEPTH[weight.dtype]
     outputs, inputs = weight.shape
-    padded = nn.functional.pad(weight.detach(), (0, 0, 0, -outputs % COLUMNS))
+    padded = weight.detach()
+    if outputs % COLUMNS:  # padding copies, and a head may be a third of a model
+        padded = nn.functional.pad(padded, (0, 0, 0, -outputs % COLUMNS))
     return padded.view(-1, COLUMNS, inputs // depth, depth).transpose(1, 2).contiguous().flatten()
 
 
