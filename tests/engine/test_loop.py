@@ -1,8 +1,11 @@
 """The engine thread's loop, driven by hand over a runner that samples a constant."""
 
+import random
 import threading
+from collections import Counter
 
 import pytest
+import torch
 
 from serve_app.engine.loop import EngineLoop, Stop
 from serve_app.engine.scheduler import Scheduler
@@ -123,3 +126,131 @@ def test_the_drain_rate_needs_two_finished_requests():
     assert some.drain_rate() is None
     some.run_alone(sequence(1))
     assert some.drain_rate() > 0
+
+
+class Failing(Constant):
+    """Fails each step that `broken` names, and counts how often it was asked."""
+
+    def __init__(self, broken):
+        self.broken = broken
+        self.asked = 0
+
+    def step(self, plan):
+        self.asked += 1
+        if error := self.broken(plan):
+            raise error
+        return super().step(plan)
+
+
+def failing(broken, *, batch=64, count=5, died=lambda _: None):
+    scheduler = Scheduler(kv_tokens=1600, max_batch_tokens=batch, max_running_requests=8)
+    some = EngineLoop(scheduler, Failing(broken), deliver=lambda _: None, died=died)
+    for key in range(count):
+        some.submit(sequence(key, prompt=20, max_tokens=6))
+    return some
+
+
+def finish(some):
+    """Advance to the end; return the sampled tokens and the faults by key."""
+    tokens, faults = Counter(), Counter()
+    while not some._inbox.empty():
+        some._scheduler.add(some._inbox.get())
+    while some._scheduler.running or some._scheduler.waiting:
+        for update in some.advance():
+            tokens[update.key] += update.token is not None
+            faults[update.key] += update.fault is not None
+    return tokens, +faults
+
+
+def poisoned(*keys, at=0):
+    def broken(plan):
+        for row in plan.rows:
+            if row.sequence.key in keys and row.sequence.generated >= at:
+                return IndexError("index out of range")
+        return None
+
+    return broken
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("keys", [(0,), (2,), (4,), (1, 3), (0, 1, 2, 3, 4)])
+def test_only_a_request_that_fails_alone_fails(keys, at):
+    """Its neighbours go on with the tokens they had; several at fault are found one by one."""
+    some = failing(poisoned(*keys, at=at))
+    if len(keys) == 5:
+        with pytest.raises(IndexError):
+            finish(some)
+        return
+    tokens, faults = finish(some)
+    assert faults == dict.fromkeys(keys, 1)
+    assert tokens == {key: at if key in keys else 6 for key in range(5)}
+    assert some.stats().kv_tokens_used == some.stats().running_tokens == 0
+
+
+def test_a_failure_that_does_not_come_again_fails_nobody():
+    """All that ran is computed again."""
+    errors = [RuntimeError("once")]
+    tokens, faults = finish(failing(lambda _: errors.pop() if errors else None))
+    assert not faults
+    assert tokens == dict.fromkeys(range(5), 6)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_steps_shrink_until_memory_suffices(error):
+    """Nobody fails while shorter steps can help."""
+    some = failing(lambda plan: error if sum(row.count for row in plan.rows) > 20 else None)
+    tokens, faults = finish(some)
+    assert not faults
+    assert tokens == dict.fromkeys(range(5), 6)
+
+
+def test_memory_that_never_suffices_ends_the_engine():
+    """A handful of steps, each request one answer, no endless loop."""
+    errors: list[Exception] = []
+    some = failing(lambda _: torch.OutOfMemoryError("CUDA"), died=errors.append)
+    some.start()
+    some._thread.join(10)
+    assert [type(error) for error in errors] == [torch.OutOfMemoryError]
+    assert some._runner.asked < 12
+
+
+def test_nothing_leaks_over_10_000_requests():
+    """Prompts that begin alike, cancels, faults, failing steps: every place comes back."""
+    chance = random.Random(5)
+    some = failing(
+        lambda plan: (
+            RuntimeError("at times") if len(plan.rows) > 1 and chance.random() < 0.003 else None
+        ),
+        count=0,
+    )
+    ended: Counter[int] = Counter()
+    cancelled = 0
+    for key in range(10_000):
+        one = sequence(key, prompt=chance.randint(1, 100), max_tokens=chance.randint(1, 4))
+        one.tokens = [key % 7] * one.prompt_tokens
+        some._scheduler.add(one)
+        if chance.random() < 0.05:
+            cancelled += some._scheduler.remove(chance.randint(0, key)) is not None
+        while some._scheduler.waiting > 8:
+            some._runner.token = None if chance.random() < 0.002 else 1
+            ended.update(u.key for u in some.advance() if u.finish_reason or u.fault)
+    some._runner.token = 1
+    while some._scheduler.running or some._scheduler.waiting:
+        ended.update(u.key for u in some.advance() if u.finish_reason or u.fault)
+    assert set(ended.values()) == {1}
+    assert len(ended) + cancelled == 10_000
+    stats = some.stats()
+    assert stats.kv_tokens_used == stats.running_tokens == stats.waiting_tokens == 0
+    assert 0 < stats.prefix_cache_hits < stats.prefix_cache_queries
+    some._scheduler._cache.clear()
+    assert some._scheduler._cache.place(1600) is not None
+    assert not some._scheduler._cache._holders
