@@ -64,7 +64,8 @@ class Record:
         line = f"round {self.number + 1}, {self.streams} streams, {self.name}"
         if self.name == ROOFLINE:
             return line
-        return f"{line}: {self.measures['tok_s']:.1f} tok/s"
+        waited = f"something waited for a core {self.answer['waited']:.0%} of the time"
+        return f"{line}: {self.measures['tok_s']:.1f} tok/s; {waited}"
 
 
 def summarise(
@@ -111,6 +112,7 @@ def _row(
         for measure in MEASURES
     }
     row["rounds_tok_s"] = [record.measures["tok_s"] for record in own]
+    row["rounds_waited"] = [record.answer["waited"] for record in own]
     row["of_bound"] = row["tok_s"] / _bound(own[0].requests, streams, machine)
     pairs = [(r, turns.get((OURS, streams, r.number))) for r in own]
     for measure in ("tok_s", "ttft_p50_s"):
@@ -122,7 +124,7 @@ def _row(
         if (reference := turns.get((REFERENCE, streams, record.number)))
         for ours, theirs in zip(record.came, reference.came, strict=True)
     ]
-    row["equal_to_generate"] = f"{sum(same)}/{len(same)}"
+    row["equal_to_generate"] = f"{sum(same)}/{len(same)}" if same else ""
     return row
 
 

@@ -8,6 +8,7 @@ peers' own environments.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -92,11 +93,14 @@ class Contender:
         """Let it run requests at once or one after the other; others are stopped meanwhile.
 
         Returns:
-            `result`, one for all or a list of one for each, and `peak_bytes` of its processes.
+            `results`, one for all or one for each, `peak_bytes` of its processes, and `waited`,
+            the share of the time in which something on the machine waited for a core: much more
+            than in other rounds means that others disturbed this one.
 
         Raises:
             ContenderFailed: it ended.
         """
+        waited_s, began = waited(), time.monotonic()
         self._signal(signal.SIGCONT)
         batches = [requests] if together else [[request] for request in requests]
         task = [[asdict(request) for request in batch] for batch in batches]
@@ -108,6 +112,7 @@ class Contender:
             raise ContenderFailed(f"{self.name} ended; see {self._log}") from None
         answer = self._answer()
         self._signal(signal.SIGSTOP)
+        answer["waited"] = (waited() - waited_s) / (time.monotonic() - began)
         return answer
 
     def close(self) -> None:
@@ -119,6 +124,8 @@ class Contender:
         assert self._process.stdout is not None  # noqa: S101 (a pipe was asked for)
         line = self._process.stdout.readline()
         if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)  # it may be writing to its log why
             raise ContenderFailed(f"{self.name} failed; see {self._log}")
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -129,6 +136,15 @@ class Contender:
         except ProcessLookupError:
             if number != signal.SIGKILL:
                 raise ContenderFailed(f"{self.name} ended; see {self._log}") from None
+
+
+def waited() -> float:
+    """Return the seconds since boot in which something waited for a core; 0 if unknown."""
+    try:
+        some = Path("/proc/pressure/cpu").read_text(encoding="ascii").splitlines()[0]
+    except OSError:
+        return 0.0
+    return int(some.rsplit("total=", 1)[1]) / 1e6
 
 
 def serve(start: str, setup: Setup) -> None:
