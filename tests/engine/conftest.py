@@ -81,6 +81,18 @@ class Reference:
         )
         return out[0, len(prompt) :].tolist()
 
+    def greedy_batch(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        """Return the sampled ids of many prompts, padded to one batch; an end of 0 is the last."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
+        mask = (torch.arange(width) >= width - lengths).long()
+        out = self.model.generate(
+            ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False
+        )
+        answers = out[:, width:].tolist()
+        return [ids[: ids.index(0) + 1] if 0 in ids else ids for ids in answers]
+
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:

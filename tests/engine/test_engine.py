@@ -4,6 +4,7 @@ import asyncio
 import math
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -456,3 +457,154 @@ async def test_deltas_of_many_streams_wait_their_turn_and_ends_do_not():
     stream.push(last)
     assert await stream.updates() == [last]
     assert time.monotonic() - asked < 0.04, "the last one waited"
+
+
+async def choices(engine, n, sampling, prompt=PROMPT):
+    """Return each completion's ids and last delta, by index; each ends once."""
+    request = GenerationRequest("r", TokenPrompt(tuple(prompt)), sampling, n=n)
+    ids = {index: [] for index in range(n)}
+    last = {}
+    for delta in await collect(engine, request):
+        assert delta.index not in last, "a delta after the end"
+        ids[delta.index] += delta.token_ids
+        if delta.finish_reason is not None:
+            last[delta.index] = delta
+    assert sorted(last) == list(range(n))
+    return ids, last
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+async def test_completions_of_a_seeded_request_are_those_of_its_seeds(load, prefix_cache):
+    """Completion i is what a request with seed + i gets; the prompt is computed once."""
+    engine = load(prefix_cache=prefix_cache)
+    prompt = random_prompts(1, VOCAB, seed=4)[0] * 3
+    sampling = SamplingParams(temperature=1.2, seed=2**64 - 2, max_tokens=20, ignore_eos=True)
+    before = engine.stats().prompt_tokens
+    ids, last = await choices(engine, 4, sampling, prompt)
+    assert engine.stats().prompt_tokens - before == len(prompt) + 3
+    for index in range(4):
+        seeded = replace(sampling, seed=(2**64 - 2 + index) % 2**64)
+        assert ids[index] == (await run(engine, prompt, seeded))[1]
+        assert last[index].usage.completion_tokens == 20
+        assert last[index].usage.cached_tokens == 0
+    assert len({tuple(some) for some in ids.values()}) == 4
+
+
+async def test_completions_count_against_the_limits_one_by_one(load):
+    """More than there can ever be are refused, more than there is room for have to wait."""
+    engine = load(max_running_requests=2, queued=2)
+    with pytest.raises(InvalidRequest) as caught:
+        await choices(engine, 5, GREEDY)
+    assert caught.value.param == "n"
+    await choices(engine, 4, GREEDY)
+    stream = await begun(engine)
+    with pytest.raises(Overloaded):
+        await choices(engine, 4, GREEDY)
+    await stream.aclose()
+
+
+async def test_leaving_ends_all_completions(engine):
+    """Closing the iterator frees every one of them."""
+    request = GenerationRequest("r", TokenPrompt(tuple(PROMPT)), LONG, n=5)
+    stream = engine.generate(request)
+    await anext(stream)
+    await stream.aclose()
+    assert (await drained(engine)).kv_tokens_used == 0
+    assert not engine._streams
+
+
+async def test_the_error_of_one_completion_is_the_requests(load, monkeypatch):
+    """It comes once, as the end; the others leave the batch."""
+    engine = load()
+    forward = NativeForward.logits
+
+    def poisoned(self, rows):
+        logits = forward(self, rows)
+        for index, row in enumerate(row for row in rows if row.kept):
+            if row.sequence.generated == 3 and row.sequence.key % 3 == 2:
+                logits[index] = math.nan
+        return logits
+
+    monkeypatch.setattr(NativeForward, "logits", poisoned)
+    with pytest.raises(EngineError):
+        await choices(engine, 3, LONG)
+    assert (await drained(engine)).kv_tokens_used == 0
+    assert not engine._streams
+
+
+async def test_usage_tells_what_was_cached(load):
+    """Whole blocks of an equal prompt, on every delta; nothing where all logits are asked for."""
+    engine = load()
+    prompt = random_prompts(1, VOCAB, seed=4)[0] * 3
+    results = [await run(engine, prompt) for _ in range(2)]
+    assert results[0][1] == results[1][1]
+    whole = (len(prompt) - 1) // 32 * 32
+    assert [usage.cached_tokens for *_, usage in results] == [0, whole]
+    stats = engine.stats()
+    assert stats.prefix_cache_hits == whole
+    assert stats.kv_tokens_cached >= whole
+    usage = (await run(engine, prompt, replace(GREEDY, prompt_logprobs=0)))[3]
+    assert usage.cached_tokens == 0
+
+
+async def test_timing_adds_up_to_the_whole(load):
+    """Queue, prefill and decode are what the client waited for; decode grows with tokens."""
+    engine = load(max_running_requests=1)
+    first = asyncio.create_task(run(engine, PROMPT, LONG))
+    await asyncio.sleep(0)
+    started = time.monotonic()
+    request = GenerationRequest("r", TokenPrompt(tuple(PROMPT)), LONG)
+    deltas = await collect(engine, request)
+    elapsed = time.monotonic() - started
+    await first
+    timings = [delta.timing for delta in deltas]
+    last = timings[-1]
+    assert 0.8 * elapsed < last.queue_s + last.prefill_s + last.decode_s <= elapsed
+    assert last.queue_s > last.prefill_s > 0
+    assert {timing.queue_s for timing in timings} == {last.queue_s}
+    assert [t.decode_s for t in timings] == sorted(t.decode_s for t in timings)
+
+
+async def test_a_request_that_breaks_a_step_fails_alone(load, monkeypatch):
+    """The engine finds it, and its neighbours' tokens are what they would have been."""
+    engine = load()
+    _, expected, _, _ = await run(engine, PROMPT, LONG)
+    forward = NativeForward.logits
+
+    def broken(self, rows):
+        for row in rows:
+            if row.sequence.tokens[0] == 99 and row.sequence.generated == 5:
+                raise RuntimeError("a kernel")
+        return forward(self, rows)
+
+    monkeypatch.setattr(NativeForward, "logits", broken)
+    bad, *good = await asyncio.gather(
+        run(engine, [99, *PROMPT], LONG),
+        *(run(engine, PROMPT, LONG) for _ in range(3)),
+        return_exceptions=True,
+    )
+    assert type(bad) is EngineError
+    assert [ids for _, ids, _, _ in good] == [expected] * 3
+    assert await engine.ready()
+
+
+async def test_nothing_leaks_over_300_mixed_requests(load):
+    """Clients that leave, several completions, small cache: all comes back."""
+    engine = load(kv_cache_cpu_gib=0.0006, max_running_requests=8, queued=400)
+    prompts = random_prompts(150, VOCAB, seed=8)
+    prompts = [prompts[0] + some for some in prompts]
+
+    async def ask(index):
+        sampling = SamplingParams(temperature=index % 2, max_tokens=1 + index % 30)
+        request = GenerationRequest("r", TokenPrompt(tuple(prompts[index])), sampling, n=2)
+        stream = engine.generate(request)
+        async for _ in stream:
+            if index % 5 == 0:
+                break
+        await stream.aclose()
+
+    await asyncio.gather(*(ask(index) for index in range(150)))
+    stats = await drained(engine)
+    assert stats.kv_tokens_used == stats.running_tokens == stats.waiting_tokens == 0
+    assert stats.prefix_cache_hits > 0
+    assert not engine._streams

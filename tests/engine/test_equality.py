@@ -1,10 +1,11 @@
 """The engine's greedy tokens are `generate`'s, in float32, whatever runs beside."""
 
 import asyncio
+import random
 
 import pytest
 
-from serve_app.protocol import SamplingParams
+from serve_app.protocol import GenerationRequest, SamplingParams, TokenPrompt
 from tests.engine.conftest import GREEDY, Reference, load_engine, random_prompts, run
 from tests.models import ARCHITECTURES, VOCAB
 
@@ -31,6 +32,57 @@ async def test_32_concurrent_prompts_equal_generate(name, native_cpu, load, mode
         assert usage.prompt_tokens == len(prompt)
     assert len({tuple(ids) for _, ids, _, _ in results}) > 16, "the model says always the same"
     assert engine.stats().kv_tokens_used == 0
+
+
+@pytest.fixture(scope="module")
+def workload(model_dir) -> list[tuple[list[int], list[int]]]:
+    """200 prompts, most with one of four beginnings, and what `generate` says to each."""
+    chance, reference = random.Random(11), Reference(model_dir("llama"))
+    beginnings = [[], *(prompt * 3 for prompt in random_prompts(4, VOCAB, seed=2))]
+    prompts = [chance.choice(beginnings) + p for p in random_prompts(200, VOCAB, seed=12)]
+    answers = reference.greedy_batch(prompts, 64)
+    return [
+        (prompt, answer[: chance.randint(1, 64)])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("native_cpu", [True, False])
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_200_mixed_requests_equal_generate(seed, native_cpu, load, workload):
+    """Random arrivals, cancels, preemptions, prefix hits, several completions: no other token."""
+    chance = random.Random(seed)
+    engine = load(
+        kv_cache_cpu_gib=0.0005,
+        max_batch_tokens=96,
+        prefill_chunk_tokens=40,
+        max_running_requests=12,
+        max_context_tokens=256,
+        native_cpu=native_cpu,
+        queued=1000,
+    )
+    engine._loop._scheduler._reserve = 8  # places are to grow, so that some are put back
+
+    async def ask(prompt: list[int], expected: list[int]) -> bool:
+        leaves, n = chance.random() < 0.15, chance.randint(1, 2)
+        await asyncio.sleep(chance.random())
+        sampling = SamplingParams(temperature=0, max_tokens=len(expected))
+        request = GenerationRequest("r", TokenPrompt(tuple(prompt)), sampling, n=n)
+        ids: list[list[int]] = [[] for _ in range(n)]
+        stream = engine.generate(request)
+        async for delta in stream:
+            ids[delta.index] += delta.token_ids
+            if leaves:
+                break
+        await stream.aclose()
+        if leaves:
+            return all(some == expected[: len(some)] for some in ids)
+        return ids == [expected] * n
+
+    assert all(await asyncio.gather(*(ask(*one) for one in workload)))
+    stats = engine.stats()
+    assert stats.preemptions > 0, "the cache was never full"
+    assert stats.prefix_cache_hits > 2000
 
 
 async def test_greedy_beside_sampled_equals_generate(engine, model_dir):
