@@ -134,7 +134,7 @@ class EngineConfig(_Part):
         2048, ge=16, description="tokens computed in one step at the most"
     )
     prefill_chunk_tokens: int = Field(
-        512, ge=16, description="prompt tokens of one step at the most while anybody streams"
+        256, ge=16, description="prompt tokens of one step at the most while anybody streams"
     )
     max_running_requests: int = Field(64, ge=1, description="requests in the batch at the most")
     prefix_cache: bool = Field(

@@ -116,15 +116,22 @@ class ServerMetrics:
             "serve_app_kv_cache_usage_perc",
             description="Share of the KV cache that running requests hold, 0 to 1.",
         )
-        self._queries = metrics.Counter(
-            "serve_app_prefix_cache_queries_total",
-            description="Prompt tokens looked up in the prefix cache.",
+        # Counters of the engine's running totals, in the order of `sample`.
+        self._totals = (
+            metrics.Counter(
+                "serve_app_prefix_cache_queries_total",
+                description="Prompt tokens looked up in the prefix cache.",
+            ),
+            metrics.Counter(
+                "serve_app_prefix_cache_hits_total",
+                description="Prompt tokens that were found there and not computed again.",
+            ),
+            metrics.Counter(
+                "serve_app_preemptions_total",
+                description="Requests put back because the KV cache was full.",
+            ),
         )
-        self._hits = metrics.Counter(
-            "serve_app_prefix_cache_hits_total",
-            description="Prompt tokens that were found there and not computed again.",
-        )
-        self._counted = (0, 0)
+        self._counted = (0, 0, 0)
 
     def checked(self, verdict: NodeVerdict) -> None:
         """Count one access check."""
@@ -147,10 +154,8 @@ class ServerMetrics:
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._kv.set(stats.kv_tokens_used / max(1, stats.kv_tokens_total))
-        totals = (stats.prefix_cache_queries, stats.prefix_cache_hits)
-        for counter, total, counted in zip(
-            (self._queries, self._hits), totals, self._counted, strict=True
-        ):
+        totals = (stats.prefix_cache_queries, stats.prefix_cache_hits, stats.preemptions)
+        for counter, total, counted in zip(self._totals, totals, self._counted, strict=True):
             if total > counted:  # Ray refuses to add nothing
                 counter.inc(total - counted)
         self._counted = totals
