@@ -159,7 +159,7 @@ class Engine:
         sequences, stream = self._submit(encoded, request)
         lead = sequences[0]
         running = {
-            sequence.key: (index, sequence, self._completion(request, encoded))
+            sequence.key: (index, sequence, self._completion(request, encoded, sequence))
             for index, sequence in enumerate(sequences)
         }
         try:
@@ -235,12 +235,16 @@ class Engine:
             retry_after_s=retry_after_s,
         )
 
-    def _completion(self, request: GenerationRequest, encoded: EncodedRequest) -> Completion:
+    def _completion(
+        self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence
+    ) -> Completion:
         return Completion(
             self._encoder.decode,
             stop=request.sampling.stop,
             prompt_tokens=len(encoded.tokens),
             context=encoded.tokens if encoded.continues else (),
+            piece=self._encoder.piece,
+            scores_prompt=sequence.sampling.prompt_logprobs is not None,
         )
 
     def _submit(

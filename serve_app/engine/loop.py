@@ -21,7 +21,7 @@ import torch
 
 from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
-from serve_app.engine.sequence import Row, Sequence, StepPlan, Update
+from serve_app.engine.sequence import Sampled, Sequence, StepPlan, Update
 from serve_app.engine.stats import EngineStats
 
 log = structlog.get_logger()
@@ -192,7 +192,7 @@ class EngineLoop:
             torch.cuda.empty_cache()
         return updates
 
-    def _accounts(self, plan: StepPlan, sampled: list[tuple[Row, int | None]]) -> list[Update]:
+    def _accounts(self, plan: StepPlan, sampled: list[Sampled]) -> list[Update]:
         self._scheduler.commit(plan)
         self._steps += 1
         self._prompt_tokens += sum(
@@ -200,13 +200,16 @@ class EngineLoop:
             for row in plan.rows
         )
         now = time.monotonic()
-        return [self._account(row, token, now) for row, token in sampled]
+        return [self._account(each, now) for each in sampled]
 
-    def _account(self, row: Row, token: int | None, now: float) -> Update:
-        sequence = row.sequence
-        if token is None:
+    def _account(self, sampled: Sampled, now: float) -> Update:
+        sequence, token = sampled.row.sequence, sampled.token
+        if sampled.broken:
             self._scheduler.discard(sequence.key)
             return Update(sequence.key, fault="The model's output is not a number.")
+        sequence.scored += len(sampled.prompt)
+        if token is None:
+            return Update(sequence.key, prompt=sampled.prompt)
         self._generation_tokens += 1
         sequence.first_s = sequence.first_s or now
         sequence.latest_s = now
@@ -214,7 +217,9 @@ class EngineLoop:
         if finish_reason is not None:
             self._scheduler.remove(sequence.key)
             self._finished.append(time.monotonic())
-        return Update(sequence.key, token, finish_reason)
+        return Update(
+            sequence.key, token, finish_reason, score=sampled.score, prompt=sampled.prompt
+        )
 
     def _run(self) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from serve_app.engine.sequence import SamplingPlan
+from serve_app.engine.structure import GrammarCompiler
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.protocol import (
     ChatPrompt,
@@ -26,6 +28,18 @@ from serve_app.protocol import (
     TokenPrompt,
 )
 
+MAX_LOGPROBS = 20  # as OpenAI has it
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of tokenizers that fall back to bytes
+
+
+def _byte_level() -> dict[str, int]:
+    """Return the letters that byte-level tokenizers write for bytes, as GPT-2 chose them."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_LEVEL = _byte_level()
 # Above this many characters encoding takes milliseconds and leaves the event loop.
 THREAD_CHARS = 8192
 # Arguments of transformers' `apply_chat_template` that steer it; the rest go to the template.
@@ -80,6 +94,8 @@ class PromptEncoder:
         self.vocab_size = vocab_size
         self._max_context_tokens = max_context_tokens
         self._eos_token_ids = eos_token_ids
+        self._grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
+        self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     async def encode(self, request: GenerationRequest) -> EncodedRequest:
         """Check and encode; long prompts are encoded off the event loop.
@@ -89,7 +105,7 @@ class PromptEncoder:
                 parameter out of range, a conversation that the chat template refuses.
             ContextLengthExceeded: prompt and completion do not fit the window.
         """
-        if _chars(request.prompt) > THREAD_CHARS:
+        if _chars(request.prompt) > THREAD_CHARS or request.sampling.structure is not None:
             return await asyncio.to_thread(self.encode_now, request)
         return self.encode_now(request)
 
@@ -128,6 +144,18 @@ class PromptEncoder:
         """Return the text of ids without special tokens."""
         text: str = self._backend.decode(ids, skip_special_tokens=True)
         return text
+
+    def piece(self, token: int) -> tuple[str, bytes]:
+        """Return one id's text, half characters as U+FFFD, and its bytes."""
+        text: str = self._backend.decode([token], skip_special_tokens=False)
+        name = self._backend.id_to_token(token)
+        if name is None:  # a row of the embedding that no token uses
+            return "", b""
+        if self._byte_level and all(letter in BYTE_LEVEL for letter in name):
+            return text, bytes(BYTE_LEVEL[letter] for letter in name)
+        if match := BYTE_TOKEN.fullmatch(name):
+            return text, bytes([int(match[1], 16)])
+        return text, text.encode()
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, ChatPrompt):
@@ -215,6 +243,10 @@ class PromptEncoder:
     def _plan(self, params: SamplingParams) -> SamplingPlan:
         own = frozenset() if params.ignore_eos else self._eos_token_ids
         seed = random.getrandbits(64) if params.seed is None else params.seed
+        grammar = None
+        if params.structure is not None:
+            grammar = self._grammars.compile(params.structure)
+            own = self._eos_token_ids  # a text that is whole has to end
         return SamplingPlan(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -222,6 +254,15 @@ class PromptEncoder:
             top_k=params.top_k if params.top_k < self.vocab_size else 0,
             seed=seed % 2**64,
             stop_token_ids=own.union(params.stop_token_ids),
+            min_p=params.min_p,
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+            repetition_penalty=params.repetition_penalty,
+            logit_bias=params.logit_bias,
+            min_tokens=params.min_tokens,
+            logprobs=params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+            grammar=grammar,
         )
 
 
@@ -237,6 +278,26 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
         ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
         ("top_k", params.top_k >= 0, "0 (off) or above"),
         ("stop", all(params.stop), "strings of at least one character"),
+        ("min_p", 0 <= params.min_p <= 1, "from 0 to 1"),
+        ("frequency_penalty", math.isfinite(params.frequency_penalty), "a number"),
+        ("presence_penalty", math.isfinite(params.presence_penalty), "a number"),
+        ("repetition_penalty", 0 < params.repetition_penalty < math.inf, "above 0"),
+        (
+            "min_tokens",
+            0 <= params.min_tokens <= (params.max_tokens or math.inf),
+            "0 or above, and not above max_tokens",
+        ),
+        ("logprobs", 0 <= (params.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+        (
+            "prompt_logprobs",
+            0 <= (params.prompt_logprobs or 0) <= MAX_LOGPROBS,
+            f"0 to {MAX_LOGPROBS}",
+        ),
+        (
+            "logit_bias",
+            all(0 <= token < vocab_size and math.isfinite(v) for token, v in params.logit_bias),
+            f"numbers for token ids from 0 to {vocab_size - 1}",
+        ),
         (
             "stop_token_ids",
             all(0 <= token < vocab_size for token in params.stop_token_ids),

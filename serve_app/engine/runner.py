@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from serve_app.engine import sampling
-from serve_app.engine.sequence import Move, Row, StepPlan
+from serve_app.engine.adjust import adjusted
+from serve_app.engine.sequence import Move, Row, Sampled, Score, Sequence, StepPlan
 
 
 class Forward(Protocol):
@@ -45,25 +48,70 @@ class Runner:
         torch.set_num_threads(self._threads)
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan) -> list[tuple[Row, int | None]]:
-        """Compute a plan.
-
-        Returns:
-            Each row that samples with its token; None where its logits are not finite.
-        """
+    def step(self, plan: StepPlan) -> list[Sampled]:
+        """Compute a plan; returns what every row with logits gave."""
         self._forward.move(plan.moves)
         # In the order of the pool, so that a backend may read starts as cumulated lengths.
         rows = sorted(plan.rows, key=_place)
         logits = self._forward.logits(rows)
-        sampled = [row for row in rows if row.kept]
-        if not sampled:
+        kept = [row for row in rows if row.kept]
+        if not kept:
             return []
-        tokens = sampling.sample(
-            logits,
-            [row.sequence.sampling for row in sampled],
-            [row.sequence.generated for row in sampled],
-        )
-        return list(zip(sampled, tokens, strict=True))
+        ends = list(itertools.accumulate(row.kept for row in kept))
+        drawn = [end - 1 for row, end in zip(kept, ends, strict=True) if row.samples]
+        last = logits if len(drawn) == len(logits) else logits[drawn]
+        results = iter(_draw(last, [row for row in kept if row.samples]))
+        return [
+            replace(
+                next(results) if row.samples else Sampled(row),
+                prompt=_prompt_scores(logits[end - row.kept : end], row),
+            )
+            if row.sequence.wants_scores
+            else next(results)
+            for row, end in zip(kept, ends, strict=True)
+        ]
+
+
+def _draw(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
+    """Pick a token for each row of (rows, vocabulary)."""
+    if not rows:
+        return []
+    sequences = [row.sequence for row in rows]
+    finite = sampling.finite(logits)
+    tokens = sampling.sample(
+        adjusted(logits, sequences),
+        [sequence.sampling for sequence in sequences],
+        [sequence.generated for sequence in sequences],
+    )
+    scores = _scores(logits, sequences, tokens)
+    return [
+        Sampled(row, token, score=scores.get(index)) if good else Sampled(row, broken=True)
+        for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True))
+    ]
+
+
+def _scores(logits: torch.Tensor, sequences: list[Sequence], tokens: list[int]) -> dict[int, Score]:
+    """Score the sampled tokens of the rows that ask for it, by row."""
+    asked = [i for i, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
+    if not asked:
+        return {}
+    counts = [sequences[i].sampling.logprobs or 0 for i in asked]
+    scored = sampling.score(logits[asked], [tokens[i] for i in asked], counts)
+    return dict(zip(asked, scored, strict=True))
+
+
+def _prompt_scores(logits: torch.Tensor, row: Row) -> tuple[Score, ...]:
+    """Score the prompt's tokens that follow those of a row, but for those already scored."""
+    sequence = row.sequence
+    begin = row.start + row.count - row.kept
+    first = max(begin, sequence.scored)
+    end = min(row.start + row.count, sequence.prompt_tokens - 1)
+    if first >= end:
+        return ()
+    wanted = sequence.tokens[first + 1 : end + 1]
+    count = sequence.sampling.prompt_logprobs or 0
+    part = logits[first - begin : end - begin]
+    return tuple(sampling.score(part, wanted, [count] * len(wanted)))
 
 
 def _place(row: Row) -> int:

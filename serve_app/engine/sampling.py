@@ -12,7 +12,7 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from serve_app.engine.sequence import SamplingPlan
+from serve_app.engine.sequence import SamplingPlan, Score
 
 # The nucleus of a language model is nearly always among its largest logits; sorting those
 # alone is ten times cheaper than sorting a vocabulary. Wider nuclei sort everything.
@@ -22,26 +22,50 @@ _UNIFORM_BITS = 23
 _MASK = 2**64 - 1
 
 
-def sample(logits: torch.Tensor, plans: Rows[SamplingPlan], indices: Rows[int]) -> list[int | None]:
+def finite(logits: torch.Tensor) -> list[bool]:
+    """Tell which rows of (rows, vocabulary) hold neither NaN nor an infinity."""
+    # Any of them survives a sum, so this is one pass over the logits.
+    return torch.isfinite(logits.sum(dim=-1, dtype=torch.float32)).tolist()
+
+
+def sample(logits: torch.Tensor, plans: Rows[SamplingPlan], indices: Rows[int]) -> list[int]:
     """Pick one token a row.
 
     Args:
-        logits: float, (rows, vocabulary), any device; not changed.
+        logits: float, (rows, vocabulary), any device; not changed. -inf is never picked.
         plans: one for each row.
         indices: of the token within its completion, from 0; one for each row.
 
     Returns:
-        The ids; None where a row holds NaN or an infinity.
+        The ids; any, where a row holds NaN.
     """
-    # Any NaN or infinity survives a sum, so this is one pass over the logits.
-    finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))
     tokens = logits.argmax(dim=-1)
     drawn = [row for row, plan in enumerate(plans) if plan.temperature > 0]
     if drawn:
         rows = logits if len(drawn) == len(plans) else logits[drawn]
         tokens[drawn] = _draw(rows, [plans[i] for i in drawn], [indices[i] for i in drawn])
-    picked, good = tokens.tolist(), finite.tolist()
-    return [token if ok else None for token, ok in zip(picked, good, strict=True)]
+    return tokens.tolist()
+
+
+def score(logits: torch.Tensor, tokens: list[int], counts: list[int]) -> list[Score]:
+    """Return the logprob of a token of each row, and of the most likely ones.
+
+    They are those of the model itself: before temperature, penalties and filters.
+
+    Args:
+        logits: float, (rows, vocabulary).
+        tokens: one for each row.
+        counts: alternatives for each row.
+    """
+    logprobs = logits.to(torch.float32).log_softmax(dim=-1)
+    picked = torch.tensor(tokens, device=logits.device)[:, None]
+    chosen = logprobs.gather(-1, picked)[:, 0].tolist()
+    width = min(max(counts), logprobs.shape[1])
+    values, ids = (part.tolist() for part in logprobs.topk(width, dim=-1))
+    return [
+        Score(token, value, tuple(zip(ids[row][:count], values[row][:count], strict=True)))
+        for row, (token, value, count) in enumerate(zip(tokens, chosen, counts, strict=True))
+    ]
 
 
 def uniform(seed: int, index: int) -> float:
@@ -65,6 +89,10 @@ def _draw(logits: torch.Tensor, plans: list[SamplingPlan], indices: list[int]) -
     # The maximum becomes 0 first: a tiny temperature then sends the rest to -inf, never to NaN.
     scaled = scaled - scaled.amax(dim=-1, keepdim=True)
     scaled /= torch.tensor([[plan.temperature] for plan in plans], device=device).clamp(min=1e-30)
+    if any(plan.min_p for plan in plans):
+        least = torch.tensor([[plan.min_p] for plan in plans], device=device)
+        # The most likely token is at 0, so its share is a distance.
+        scaled.masked_fill_(scaled < least.log(), -torch.inf)
     narrow = [row for row, plan in enumerate(plans) if plan.top_k or plan.top_p < 1]
     if narrow:
         kept = _narrow(scaled[narrow], [plans[row] for row in narrow])

@@ -22,6 +22,8 @@ from serve_app.engine.sequence import Move, Row, Sequence, StepPlan
 # Completion tokens reserved at first. Most clients set no limit and few answers are longer;
 # reserving the whole window for each would leave room for a handful of requests.
 RESERVE_TOKENS = 256
+# Prompt tokens of one step whose logits are all kept: each takes a whole vocabulary of memory.
+SCORED_TOKENS = 64
 # A device that cannot compute this many tokens in one step cannot serve.
 LEAST_STEP_TOKENS = 16
 
@@ -141,7 +143,7 @@ class Scheduler:
         for row in plan.rows:
             sequence = row.sequence
             sequence.computed += row.count
-            sequence.suspect &= not row.kept
+            sequence.suspect &= not row.samples
             self._publish(sequence)
         self._step_tokens = min(self._max_batch_tokens, self._step_tokens + 1)
 
@@ -283,6 +285,10 @@ def _add_rows(rows: list[Row], sequences: Iterable[Sequence], budget: int) -> in
         count = min(sequence.missing, budget)
         if count == 0:
             break
-        rows.append(Row(sequence, sequence.computed, count, int(count == sequence.missing)))
+        if sequence.wants_scores:
+            count = kept = min(count, SCORED_TOKENS)
+        else:
+            kept = int(count == sequence.missing)
+        rows.append(Row(sequence, sequence.computed, count, kept))
         budget -= count
     return budget

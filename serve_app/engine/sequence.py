@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from serve_app.engine.prefix_cache import Holding, extend_chain
 from serve_app.engine.regions import BLOCK_TOKENS, Region
 from serve_app.protocol import FinishReason, Timing
+
+if TYPE_CHECKING:
+    from serve_app.engine.adjust import Adjuster
+    from serve_app.engine.structure import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,8 @@ class SamplingPlan:
         top_k: >= 0; 0 is off.
         seed: 64 bits; with a token's index it fixes that token's noise.
         stop_token_ids: ids that end the sequence, the model's own ones included.
+        grammar: what the completion must look like, compiled.
+        prompt_logprobs: see `SamplingParams`, as all others.
     """
 
     temperature: float
@@ -27,10 +34,31 @@ class SamplingPlan:
     top_k: int
     seed: int
     stop_token_ids: frozenset[int]
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is drawn."""
+        return (
+            bool(self.logit_bias or self.min_tokens or self.grammar)
+            or self.frequency_penalty != 0
+            or self.presence_penalty != 0
+            or self.repetition_penalty != 1
+        )
 
     def of_completion(self, index: int) -> SamplingPlan:
         """Return the plan of one of several completions of a prompt."""
-        return replace(self, seed=(self.seed + index) % 2**64) if index else self
+        if not index:
+            return self
+        return replace(self, seed=(self.seed + index) % 2**64, prompt_logprobs=None)
 
 
 @dataclass(slots=True)
@@ -50,6 +78,8 @@ class Sequence:
         holding: the place in the cache; None while waiting.
         chain: digests of the first blocks, as far as they were needed.
         suspect: ran in a step that failed; its next one is for it alone.
+        scored: prompt tokens after the first whose logprobs are known.
+        adjuster: what changes its logits; made when first needed.
         arrived_s: on the monotonic clock, as the next three.
         began_s: its first step; 0 before.
         first_s: its first token; 0 before.
@@ -68,6 +98,8 @@ class Sequence:
     holding: Holding | None = None
     chain: list[bytes] = field(default_factory=list)
     suspect: bool = False
+    scored: int = 0
+    adjuster: Adjuster | None = None
     arrived_s: float = field(default_factory=time.monotonic)
     began_s: float = 0.0
     first_s: float = 0.0
@@ -105,6 +137,11 @@ class Sequence:
         return len(self.tokens) - self.prompt_tokens
 
     @property
+    def wants_scores(self) -> bool:
+        """Whether prompt tokens are left whose logprobs were asked for."""
+        return self.sampling.prompt_logprobs is not None and self.scored < self.prompt_tokens - 1
+
+    @property
     def missing(self) -> int:
         """Tokens to compute before the next one can be sampled, >= 1; 1 is a decode row."""
         return len(self.tokens) - self.computed
@@ -118,6 +155,15 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """A token's logprob and the most likely ones in its place, by id, most likely first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """What a step did to one sequence.
 
@@ -126,12 +172,16 @@ class Update:
         token: the sampled id, if one was.
         finish_reason: set when this was the end.
         fault: set when the sequence failed, and it alone; a sentence.
+        score: of the sampled id, if it was asked for.
+        prompt: of the prompt's tokens that this step computed, if they were.
     """
 
     key: int
     token: int | None = None
     finish_reason: FinishReason | None = None
     fault: str | None = None
+    score: Score | None = None
+    prompt: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +190,18 @@ class Row:
 
     Args:
         kept: how many of them, from the end, need logits: 0 while a prompt goes on, 1 where the
-            next token is sampled.
+            next token is sampled, all where a prompt's logprobs are asked for.
     """
 
     sequence: Sequence
     start: int
     count: int
     kept: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the last of them is the sequence's last, so that the next one is sampled."""
+        return self.start + self.count == len(self.sequence.tokens)
 
     @property
     def place(self) -> int:
@@ -158,6 +213,23 @@ class Row:
         if self.sequence.holding is None:
             raise ValueError(f"sequence {self.sequence.key} has no place in the cache")
         return self.sequence.holding.region.start
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a row gave.
+
+    Args:
+        token: the sampled id; None if the row does not sample.
+        broken: its logits are not finite.
+        score: see `Update`, as `prompt`.
+    """
+
+    row: Row
+    token: int | None = None
+    broken: bool = False
+    score: Score | None = None
+    prompt: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ def decode(ids):
 
 
 def completion(*stop):
-    return Completion(decode, stop=stop, prompt_tokens=9, context=())
+    return Completion(decode, stop=stop, prompt_tokens=9, context=(), piece=lambda _: ("", b""))
 
 
 def updates(text, end=None):

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.engine.loop import EngineLoop, Stop
 from serve_app.engine.scheduler import Scheduler
-from serve_app.engine.sequence import SamplingPlan, Sequence
+from serve_app.engine.sequence import Sampled, SamplingPlan, Sequence
 from serve_app.protocol import FinishReason
 
 PLAN = SamplingPlan(temperature=0, top_p=1, top_k=0, seed=0, stop_token_ids=frozenset({0}))
@@ -24,7 +24,9 @@ class Constant:
         pass
 
     def step(self, plan):
-        return [(row, self.token) for row in plan.rows if row.kept]
+        return [
+            Sampled(row, self.token, broken=self.token is None) for row in plan.rows if row.kept
+        ]
 
 
 def sequence(key, prompt=4, max_tokens=3):

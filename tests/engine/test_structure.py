@@ -1,0 +1,113 @@
+"""Structured output: what comes out parses, validates and matches, beside whatever runs."""
+
+import asyncio
+import json
+import random
+import re
+
+import jsonschema
+import pytest
+
+from serve_app.errors import InvalidRequest
+from serve_app.protocol import FinishReason, SamplingParams, Structure
+from tests.engine.conftest import GREEDY, run
+
+PROMPT = list(range(10, 20))
+
+
+def params(structure: Structure, **settings) -> SamplingParams:
+    settings = {"temperature": 1.0, "seed": 3, "max_tokens": 200, **settings}
+    return SamplingParams(structure=structure, **settings)
+
+
+def random_schema(rng: random.Random) -> dict:
+    """A closed object of bounded parts, so that an answer fits its limit."""
+    kinds = [
+        {"type": "integer", "minimum": 0, "maximum": 99},
+        {"type": "boolean"},
+        {"enum": ["red", "green", "blue"]},
+        {"type": "string", "maxLength": 5, "pattern": "^[a-z]{1,5}$"},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3},
+    ]
+    names = [f"k{index}" for index in range(rng.randint(1, 3))]
+    return {
+        "type": "object",
+        "properties": {name: rng.choice(kinds) for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+
+
+async def test_a_hundred_schemas_are_kept(engine):
+    """A random model at temperature 1 says nothing but valid documents, and ends."""
+    rng = random.Random(1)
+    schemas = [random_schema(rng) for _ in range(100)]
+    answers = await asyncio.gather(
+        *(
+            run(engine, PROMPT, params(Structure("json_schema", json.dumps(schema)), seed=index))
+            for index, schema in enumerate(schemas)
+        )
+    )
+    for schema, (text, _, reason, _) in zip(schemas, answers, strict=True):
+        assert reason is FinishReason.STOP
+        jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+async def test_choices_and_expressions(engine, temperature):
+    """One of the words, whole; a match of the expression, whole."""
+    words = ["yes", "no", 'say "no"']
+    text, _, reason, _ = await run(
+        engine, PROMPT, params(Structure("choice", json.dumps(words)), temperature=temperature)
+    )
+    assert (text in words, reason) == (True, FinishReason.STOP)
+    text, _, reason, _ = await run(
+        engine, PROMPT, params(Structure("regex", "[a-c]{3}-[0-9]{2}"), temperature=temperature)
+    )
+    assert re.fullmatch("[a-c]{3}-[0-9]{2}", text)
+    assert reason is FinishReason.STOP
+
+
+async def test_a_grammar_in_larks_syntax(engine):
+    """A small language of one's own."""
+    grammar = 'start: "<" word ">"\nword: /[xy]{2,4}/\n'
+    text, _, _, _ = await run(engine, PROMPT, params(Structure("grammar", grammar)))
+    assert re.fullmatch("<[xy]{2,4}>", text)
+
+
+async def test_a_whole_text_ends_even_if_ends_are_ignored(engine):
+    """Nothing may follow a whole choice, so the end is the only token left."""
+    only = params(Structure("choice", '["done"]'), ignore_eos=True)
+    text, _, reason, _ = await run(engine, PROMPT, only)
+    assert (text, reason) == ("done", FinishReason.STOP)
+
+
+async def test_neighbours_and_preemption_change_nothing(load):
+    """The same seed gives the same text alone and in a crowded small cache."""
+    engine = load(kv_cache_cpu_gib=320 * 960 / 2**30, max_context_tokens=200)
+    schema = Structure("json_schema", json.dumps(random_schema(random.Random(5))))
+    wanted = params(schema, max_tokens=150)
+    alone = await run(engine, PROMPT, wanted)
+    free = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+    crowd = [run(engine, [20 + i] * 20, free) for i in range(6)]
+    *_, together = await asyncio.gather(*crowd, run(engine, PROMPT, wanted))
+    assert together[:3] == alone[:3]
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        Structure("json_schema", '{"type": "nothing"}'),
+        Structure("json_schema", "{"),
+        Structure("regex", "("),
+        Structure("grammar", "start: missing"),
+        Structure("choice", "[]"),
+    ],
+    ids=lambda structure: f"{structure.kind} {structure.definition}",
+)
+async def test_what_cannot_be_enforced_is_refused(engine, structure):
+    """Before any token, naming the field."""
+    with pytest.raises(InvalidRequest, match="structure cannot be enforced") as refused:
+        await run(engine, PROMPT, params(structure))
+    assert refused.value.param == "structure"
+    assert (await run(engine, PROMPT, GREEDY))[1]
