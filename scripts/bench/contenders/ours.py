@@ -23,6 +23,7 @@ def load(setup: Setup) -> Run:
             max_context_tokens=setup.window,
             max_batch_tokens=512 if setup.device == "cpu" else 2048,
             max_running_requests=setup.streams,
+            prefix_cache=False,  # every round has the same prompts
         ),
         num_gpus=0 if setup.device == "cpu" else 1,
         num_cpus=setup.threads,
