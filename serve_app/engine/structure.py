@@ -17,7 +17,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.protocol import Structure
 
 # JSON without free spaces: a model that likes them could go on with them for ever.
-COMPACT = {"whitespace_flexible": False}
+COMPACT: Any = {"whitespace_flexible": False}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ def load(setup: Setup) -> Run:
             dtype=setup.dtype,
             max_model_len=setup.window,
             max_num_seqs=setup.streams,
+            enable_prefix_caching=False,  # every round has the same prompts
             gpu_memory_utilization=0.3 if setup.device == "cuda" else 0.9,
         )
     )
