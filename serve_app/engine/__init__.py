@@ -1,12 +1,21 @@
-"""The model: loading, KV cache, attention, scheduling and sampling on one thread.
+"""One replica's engine: prompts in, tokens out, one forward a step. Imports nothing.
 
-    engine.py     START HERE: the asyncio side, `generate(request)`
-      prompt.py       validate and encode     detokenizer.py, stop.py   ids back to text
-    loop.py       the engine thread: commands in, one step, updates out
-      scheduler.py    who computes what next  regions.py   places in the KV cache
-      runner.py       one packed forward      sampling.py  logits to ids
-      kv_cache.py     the pools of K and V    attention/   one backend a file
-    loading.py    a directory to a model on its device
+    Engine.generate            engine.py       check, encode, submit; deltas back to the reader
+      PromptEncoder            prompt.py       text to ids; every fault of a client ends here
+      Sequence ──► queue ──►   loop.py         THE STEP, on the engine's own thread:
+        Scheduler.plan         scheduler.py      which rows, within the step's token budget
+          PrefixCache          prefix_cache.py   what is computed already, and where it lies
+          RegionAllocator      regions.py        contiguous places in the KV cache
+        Runner.step            runner.py         moves, forward, sampling
+          Forward.logits                         one of
+            NativeForward      native/             compiled for the CPU, bitwise batch-invariant
+            GraphedForward     graphs.py           CUDA graphs of decode steps
+            TransformersForward forward.py         any architecture, over attention/
+          adjusted             adjust.py         bias, penalties, bans; structure.py: grammars
+          sample, score        sampling.py       a token a row by its own seed; logprobs
+      Stream ◄── updates       stream.py       one reader's turn
+      Completion ──► TokenDelta completion.py  detokenizer.py, stop.py
 
-The asyncio side knows text, the thread knows token ids only; a queue leads each way.
+    Engine.load: loading.py (files to a model), assembly.py (which forward, how large a cache),
+    warm_up.py (it must give numbers and text).
 """
