@@ -16,6 +16,8 @@
       Stream ◄── updates       stream.py       one reader's turn
       Completion ──► TokenDelta completion.py  detokenizer.py, stop.py
 
-    Engine.load: loading.py (files to a model), assembly.py (which forward, how large a cache),
-    warm_up.py (it must give numbers and text).
+`Engine.load`: loading.py (files to a model), assembly.py (which forward, how large a cache),
+warm_up.py (it must give numbers and text).
+
+The asyncio side knows text, the thread knows token ids only; a queue leads each way.
 """
