@@ -147,6 +147,9 @@ class EngineConfig(_Part):
     native_cpu: bool = Field(
         default=True, description="compiled forward on CPU for Llama-like models; needs a compiler"
     )
+    speculative_tokens: int = Field(
+        0, ge=0, le=16, description="guesses from the text so far, checked in one step; 0 is off"
+    )
     deterministic: bool = Field(default=False, description="same logits alone and in any batch")
 
 

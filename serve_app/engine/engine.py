@@ -118,6 +118,7 @@ class Engine:
                 max_running_requests=engine.max_running_requests,
                 prefill_chunk_tokens=engine.prefill_chunk_tokens,
                 prefix_cache=engine.prefix_cache,
+                speculative_tokens=engine.speculative_tokens,
             ),
             PromptEncoder(
                 loaded.tokenizer,

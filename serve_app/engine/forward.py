@@ -60,7 +60,7 @@ class TransformersForward:
             end = row.start + row.count
             place = row.place
             spans.append(Span(len(ids), row.count, place, end))
-            ids += row.sequence.tokens[row.start : end]
+            ids += row.ids
             positions += range(row.start, end)
             slots += range(place + row.start, place + end)
             kept += range(len(ids) - row.kept, len(ids))

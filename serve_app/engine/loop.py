@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -193,33 +193,41 @@ class EngineLoop:
         return updates
 
     def _accounts(self, plan: StepPlan, sampled: list[Sampled]) -> list[Update]:
-        self._scheduler.commit(plan)
+        wrong = {
+            each.row.sequence.key: len(each.row.drafts) + 1 - len(each.tokens)
+            for each in sampled
+            if each.row.drafts and each.tokens
+        }
+        self._scheduler.commit(plan, wrong)
         self._steps += 1
         self._prompt_tokens += sum(
             max(0, min(row.start + row.count, row.sequence.prompt_tokens) - row.start)
             for row in plan.rows
         )
         now = time.monotonic()
-        return [self._account(each, now) for each in sampled]
+        return [update for each in sampled for update in self._account(each, now)]
 
-    def _account(self, sampled: Sampled, now: float) -> Update:
-        sequence, token = sampled.row.sequence, sampled.token
+    def _account(self, sampled: Sampled, now: float) -> Iterator[Update]:
+        sequence = sampled.row.sequence
         if sampled.broken:
             self._scheduler.discard(sequence.key)
-            return Update(sequence.key, fault="The model's output is not a number.")
+            yield Update(sequence.key, fault="The model's output is not a number.")
+            return
         sequence.scored += len(sampled.prompt)
-        if token is None:
-            return Update(sequence.key, prompt=sampled.prompt)
-        self._generation_tokens += 1
-        sequence.first_s = sequence.first_s or now
+        if not sampled.tokens:
+            yield Update(sequence.key, prompt=sampled.prompt)
+        sequence.first_s = sequence.first_s or (now if sampled.tokens else 0.0)
         sequence.latest_s = now
-        finish_reason = sequence.append(token)
-        if finish_reason is not None:
-            self._scheduler.remove(sequence.key)
-            self._finished.append(time.monotonic())
-        return Update(
-            sequence.key, token, finish_reason, score=sampled.score, prompt=sampled.prompt
-        )
+        for token in sampled.tokens:
+            self._generation_tokens += 1
+            finish_reason = sequence.append(token)
+            yield Update(
+                sequence.key, token, finish_reason, score=sampled.score, prompt=sampled.prompt
+            )
+            if finish_reason is not None:
+                self._scheduler.remove(sequence.key)
+                self._finished.append(time.monotonic())
+                return
 
     def _run(self) -> None:
         try:

@@ -58,7 +58,12 @@ class Runner:
         if not kept:
             return []
         ends = list(itertools.accumulate(row.kept for row in kept))
-        drawn = [end - 1 for row, end in zip(kept, ends, strict=True) if row.samples]
+        drawn = [
+            place
+            for row, end in zip(kept, ends, strict=True)
+            if row.samples
+            for place in range(end - 1 - len(row.drafts), end)
+        ]
         last = logits if len(drawn) == len(logits) else logits[drawn]
         results = iter(_draw(last, [row for row in kept if row.samples]))
         return [
@@ -73,21 +78,42 @@ class Runner:
 
 
 def _draw(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
-    """Pick a token for each row of (rows, vocabulary)."""
+    """Pick a token for each row, and one for each of its guesses.
+
+    Args:
+        logits: float, (rows and their guesses, vocabulary).
+        rows: those that sample.
+    """
     if not rows:
         return []
-    sequences = [row.sequence for row in rows]
+    places = [(row.sequence, guess) for row in rows for guess in range(1 + len(row.drafts))]
+    sequences = [sequence for sequence, _ in places]
     finite = sampling.finite(logits)
     tokens = sampling.sample(
         adjusted(logits, sequences),
         [sequence.sampling for sequence in sequences],
-        [sequence.generated for sequence in sequences],
+        [sequence.generated + guess for sequence, guess in places],
     )
     scores = _scores(logits, sequences, tokens)
-    return [
-        Sampled(row, token, score=scores.get(index)) if good else Sampled(row, broken=True)
-        for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True))
-    ]
+    results = []
+    first = 0
+    for row in rows:
+        count = 1 + _right(row.drafts, tokens[first:])
+        if all(finite[first : first + count]):
+            sampled = tuple(tokens[first : first + count])
+            results.append(Sampled(row, sampled, score=scores.get(first)))
+        else:
+            results.append(Sampled(row, broken=True))
+        first += 1 + len(row.drafts)
+    return results
+
+
+def _right(drafts: tuple[int, ...], tokens: list[int]) -> int:
+    """Count the guesses that are what was sampled, up to the first that is not."""
+    right = 0
+    while right < len(drafts) and drafts[right] == tokens[right]:
+        right += 1
+    return right
 
 
 def _scores(logits: torch.Tensor, sequences: list[Sequence], tokens: list[int]) -> dict[int, Score]:

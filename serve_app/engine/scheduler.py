@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from serve_app.engine.drafting import Drafter
 from serve_app.engine.prefix_cache import Holding, PrefixCache
 from serve_app.engine.regions import BLOCK_TOKENS
 from serve_app.engine.sequence import Move, Row, Sequence, StepPlan
@@ -24,6 +25,8 @@ from serve_app.engine.sequence import Move, Row, Sequence, StepPlan
 RESERVE_TOKENS = 256
 # Prompt tokens of one step whose logits are all kept: each takes a whole vocabulary of memory.
 SCORED_TOKENS = 64
+# Decode rows beyond which guesses do not pay: the products are no longer waiting for weights.
+SPECULATIVE_ROWS = 4
 # A device that cannot compute this many tokens in one step cannot serve.
 LEAST_STEP_TOKENS = 16
 
@@ -38,9 +41,10 @@ class Scheduler:
         reserve_tokens: completion tokens reserved on admission.
         prefill_chunk_tokens: prompt tokens of one step at the most while anybody streams.
         prefix_cache: whether what was computed stays for others.
+        speculative_tokens: guesses a decode row may check; 0 is none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - sizes, by keyword
         self,
         *,
         kv_tokens: int,
@@ -49,6 +53,7 @@ class Scheduler:
         reserve_tokens: int = RESERVE_TOKENS,
         prefill_chunk_tokens: int | None = None,
         prefix_cache: bool = True,
+        speculative_tokens: int = 0,
     ) -> None:
         self.preemptions = 0
         self.queried_tokens = 0  # of prompts, on their first admission
@@ -60,6 +65,7 @@ class Scheduler:
         self._chunk = prefill_chunk_tokens or max_batch_tokens
         self._max_running = max_running_requests
         self._reserve = reserve_tokens
+        self._speculative = speculative_tokens
         self._cache = PrefixCache(kv_tokens, enabled=prefix_cache)
         self._waiting: deque[Sequence] = deque()  # oldest first, all younger than the running
         self._running: dict[int, Sequence] = {}  # by key, oldest first
@@ -131,6 +137,10 @@ class Scheduler:
         decoding = [s for s in self._running.values() if s.missing == 1]
         prefilling = [s for s in self._running.values() if s.missing > 1]
         budget = _add_rows(rows, decoding, self._step_tokens)
+        guessed = len(rows) * (1 + self._speculative)
+        if self._speculative and len(rows) <= SPECULATIVE_ROWS and guessed <= self._step_tokens:
+            rows = [self._with_drafts(row) for row in rows]
+            budget = self._step_tokens - sum(row.count for row in rows)
         if rows:
             budget = min(budget, self._chunk)
         budget = _add_rows(rows, prefilling, budget)
@@ -138,11 +148,20 @@ class Scheduler:
             budget = _add_rows(rows, (admitted,), budget)
         return StepPlan(tuple(rows), tuple(moves))
 
-    def commit(self, plan: StepPlan) -> None:
-        """Count a step's tokens as computed; call it before tokens are appended."""
+    def commit(self, plan: StepPlan, wrong: Mapping[int, int] | None = None) -> None:
+        """Count a step's tokens as computed; call it before tokens are appended.
+
+        Args:
+            plan: of the step.
+            wrong: guesses that were wrong, by the sequence's key.
+        """
         for row in plan.rows:
             sequence = row.sequence
-            sequence.computed += row.count
+            rejected = wrong.get(sequence.key, 0) if wrong else 0
+            sequence.computed += row.count - rejected
+            if row.drafts and sequence.drafter:
+                right = len(row.drafts) - rejected
+                sequence.drafter.learn(len(row.drafts), right, sequence.computed)
             sequence.suspect &= not row.samples
             self._publish(sequence)
         self._step_tokens = min(self._max_batch_tokens, self._step_tokens + 1)
@@ -229,6 +248,20 @@ class Scheduler:
             if shared > known:
                 return parent.holding, shared
         return source, known
+
+    def _with_drafts(self, row: Row) -> Row:
+        """Add guesses to a decode row where they fit and can be checked by sampling alone."""
+        sequence = row.sequence
+        plan = sequence.sampling
+        if sequence.holding is None or plan.adjusts or plan.logprobs is not None:
+            return row
+        if sequence.drafter is None:
+            sequence.drafter = Drafter(self._speculative)
+        length = len(sequence.tokens)
+        end = min(sequence.limit - 1, sequence.holding.region.length)
+        drafts = sequence.drafter.propose(sequence.tokens, min(end - length, self._speculative))
+        count = row.count + len(drafts)
+        return Row(sequence, row.start, count, count, drafts)
 
     def _publish(self, sequence: Sequence) -> None:
         """Let others find the blocks that are computed."""

@@ -12,6 +12,7 @@ from serve_app.protocol import FinishReason, Timing
 
 if TYPE_CHECKING:
     from serve_app.engine.adjust import Adjuster
+    from serve_app.engine.drafting import Drafter
     from serve_app.engine.structure import Grammar
 
 
@@ -80,6 +81,7 @@ class Sequence:
         suspect: ran in a step that failed; its next one is for it alone.
         scored: prompt tokens after the first whose logprobs are known.
         adjuster: what changes its logits; made when first needed.
+        drafter: guesses its next tokens; made when first needed.
         arrived_s: on the monotonic clock, as the next three.
         began_s: its first step; 0 before.
         first_s: its first token; 0 before.
@@ -100,6 +102,7 @@ class Sequence:
     suspect: bool = False
     scored: int = 0
     adjuster: Adjuster | None = None
+    drafter: Drafter | None = None
     arrived_s: float = field(default_factory=time.monotonic)
     began_s: float = 0.0
     first_s: float = 0.0
@@ -190,18 +193,27 @@ class Row:
 
     Args:
         kept: how many of them, from the end, need logits: 0 while a prompt goes on, 1 where the
-            next token is sampled, all where a prompt's logprobs are asked for.
+            next token is sampled, all where a prompt's logprobs are asked for or guesses are
+            checked.
+        drafts: guesses of the next tokens, the last ones of `count`.
     """
 
     sequence: Sequence
     start: int
     count: int
     kept: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens to compute."""
+        known = self.sequence.tokens[self.start : self.start + self.count - len(self.drafts)]
+        return [*known, *self.drafts] if self.drafts else known
 
     @property
     def samples(self) -> bool:
-        """Whether the last of them is the sequence's last, so that the next one is sampled."""
-        return self.start + self.count == len(self.sequence.tokens)
+        """Whether the sequence's last token is among them, so that the next one is sampled."""
+        return self.start + self.count - len(self.drafts) == len(self.sequence.tokens)
 
     @property
     def place(self) -> int:
@@ -220,13 +232,14 @@ class Sampled:
     """What a row gave.
 
     Args:
-        token: the sampled id; None if the row does not sample.
+        tokens: the sampled id and, behind it, those that were guessed right; empty if the row
+            does not sample.
         broken: its logits are not finite.
         score: see `Update`, as `prompt`.
     """
 
     row: Row
-    token: int | None = None
+    tokens: tuple[int, ...] = ()
     broken: bool = False
     score: Score | None = None
     prompt: tuple[Score, ...] = ()

@@ -25,7 +25,9 @@ class Constant:
 
     def step(self, plan):
         return [
-            Sampled(row, self.token, broken=self.token is None) for row in plan.rows if row.kept
+            Sampled(row, (self.token,)) if self.token is not None else Sampled(row, broken=True)
+            for row in plan.rows
+            if row.kept
         ]
 
 

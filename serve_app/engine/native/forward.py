@@ -65,7 +65,7 @@ class NativeForward:
         for row in rows:
             end = row.start + row.count
             spans += (len(ids), row.count, row.place, end)
-            ids += row.sequence.tokens[row.start : end]
+            ids += row.ids
             positions += range(row.start, end)
             slots += range(row.place + row.start, row.place + end)
             keep += range(len(ids) - row.kept, len(ids))
