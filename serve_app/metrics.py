@@ -38,6 +38,31 @@ class IngressMetrics:
             description="From the request's arrival at the ingress to its last byte.",
             boundaries=_SECONDS,
         )
+        self._queue = metrics.Histogram(
+            "serve_app_request_queue_time_seconds",
+            description="From the request's arrival at the replica to its first step.",
+            boundaries=_SECONDS,
+        )
+        self._prefill = metrics.Histogram(
+            "serve_app_request_prefill_time_seconds",
+            description="From the request's first step to its first token.",
+            boundaries=_SECONDS,
+        )
+        self._decode = metrics.Histogram(
+            "serve_app_request_decode_time_seconds",
+            description="From the request's first token to its last one.",
+            boundaries=_SECONDS,
+        )
+        self._itl = metrics.Histogram(
+            "serve_app_inter_token_latency_seconds",
+            description="Seconds a token at the ingress, one observation a delta.",
+            boundaries=_SECONDS,
+        )
+        self._tpot = metrics.Histogram(
+            "serve_app_request_time_per_output_token_seconds",
+            description="A request's mean seconds a token after the first.",
+            boundaries=_SECONDS,
+        )
         self._prompt = metrics.Counter(
             "serve_app_prompt_tokens_total", description="Prompt tokens of answered requests."
         )
@@ -54,6 +79,13 @@ class IngressMetrics:
         self._latency.observe(record.duration_s)
         if record.ttft_s is not None:
             self._ttft.observe(record.ttft_s)
+            self._queue.observe(record.timing.queue_s)
+            self._prefill.observe(record.timing.prefill_s)
+            self._decode.observe(record.timing.decode_s)
+        for seconds in record.itl_s:
+            self._itl.observe(seconds)
+        if record.itl_s:
+            self._tpot.observe(sum(record.itl_s) / len(record.itl_s))
         if record.prompt_tokens:
             self._prompt.inc(record.prompt_tokens)
         if record.completion_tokens:

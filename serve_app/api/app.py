@@ -30,6 +30,7 @@ from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, Generate
 from serve_app.api.middleware import Boundary, RequestId
 from serve_app.api.record import RequestRecord
 from serve_app.api.sse import dump
+from serve_app.api.tokens import token_routes
 from serve_app.config import ApiConfig
 from serve_app.errors import (
     InvalidRequest,
@@ -90,7 +91,17 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     board = Board(engine, about)
     pages = _Pages(engine, card, about, access)
     app = Starlette(
-        routes=[*_generation_routes(board, model_name, api), *pages.routes(), *board.routes()],
+        routes=[
+            *_generation_routes(board, model_name, api),
+            *token_routes(
+                engine,
+                model_name,
+                max_request_bytes=api.max_request_bytes,
+                max_context_tokens=max_context_tokens,
+            ),
+            *pages.routes(),
+            *board.routes(),
+        ],
         middleware=_layers(api, on_finished),
         exception_handlers={HTTPException: _refuse_route},
     )

@@ -12,6 +12,7 @@ from serve_app.protocol import (
     FinishReason,
     GenerationRequest,
     LLMEngine,
+    Timing,
     TokenDelta,
     TokenLogprobs,
     Usage,
@@ -72,7 +73,9 @@ class Choices:
         self._prompt_only = prompt_only
         self._arrived: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         self._usages = [[Usage(0, 0)] * self._n for _ in requests]
-        self._running = len(requests) * self._n
+        self.count = len(requests) * self._n
+        self._running = self.count
+        self.timing = Timing()  # of the first choice
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Choices:
@@ -130,6 +133,8 @@ class Choices:
             async for shown in deltas:
                 delta = _without_completion(shown) if self._prompt_only else shown
                 self._usages[place][delta.index] = delta.usage
+                if place == delta.index == 0:
+                    self.timing = delta.timing
                 self._arrived.put_nowait(_piece(place * self._n, delta))
                 unfinished -= delta.finish_reason is not None
                 if not unfinished:

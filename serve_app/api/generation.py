@@ -165,22 +165,22 @@ async def _disconnected(receive: Receive) -> None:
 async def _collect(voice: Voice, choices: Choices, trace: Trace, send: Send) -> None:
     arrived: dict[int, list[Piece]] = {}
     while pieces := await choices.next():
-        trace.delta_arrived(choices.usage)
+        trace.delta_arrived(choices.usage, choices.timing, choices.count)
         for piece in pieces:
             arrived.setdefault(piece.index, []).append(piece)
     whole = [join(arrived[index]) for index in sorted(arrived)]
     trace.finish_reason = whole[0].finish_reason
     body = sse.dump(voice.whole(whole, choices.usage))
     headers = {"content-type": "application/json", "content-length": str(len(body))}
-    await _start(send, headers)
+    await _start(send, {**headers, "server-timing": trace.server_timing})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _stream(stream: _Stream, choices: Choices, trace: Trace, send: Send) -> None:
     pieces = await choices.next()
-    await _start(send, sse.HEADERS)
+    trace.delta_arrived(choices.usage, choices.timing, choices.count)
+    await _start(send, {**sse.HEADERS, "server-timing": trace.server_timing})
     while pieces:
-        trace.delta_arrived(choices.usage)
         for piece in pieces:
             if piece.index == 0 and piece.finish_reason is not None:
                 trace.finish_reason = piece.finish_reason
@@ -188,6 +188,7 @@ async def _stream(stream: _Stream, choices: Choices, trace: Trace, send: Send) -
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
         pieces = await choices.next()
+        trace.delta_arrived(choices.usage, choices.timing, choices.count)
     body = stream.end(choices.usage)
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

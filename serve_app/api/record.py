@@ -9,7 +9,7 @@ from uuid import uuid4
 from starlette.types import Scope
 
 from serve_app.errors import ServeAppError
-from serve_app.protocol import FinishReason, Usage
+from serve_app.protocol import FinishReason, Timing, Usage
 
 _SLOT = "serve_app.trace"
 UNMATCHED = "unmatched"
@@ -31,6 +31,8 @@ class RequestRecord:
         duration_s: from arrival to the end.
         stream: whether the answer was asked for as a stream.
         model: the served model; None where no model is involved.
+        timing: what the engine did with the first choice.
+        itl_s: seconds a token, one for each delta after the first.
     """
 
     request_id: str
@@ -44,6 +46,8 @@ class RequestRecord:
     duration_s: float
     stream: bool
     model: str | None
+    timing: Timing = field(default_factory=Timing)
+    itl_s: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,12 +61,36 @@ class Trace:
     model: str | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     finish_reason: FinishReason | None = None
+    timing: Timing = field(default_factory=Timing)
+    itl_s: list[float] = field(default_factory=list)
+    latest: float = 0.0
 
-    def delta_arrived(self, usage: Usage) -> None:
-        """Note the running totals; the first call ends the time to the first token."""
+    def delta_arrived(self, usage: Usage, timing: Timing, choices: int) -> None:
+        """Note the running totals; the first call ends the time to the first token.
+
+        Args:
+            usage: of all choices.
+            timing: of the first one.
+            choices: that grow at the same time, so that a step has a token for each.
+        """
+        now = time.monotonic()
+        new = usage.completion_tokens - self.usage.completion_tokens
         if self.ttft_s is None:
-            self.ttft_s = time.monotonic() - self.started
-        self.usage = usage
+            self.ttft_s = now - self.started
+        elif new > 0:
+            self.itl_s.append((now - self.latest) * choices / new)
+        self.latest, self.usage, self.timing = now, usage, timing
+
+    @property
+    def server_timing(self) -> str:
+        """Return the value of the `server-timing` header so far, in milliseconds."""
+        parts = {
+            "queue": self.timing.queue_s,
+            "prefill": self.timing.prefill_s,
+            "decode": self.timing.decode_s,
+            "total": time.monotonic() - self.started,
+        }
+        return ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in parts.items())
 
     def close(self, *, path: str, status: int, error: ServeAppError | None) -> RequestRecord:
         """Return the record of a request that has ended."""
@@ -78,6 +106,8 @@ class Trace:
             duration_s=time.monotonic() - self.started,
             stream=self.stream,
             model=self.model,
+            timing=self.timing,
+            itl_s=tuple(self.itl_s),
         )
 
 

@@ -13,7 +13,7 @@ RULE_TESTS = yaml.safe_load((ROOT / "tests/repo/data/rules_test.yaml").read_text
 EXPORTED = {
     f"ray_{name}"
     for path in (ROOT / "serve_app").rglob("*.py")
-    for name in re.findall(r'"(serve_app_[a-z_]+)"', path.read_text())
+    for name in re.findall(r'"(serve_app_[a-z0-9_]+)"', path.read_text())
 }
 # Serve's own, as of Ray 2.60.
 SERVE = {"ray_serve_deployment_replica_healthy"}
@@ -21,7 +21,7 @@ SERVE = {"ray_serve_deployment_replica_healthy"}
 
 def asked(expression: str) -> set[str]:
     """Return the metrics of an expression, histograms without their suffix."""
-    names = re.findall(r"\bray_[a-z_]+", expression)
+    names = re.findall(r"\bray_[a-z0-9_]+", expression)
     return {re.sub(r"_bucket$", "", name) for name in names}
 
 

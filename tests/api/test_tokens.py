@@ -1,0 +1,55 @@
+"""Text to ids and back, over HTTP."""
+
+import pytest
+
+from tests.api.harness import HELLO, MODEL, Service, refusal
+from tests.fakes import FakeEngine, Pause
+
+
+async def test_a_prompt_or_a_conversation_becomes_ids():
+    """As many as a request with it would begin with, and the window beside them."""
+    service = Service(FakeEngine(prompt_tokens=4), max_context_tokens=512)
+    for body in ({"prompt": "hello"}, HELLO, {**HELLO, "model": MODEL}):
+        answer = await service.post("/tokenize", body)
+        assert answer.json() == {"count": 4, "max_model_len": 512, "tokens": [0, 1, 2, 3]}
+    answer = await service.post("/tokenize", {"prompt": [7, 8]})
+    assert answer.json()["tokens"] == [7, 8]
+
+
+async def test_ids_become_text():
+    """Also none at all."""
+    service = Service()
+    assert (await service.post("/detokenize", {"tokens": [3, 4]})).json() == {"prompt": "3 4"}
+    assert (await service.post("/detokenize", {"tokens": []})).json() == {"prompt": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/tokenize", {}, 400, "prompt"),
+        ("/tokenize", {"prompt": ["a", "b"]}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "add_special_tokens": False}, 400, "add_special_tokens"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": True}, 400, "return_token_strs"),
+        ("/tokenize", {"messages": []}, 400, "messages"),
+        ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model"),
+        ("/detokenize", {}, 400, "tokens"),
+        ("/detokenize", {"tokens": [True]}, 400, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
+        ("/detokenize", {"tokens": "12"}, 400, "tokens"),
+    ],
+)
+async def test_what_cannot_be_done_is_named(path, body, status, param):
+    """In the envelope, with the field."""
+    error = refusal(await Service().post(path, body), status)
+    assert error["param"] == param
+
+
+async def test_answers_tell_where_the_time_went():
+    """`server-timing` on whole and streamed answers; the record has the same and the gaps."""
+    service = Service(FakeEngine(("a", Pause(0.01), "b")))
+    for stream in (False, True):
+        answer = await service.post("/v1/chat/completions", {**HELLO, "stream": stream})
+        names = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
+        assert names == ["queue", "prefill", "decode", "total"]
+    assert all(0.005 < record.itl_s[0] < 5 for record in service.records)
+    assert [len(record.itl_s) for record in service.records] == [1, 1]
