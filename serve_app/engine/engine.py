@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import resource
 import threading
 import time
 from collections import defaultdict
@@ -107,8 +108,10 @@ class Engine:
                 unusable; one sentence says which and what to do.
         """
         loaded = load(model_dir, model, num_gpus=num_gpus, num_cpus=num_cpus)
+        peak_rss = {"load": _peak_rss()}
         started = time.monotonic()
         assembly = assemble(loaded, engine)
+        peak_rss["assemble"] = _peak_rss()
         assemble_s = time.monotonic() - started
         self = cls(
             Runner(assembly.forward),
@@ -144,6 +147,7 @@ class Engine:
             assemble_s=assemble_s - assembly.graphs_s,
             graphs_s=assembly.graphs_s,
             warm_up_s=time.monotonic() - started,
+            peak_rss={**peak_rss, "warm_up": _peak_rss()},
         )
         self._loop.start()
         return self
@@ -314,3 +318,8 @@ class Engine:
             streams, self._streams = set(self._streams.values()), {}
         for stream in streams:
             stream.fail(EngineError(message))
+
+
+def _peak_rss() -> int:
+    """Return the most memory that this process had, in bytes; Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -56,6 +57,8 @@ class LoadReport:
         assemble_s: packing the weights or measuring a forward, and allocating the KV cache.
         graphs_s: recording the decode steps as CUDA graphs.
         warm_up_s: the sanity generation.
+        peak_rss: the most memory of the process in bytes up to the end of `load` (weights and
+            tokenizer), `assemble` and `warm_up`; pages of the weights' files count.
     """
 
     device: str
@@ -69,6 +72,7 @@ class LoadReport:
     assemble_s: float
     graphs_s: float
     warm_up_s: float
+    peak_rss: Mapping[str, int]
 
     @property
     def total_s(self) -> float:
@@ -100,4 +104,5 @@ class LoadReport:
             "assemble_s": round(self.assemble_s, 3),
             "graphs_s": round(self.graphs_s, 3),
             "warm_up_s": round(self.warm_up_s, 3),
+            **{f"peak_rss_{phase}_bytes": peak for phase, peak in self.peak_rss.items()},
         }

@@ -228,3 +228,6 @@ def test_the_report_tells_time_and_size_by_phase(load):
     assert all(facts[phase] >= 0 for phase in phases)
     assert report.total_s == pytest.approx(sum(getattr(report, phase) for phase in phases))
     assert facts["load_s"] == round(report.total_s, 3)
+    peaks = [facts[f"peak_rss_{phase}_bytes"] for phase in ("load", "assemble", "warm_up")]
+    assert peaks == sorted(peaks)
+    assert peaks[0] > 50 * 2**20
