@@ -7,6 +7,8 @@ Each original is dropped as soon as it is packed, so loading never holds two cop
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,5 +192,18 @@ def _vector(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _drop(*modules: Any) -> None:
+    """Forget packed originals; their pages go at once, not when their whole file is unmapped."""
     for module in modules:
+        _discard(module.weight)
         module.weight = None
+
+
+def _discard(weight: torch.Tensor) -> None:
+    """Give the whole pages of a tensor that nobody reads any more back to the system."""
+    begin, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+    begin, end = begin + -begin % mmap.PAGESIZE, end - end % mmap.PAGESIZE
+    if hasattr(mmap, "MADV_DONTNEED") and begin < end:
+        # What it returns does not matter: the memory is freed in any case, only later.
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED
+        )
