@@ -21,6 +21,11 @@ def test_poisson_arrivals_have_the_rate_and_no_memory():
     assert 0 <= times[0] <= times[-1] < 100
 
 
+def test_a_short_stage_offers_its_rate():
+    """Whatever the seed, ten seconds at 5/s are fifty requests."""
+    assert {len(poisson(5, LENGTHS, Span(10, 1), seed=s).shots) for s in range(9)} == {50}
+
+
 def test_the_same_seed_is_the_same_load():
     """Another seed is another one."""
     one, same, other = (poisson(5, LENGTHS, Span(10, 1), seed=seed) for seed in (1, 1, 2))
