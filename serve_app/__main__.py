@@ -1,7 +1,7 @@
 """The command line: `serve-app ...`, the same as `python -m serve_app ...`.
 
-Exit codes: 0 granted or valid, 2 config error, 3 blocked, 4 could not be determined. Imports
-of Ray and the Hub wait until a command needs them, so that `--help` answers at once.
+Exit codes: 0 granted or valid, 2 config error, 3 blocked, 4 could not be determined, 5 rolled
+back. Imports of Ray and the Hub wait until a command needs them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from serve_app.loadtest.options import add_capacity, add_loadtest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from serve_app.access.verdict import Verdict
     from serve_app.config import AppConfig
     from serve_app.serve_config import ServedApp
 
@@ -58,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--repo-id", help="check this repository for other people's applications")
     check.add_argument("--revision", help="with --repo-id: branch, tag or commit (main)")
     check.set_defaults(command=_check)
+
+    deploy = commands.add_parser("deploy", help="gate, apply, watch, ask; back if it fails")
+    deploy.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    deploy.add_argument("--address", help="address of the Ray cluster (default: the running one)")
+    deploy.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    deploy.add_argument("--dry-run", action="store_true", help="stop after the gate and the plan")
+    deploy.add_argument(
+        "--timeout", metavar="DURATION", default="30m", help="until it runs (30m; Ray has none)"
+    )
+    deploy.set_defaults(command=_deploy)
 
     receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
     receipt.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
@@ -108,6 +119,42 @@ def _check(options: argparse.Namespace) -> int:
     output = check.Output(as_json=options.json, junit=options.junit)
     gate = _everywhere(options, check_cluster, check_this_machine)
     return check.run(apps, gate, output, wait_s=wait_s)
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from serve_app import check, logs, serve_config
+    from serve_app.access.preflight import check_cluster
+    from serve_app.config import LoggingConfig
+    from serve_app.rollout import command
+
+    try:
+        timeout_s = check.parse_duration(options.timeout)
+    except ValueError as error:
+        raise ConfigError(f"--timeout: {error}") from None
+    logs.configure_cli(LoggingConfig(level="error"))
+    apps = serve_config.read(options.config)
+
+    def gate(app: ServedApp) -> Verdict:
+        verdict = check_cluster(
+            app.config,
+            runtime_env=app.runtime_env,
+            deployments=app.deployments,
+            address=options.address,
+        )
+        if verdict is None:
+            raise ConfigError("no Ray cluster is running here; name one with --address")
+        return verdict
+
+    code = check.run(apps, gate, check.Output(as_json=options.json))
+    if code:
+        return code
+    return command.run(
+        options.config,
+        address=options.address,
+        timeout_s=timeout_s,
+        as_json=options.json,
+        dry_run=options.dry_run,
+    )
 
 
 def _receipt(options: argparse.Namespace) -> int:

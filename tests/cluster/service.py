@@ -32,8 +32,8 @@ class Service:
             proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}
         )
 
-    def put(self, *, served_name="smol", replicas=2, access=None, selector=None, overrides=None):
-        """Hand a config to Serve, without waiting; `overrides` change the LLM deployment."""
+    def config(self, *, served_name="smol", replicas=2, access=None, selector=None, overrides=None):
+        """Return the application's config; `overrides` change the LLM deployment."""
         args = {
             "model": {"repo_id": REPO, "served_name": served_name},
             "access": {"endpoint": self.hub.url, **(access or {})},
@@ -53,7 +53,11 @@ class Service:
         app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
         if overrides:
             app["deployments"] = [{"name": "LLMServer", **overrides}]
-        self.put_app(app)
+        return app
+
+    def put(self, **config):
+        """Hand a config to Serve, without waiting; see `config`."""
+        self.put_app(self.config(**config))
 
     def put_app(self, app):
         """Hand any application to Serve, without waiting."""

@@ -1,0 +1,1 @@
+"""Rollouts from the command line: gate, apply, watch, ask, and back if it fails."""

@@ -1,0 +1,176 @@
+"""`serve-app deploy`: after the gate, apply a config, watch it, ask it, and go back if it fails.
+
+Serve alone has no time limit of a build, says RUNNING before anybody asked, and after a failed
+build leaves the old version without autoscaling, even when the old file is applied again
+unchanged (Ray 2.60). So a rollback here changes one delay of the autoscaler by a hundredth of
+a second, which registers it anew and restarts nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serve_app.rollout.instance import AppState
+from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT
+
+POLL_S = 0.5
+FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+UPSCALE_DELAY_S = 30.0  # Serve's default
+NUDGE_S = 0.01
+
+
+class Serving(Protocol):
+    """What a rollout needs of Serve; see `Instance`."""
+
+    def goal(self) -> dict[str, Any] | None: ...  # noqa: D102
+    def apply(self, goal: dict[str, Any]) -> None: ...  # noqa: D102
+    def states(self) -> dict[str, AppState]: ...  # noqa: D102
+    def ask(self, name: str) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a rollout ended.
+
+    Args:
+        status: `done`, `rolled_back` or `failed`.
+        reason: why not `done`; empty if it is.
+        duration_s: from the gate's yes to the end.
+    """
+
+    status: str
+    reason: str
+    duration_s: float
+
+    @property
+    def exit_code(self) -> int:
+        """0 if the new version serves, else 5."""
+        return 0 if self.status == "done" else 5
+
+
+def deploy(serving: Serving, goal: dict[str, Any], *, timeout_s: float) -> Result:
+    """Apply a config whose access was proven, and make sure that it serves.
+
+    Args:
+        serving: Serve.
+        goal: the config file's content.
+        timeout_s: until every application runs, and again for a rollback, in seconds.
+    """
+    began = time.monotonic()
+    before, known = serving.goal(), serving.states()
+    serving.apply(goal)
+    reason = _settle(serving, goal, known, timeout_s)
+    if reason is None:
+        return Result("done", "", time.monotonic() - began)
+    if before is None:
+        return Result("failed", reason, time.monotonic() - began)
+    _say(f"failed: {reason}")
+    _say("going back to the config that served before")
+    known = serving.states()
+    back = nudged(before)
+    serving.apply(back)
+    again = _settle(serving, back, known, timeout_s)
+    if again is not None:
+        reason = f"{reason}; and the former config does not come back: {again}"
+    return Result("rolled_back" if again is None else "failed", reason, time.monotonic() - began)
+
+
+def changes(before: dict[str, Any] | None, goal: dict[str, Any]) -> list[str]:
+    """Tell what a config would do, one line for each application."""
+    old = _by_name(before or {"applications": []})
+    new = _by_name(goal)
+    lines = []
+    for name, app in new.items():
+        if name not in old:
+            lines.append(f"{name}: new")
+        elif app == old[name]:
+            lines.append(f"{name}: unchanged, nothing restarts")
+        else:
+            keys = sorted(k for k in {*app, *old[name]} if app.get(k) != old[name].get(k))
+            lines.append(f"{name}: changes {', '.join(keys)}; replicas are replaced one by one")
+    return [*lines, *(f"{name}: removed" for name in old if name not in new)]
+
+
+def nudged(goal: dict[str, Any]) -> dict[str, Any]:
+    """Return a config that does the same but is not the same, where autoscaling needs it."""
+    goal = copy.deepcopy(goal)
+    for app in goal["applications"]:
+        replica = (app.get("args") or {}).get("replica") or {}
+        fixed = replica.get("min_replicas", 1) == replica.get("max_replicas", 1)
+        if app.get("import_path") != IMPORT_PATH or fixed:
+            continue
+        deployments = app["deployments"] = app.get("deployments") or []
+        names = [deployment["name"] for deployment in deployments]
+        if SERVER_DEPLOYMENT not in names:
+            deployments.append({"name": SERVER_DEPLOYMENT})
+        server = next(d for d in deployments if d["name"] == SERVER_DEPLOYMENT)
+        scaling = server["autoscaling_config"] = server.get("autoscaling_config") or {}
+        delay_s = scaling.get("upscale_delay_s", UPSCALE_DELAY_S) + NUDGE_S
+        scaling["upscale_delay_s"] = round(delay_s, 2)
+    return goal
+
+
+def report(result: Result, *, as_json: bool) -> int:
+    """Print how it ended and return the exit code."""
+    if as_json:
+        facts = {"status": result.status, "reason": result.reason}
+        print(json.dumps({**facts, "duration_s": round(result.duration_s, 1)}))
+    else:
+        words = {
+            "done": "done: every application runs and answered",
+            "rolled_back": "rolled back: the former config serves",
+            "failed": "failed",
+        }
+        print(f"{words[result.status]}, {result.duration_s:.0f} s")
+        if result.reason:
+            print(result.reason)
+    return result.exit_code
+
+
+def _settle(
+    serving: Serving, goal: dict[str, Any], known: Mapping[str, AppState], timeout_s: float
+) -> str | None:
+    """Wait until every application of a config runs and answers; returns what went wrong."""
+    deadline = time.monotonic() + timeout_s
+    waiting = set(_by_name(goal))
+    shown: dict[str, AppState] = {}
+    while waiting:
+        for name, state in serving.states().items():
+            old = known.get(name)
+            if name not in waiting or (old and state.deployed_s == old.deployed_s):
+                continue  # still the state of the goal before
+            if shown.get(name) != state:
+                shown[name] = state
+                _say(f"{name}: {state.status} {''.join(state.message.splitlines()[-1:])}".rstrip())
+            if state.status in FAILED:
+                return f"{name} is {state.status}: {state.message}"
+            waiting -= {name} if state.status == "RUNNING" else set()
+        if waiting and time.monotonic() > deadline:
+            return f"not running within {timeout_s:.0f} s: {', '.join(sorted(waiting))}"
+        time.sleep(POLL_S if waiting else 0)
+    return _ask_all(serving, goal)
+
+
+def _ask_all(serving: Serving, goal: dict[str, Any]) -> str | None:
+    for name, app in _by_name(goal).items():
+        replica = (app.get("args") or {}).get("replica") or {}
+        if app.get("import_path") != IMPORT_PATH or replica.get("min_replicas", 1) == 0:
+            continue  # somebody else's, or asleep until the first request
+        if fault := serving.ask(name):
+            return f"{name} runs but does not answer: {fault}"
+        _say(f"{name}: answered")
+    return None
+
+
+def _by_name(goal: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {app.get("name", "default"): app for app in goal["applications"]}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

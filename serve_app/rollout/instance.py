@@ -1,0 +1,102 @@
+"""The Serve instance of the connected cluster: its goal, its state, and a question to it.
+
+Spoken to through Serve's own client and controller, as `serve run` does, and not through the
+dashboard: a cluster that runs without one can be deployed to as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.errors import ServeAppError
+from serve_app.protocol import GenerationRequest, SamplingParams, TextPrompt
+from serve_app.serve_config import SERVER_DEPLOYMENT
+
+CANARY = GenerationRequest(
+    "canary", TextPrompt("Hello"), SamplingParams(max_tokens=4, temperature=0)
+)
+CANARY_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class AppState:
+    """An application as Serve reports it.
+
+    Args:
+        status: RUNNING, DEPLOYING, DEPLOY_FAILED, UNHEALTHY, …
+        message: of the application, and the last line of each deployment's.
+        deployed_s: when its present goal was set, on the controller's clock.
+    """
+
+    status: str
+    message: str
+    deployed_s: float
+
+
+class Instance:
+    """Serve on the connected cluster, started if it does not run.
+
+    Args:
+        goal: the file's content; its HTTP options count only when Serve is started here.
+    """
+
+    def __init__(self, goal: dict[str, Any]) -> None:
+        schema = ServeDeploySchema.model_validate(goal)
+        # It tells of its own workings, as that Serve runs already, on a command's stderr.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(
+            proxy_location=schema.proxy_location,
+            http_options=schema.http_options.model_dump(),
+        )
+        self._client: Any = _get_global_client()
+
+    def goal(self) -> dict[str, Any] | None:
+        """Return the applications that Serve is told to run, as a config; None for none."""
+        details = ray.get(self._client._controller.get_serve_instance_details.remote())
+        found = [app.get("deployed_app_config") for app in details["applications"].values()]
+        applications = [config for config in found if config]
+        return {"applications": applications} if applications else None
+
+    def apply(self, goal: dict[str, Any]) -> None:
+        """Set the goal and return; Serve goes on by itself."""
+        self._client.deploy_apps(ServeDeploySchema.model_validate(goal), _blocking=False)
+
+    def states(self) -> dict[str, AppState]:
+        """Return every application's state by name."""
+        return {
+            name: AppState(
+                status=str(getattr(app.status, "value", app.status)),
+                message="\n".join(filter(None, [app.message, *_reasons(app)])),
+                deployed_s=app.last_deployed_time_s,
+            )
+            for name, app in serve.status().applications.items()
+        }
+
+    def ask(self, name: str) -> str | None:
+        """Let an application's model say a few tokens; returns what went wrong, or None."""
+        handle: Any = serve.get_deployment_handle(SERVER_DEPLOYMENT, app_name=name)
+        deltas = handle.options(stream=True).generate.remote(CANARY)
+        tokens = 0
+        try:
+            for item in deltas:
+                if isinstance(item, ServeAppError):
+                    return item.message
+                tokens += len(item.token_ids)
+        except (RayError, RayServeException) as error:
+            return f"{type(error).__name__}: the replica did not answer"
+        return None if tokens else "the model said nothing"
+
+
+def _reasons(app: Any) -> list[str]:
+    """Return the last line of each deployment's message; a traceback stands before it."""
+    messages = [deployment.message.strip() for deployment in app.deployments.values()]
+    return [message.splitlines()[-1] for message in messages if message]

@@ -1,0 +1,125 @@
+"""The course of a rollout over a scripted Serve."""
+
+import copy
+
+from serve_app.rollout.deploy import changes, deploy, nudged
+from serve_app.rollout.instance import AppState
+from serve_app.serve_config import IMPORT_PATH
+
+
+def config(name="llm", *, least=1, most=1, **extra):
+    replica = {"min_replicas": least, "max_replicas": most}
+    return {
+        "applications": [
+            {"name": name, "import_path": IMPORT_PATH, "args": {"replica": replica}, **extra}
+        ]
+    }
+
+
+class Scripted:
+    """A Serve that shows one status after the other, a list for each goal that is applied."""
+
+    def __init__(self, *courses, goal=None, answers=None):
+        self.courses = [list(course) for course in courses]
+        self.applied = []
+        self.answers = answers or {}
+        self._goal = goal
+        self._shown = ("RUNNING", "") if goal else None
+
+    def goal(self):
+        return self._goal
+
+    def apply(self, goal):
+        self.applied.append(copy.deepcopy(goal))
+        self._course = self.courses.pop(0)
+
+    def states(self):
+        if self.applied:
+            self._shown = self._course.pop(0) if self._course else self._shown
+        if self._shown is None:
+            return {}
+        status, message = self._shown
+        return {"llm": AppState(status, message, float(len(self.applied)))}
+
+    def ask(self, name):
+        return self.answers.get(len(self.applied))
+
+
+def run(serving, goal, timeout_s=20):
+    return deploy(serving, goal, timeout_s=timeout_s)
+
+
+def test_a_good_rollout_is_done_when_it_answered():
+    """Running is not enough; nobody is rolled back."""
+    serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
+    assert (run(serving, config()).status, len(serving.applied)) == ("done", 1)
+
+
+def test_the_old_state_is_not_taken_for_the_new_one():
+    """An old DEPLOY_FAILED, seen before Serve took the new goal, fails nothing."""
+    serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")], goal=config())
+    serving._shown = ("DEPLOY_FAILED", "of the goal before")
+    assert run(serving, config(least=2, most=2)).status == "done"
+
+
+def test_a_failed_build_goes_back_and_says_why():
+    """Exit 5, the former config with its autoscaler registered anew."""
+    before = config(least=1, most=4)
+    serving = Scripted([("DEPLOY_FAILED", "no such file")], [("RUNNING", "")], goal=before)
+    result = run(serving, config(most=2))
+    assert (result.status, result.exit_code) == ("rolled_back", 5)
+    assert "no such file" in result.reason
+    (server,) = serving.applied[1]["applications"][0]["deployments"]
+    assert server["autoscaling_config"]["upscale_delay_s"] == 30.01
+
+
+def test_running_without_an_answer_is_a_failure():
+    """The canary decides."""
+    serving = Scripted([("RUNNING", "")], [("RUNNING", "")], goal=config(), answers={1: "nothing"})
+    result = run(serving, config(least=2, most=2))
+    assert result.status == "rolled_back"
+    assert "does not answer: nothing" in result.reason
+
+
+def test_a_first_rollout_that_fails_has_nothing_to_go_back_to():
+    """Its message stays for whoever looks."""
+    serving = Scripted([("DEPLOY_FAILED", "why")])
+    assert (run(serving, config()).status, len(serving.applied)) == ("failed", 1)
+
+
+def test_a_build_that_never_ends_is_given_up():
+    """Ray has no limit; the names of what is missing are told."""
+    serving = Scripted([("DEPLOYING", "")], [("RUNNING", "")], goal=config())
+    result = run(serving, config(least=2, most=2), timeout_s=0)
+    assert result.status == "rolled_back"
+    assert "not running within 0 s: llm" in result.reason
+
+
+def test_a_nudge_changes_nothing_but_one_delay_and_each_time_again():
+    """Fixed sizes and other people's applications stay as they are."""
+    once = nudged(config(most=3))
+    twice = nudged(once)
+    delays = [
+        c["applications"][0]["deployments"][0]["autoscaling_config"]["upscale_delay_s"]
+        for c in (once, twice)
+    ]
+    assert delays == [30.01, 30.02]
+    assert nudged(config()) == config()
+    foreign = {"applications": [{"name": "x", "import_path": "other:app"}]}
+    assert nudged(foreign) == foreign
+
+
+def test_the_plan_names_what_changes():
+    """New, unchanged, changed by key, removed."""
+    before = {"applications": config("a")["applications"] + config("b")["applications"]}
+    goal = {
+        "applications": config("b")["applications"] + config("c", route_prefix="/c")["applications"]
+    }
+    assert changes(before, goal) == [
+        "b: unchanged, nothing restarts",
+        "c: new",
+        "a: removed",
+    ]
+    assert changes(config(), config(most=2)) == [
+        "llm: changes args; replicas are replaced one by one"
+    ]
