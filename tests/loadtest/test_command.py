@@ -149,6 +149,9 @@ def test_compare_is_a_gate(tmp_path, capsys):
     with serving(Scripted((0.05, "a", 0.01, "b"))) as url:
         assert run(url, "--rate", "40", "--duration", "3", "--json", str(before)) == 0
     report = json.loads(before.read_text())
+    # a busy machine makes the client late, which the gate refuses; that has its own test
+    report["stages"][0]["client"] |= {"bottleneck": False, "reasons": []}
+    before.write_text(json.dumps(report))
     columns = report["stages"][0]["samples"]
     for name in ("ttft_s", "e2e_s"):
         columns[name] = [value and value * 2 for value in columns[name]]
