@@ -4,8 +4,6 @@ The recorder here runs the computation again instead of a CUDA graph, so everyth
 recording itself is what a GPU runs; `tests/gpu` replays real graphs.
 """
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
@@ -17,10 +15,13 @@ from serve_app.engine.forward import TransformersForward
 from serve_app.engine.graphs import DecodeRows, GraphedForward, sizes
 from serve_app.engine.kv_cache import KVCache
 from serve_app.engine.loading import load
-from serve_app.engine.sequence import Move
+from serve_app.engine.prefix_cache import Holding
+from serve_app.engine.regions import Region
+from serve_app.engine.sequence import Move, Row, SamplingPlan, Sequence
 from tests.engine.test_attention import documented_varlen_attn
 
 POOL, ROWS = 512, 13
+GREEDY = SamplingPlan(temperature=0, top_p=1, top_k=0, seed=0, stop_token_ids=frozenset())
 
 
 class Recorder:
@@ -65,30 +66,11 @@ def made(model_dir):
     return graphed, eager, recorder, cache
 
 
-@dataclass
-class Tokens:
-    """A sequence as a forward sees it."""
-
-    key: int
-    tokens: list[int]
-
-
-@dataclass
-class Row:
-    """A row as a forward sees it; each sequence has 32 places of its own."""
-
-    sequence: Tokens
-    start: int
-    count: int
-    kept: int
-
-    @property
-    def place(self):
-        return 32 * self.sequence.key
-
-
 def sequence(key, tokens):
-    return Tokens(key, [(7 * key + i) % 300 for i in range(tokens)])
+    """Return a sequence of that many tokens; each has 32 places of its own."""
+    known = [(7 * key + i) % 300 for i in range(tokens)]
+    place = Holding(Region(32 * key, 32))
+    return Sequence(key, known, tokens, 16, GREEDY, holding=place)
 
 
 @pytest.mark.parametrize(
