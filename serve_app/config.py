@@ -150,7 +150,7 @@ class EngineConfig(_Part):
     speculative_tokens: int = Field(
         0, ge=0, le=16, description="guesses from the text so far, checked in one step; 0 is off"
     )
-    deterministic: bool = Field(default=False, description="same logits alone and in any batch")
+    deterministic: bool = Field(default=False, description="bitwise the same logits alone and in any batch")
 
 
 class ApiConfig(_Part):

@@ -9,6 +9,7 @@
         Runner.step            runner.py         moves, forward, sampling
           Forward.logits                         one of
             NativeForward      native/             compiled for the CPU, bitwise batch-invariant
+            FixedForward       fixed.py            makes the others so: batches of one size
             GraphedForward     graphs.py           CUDA graphs of decode steps
             TransformersForward forward.py         any architecture, over attention/
           adjusted             adjust.py         bias, penalties, bans; structure.py: grammars

@@ -15,10 +15,12 @@ import torch
 
 from serve_app.config import EngineConfig
 from serve_app.engine.attention.interface import ShapeProbe, choose_backend
+from serve_app.engine.attention.sdpa import SdpaBackend
 from serve_app.engine.attention.step import LayerShape
 from serve_app.engine.attention.varlen import VarlenBackend
+from serve_app.engine.fixed import FixedForward
 from serve_app.engine.forward import TransformersForward
-from serve_app.engine.graphs import CudaRecorder, DecodeRows, GraphedForward
+from serve_app.engine.graphs import CudaRecorder, DecodeRows, GraphedForward, sizes
 from serve_app.engine.kv_cache import KVCache, tokens_for
 from serve_app.engine.loading import LoadedModel
 from serve_app.engine.native import library
@@ -61,7 +63,7 @@ def assemble(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
 
     Raises:
         ModelLoadError: the model cannot run here, no memory is left for the cache, or
-            `deterministic` is asked for where results depend on the batch.
+            `deterministic` is asked for where it cannot be.
     """
     compiled = _compiled(loaded, engine)
     return _native(loaded, engine, compiled) if compiled else _general(loaded, engine)
@@ -99,29 +101,28 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
 
 
 def _general(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
-    if engine.deterministic:
-        raise ModelLoadError(
-            "engine.deterministic is not possible for this model on this device; see the log for "
-            "the reason, or set it to false."
-        )
     shapes, activation_bytes = _probe(loaded, engine)
     affordable = tokens_for(shapes, _budgets(shapes, engine, activation_bytes))
     backend = choose_backend(shapes.values())
-    # Graphs need the whole model on one device, and their padding places in the cache.
+    # Graphs need the whole model on one device.
     devices = {shape.device for shape in shapes.values()}
-    graphs = backend if isinstance(backend, VarlenBackend) and len(devices) == 1 else None
-    rows = min(engine.max_running_requests, engine.max_batch_tokens) if graphs else 0
+    varlen = backend if isinstance(backend, VarlenBackend) and len(devices) == 1 else None
+    if engine.deterministic and varlen is None:
+        backend = SdpaBackend()  # eager varlen chooses its kernels by the longest of the batch
+    # Padding has places in the cache.
+    rows = min(engine.max_running_requests, engine.max_batch_tokens)
+    rows = rows if varlen or engine.deterministic else 0
     tokens, window = _sizes(affordable - rows, loaded, engine)
     cache = KVCache(shapes, tokens + rows)
     eager = TransformersForward(loaded.model, cache, backend, loaded.device)
     started = time.monotonic()
     forward: Forward = eager
-    if graphs is not None:
-        decode = DecodeRows(graphs, rows, window, tokens, loaded.device)
-        try:
-            forward = GraphedForward(eager, decode, CudaRecorder(loaded.device))
-        except RuntimeError as error:
-            log.warning("engine.graphs_unavailable", reason=str(error))
+    if varlen is not None:
+        buckets = (rows,) if engine.deterministic else sizes(rows)
+        decode = DecodeRows(varlen, buckets, window, tokens, loaded.device)
+        forward = _graphed(eager, decode, engine)
+    if engine.deterministic:
+        forward = FixedForward(forward, rows, tokens)
     return Assembly(
         forward=forward,
         kv_tokens=tokens,
@@ -130,6 +131,18 @@ def _general(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
         attention=backend.name,
         graphs_s=time.monotonic() - started,
     )
+
+
+def _graphed(eager: TransformersForward, decode: DecodeRows, engine: EngineConfig) -> Forward:
+    try:
+        return GraphedForward(eager, decode, CudaRecorder(decode.device))
+    except RuntimeError as error:
+        if engine.deterministic:
+            raise ModelLoadError(
+                f"engine.deterministic needs CUDA graphs here, and this model has none: {error}"
+            ) from error
+        log.warning("engine.graphs_unavailable", reason=str(error))
+        return eager
 
 
 def _sizes(affordable: int, loaded: LoadedModel, engine: EngineConfig) -> tuple[int, int]:

@@ -32,14 +32,14 @@ class DecodeRows:
 
     Args:
         backend: attends.
-        most: rows of one step at the most.
+        sizes: rows of each graph, ascending; no step of more rows is replayed.
         window: tokens of a row at the most.
-        scratch: the first of `most` places of the cache for padding, behind all others.
+        scratch: the first place of the cache for padding, behind all others; as many as rows.
         device: of the whole model.
     """
 
     backend: VarlenBackend
-    most: int
+    sizes: tuple[int, ...]
     window: int
     scratch: int
     device: torch.device
@@ -61,7 +61,8 @@ class GraphedForward:
     def __init__(self, eager: TransformersForward, decode: DecodeRows, record: Record) -> None:
         self._eager = eager
         self._decode = decode
-        most, device = decode.most, decode.device
+        most, device = decode.sizes[-1], decode.device
+        self._most = most
         self._every = torch.arange(most + 1, device=device)
         self._inputs = torch.zeros(5, most + 1, dtype=torch.int64, device=device)
         self._write([])
@@ -69,7 +70,7 @@ class GraphedForward:
         self._logits = torch.empty_like(self._compute(most))
         # The largest first: the others find room in its memory.
         self._replays = {
-            rows: record(partial(self._recorded, rows)) for rows in reversed(sizes(most))
+            rows: record(partial(self._recorded, rows)) for rows in reversed(decode.sizes)
         }
 
     def move(self, moves: tuple[Move, ...]) -> None:
@@ -78,7 +79,7 @@ class GraphedForward:
 
     def logits(self, rows: list[Row]) -> torch.Tensor:
         """See `Forward.logits`; from a graph, they are valid until the next step."""
-        if len(rows) > self._decode.most or any(row.count != 1 or row.kept != 1 for row in rows):
+        if len(rows) > self._most or any(row.count != 1 or row.kept != 1 for row in rows):
             return self._eager.logits(rows)
         self._write(rows)
         self._replays[min(size for size in self._replays if size >= len(rows))]()
@@ -87,12 +88,12 @@ class GraphedForward:
     def _write(self, rows: list[Row]) -> None:
         """Write rows and padding after them to the buffers, in one copy."""
         scratch = self._decode.scratch
-        padding = range(scratch, scratch + self._decode.most - len(rows))
+        padding = range(scratch, scratch + self._most - len(rows))
         blank = [0] * len(padding)
         places = [row.place for row in rows]
         ends = [row.start + 1 for row in rows]
         lines = (
-            [*(row.sequence.tokens[row.start] for row in rows), *blank],
+            [*(row.ids[0] for row in rows), *blank],
             [*(row.start for row in rows), *blank],
             [*(row.place + row.start for row in rows), *padding],
             [*places, *padding],
@@ -119,9 +120,9 @@ class GraphedForward:
         self._logits[:rows].copy_(self._compute(rows))
 
 
-def sizes(max_rows: int) -> list[int]:
+def sizes(max_rows: int) -> tuple[int, ...]:
     """Return the rows of each graph, ascending; the last is `max_rows`."""
-    return [*(n for n in (*SMALL, *range(STEP, max_rows, STEP)) if n < max_rows), max_rows]
+    return (*(n for n in (*SMALL, *range(STEP, max_rows, STEP)) if n < max_rows), max_rows)
 
 
 class CudaRecorder:

@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from serve_app.config import EngineConfig, ModelConfig
+from serve_app.engine.assembly import assemble
 from serve_app.engine.attention.interface import choose_backend
 from serve_app.engine.attention.sdpa import SdpaBackend
 from serve_app.engine.attention.step import LayerShape, Scoring, Span
 from serve_app.engine.attention.varlen import find_varlen_attn
 from serve_app.engine.engine import Engine
 from serve_app.engine.graphs import CudaRecorder
+from serve_app.engine.loading import load as load_model
 from serve_app.protocol import SamplingParams
 from tests.engine.conftest import Reference, random_prompts, run
+from tests.engine.invariance import assert_invariant
 from tests.engine.test_graphs import assert_same_steps, build
 from tests.models import VOCAB, make_model
 
@@ -92,6 +95,17 @@ def test_graphs_compute_what_eager_steps_do(tmp_path):
     recorder = CudaRecorder(torch.device("cuda:0"))
     graphed, eager, _ = build(directory, recorder, find_varlen_attn(), dtype="bfloat16", num_gpus=1)
     assert_same_steps(graphed, eager, atol=0.1, rtol=0.1)
+
+
+@torch.inference_mode()
+def test_deterministic_steps_are_bitwise_the_same(tmp_path):
+    """Alone, then in random batches, chunks and places, from graphs of one size."""
+    directory = make_model(tmp_path / "m", "llama", head_dim=16)
+    loaded = load_model(directory, ModelConfig(path="/m"), num_gpus=1, num_cpus=1)
+    config = EngineConfig(deterministic=True, max_running_requests=16, kv_cache_fraction=0.5)
+    assembly = assemble(loaded, config)
+    assert assembly.attention == "varlen"
+    assert_invariant(assembly.forward, VOCAB, 16)
 
 
 async def test_what_cannot_be_recorded_runs_without_graphs(tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ from serve_app.engine.native.forward import NativeForward
 from serve_app.engine.native.weights import COLUMNS, pack, take, unsupported
 from serve_app.engine.prefix_cache import Holding
 from serve_app.engine.regions import Region
-from serve_app.engine.sequence import Move, Row, SamplingPlan, Sequence
+from serve_app.engine.sequence import Move, Row, Sequence
+from tests.engine.invariance import PLACES, assert_invariant, sequence
 
-PLAIN = SamplingPlan(temperature=0, top_p=1, top_k=0, seed=0, stop_token_ids=frozenset())
 SIZES = {
     "vocab_size": 203,
     "hidden_size": 72,
@@ -53,17 +53,6 @@ def make_native(kind: str, dtype: torch.dtype, **sizes) -> NativeForward:
     return NativeForward(library.load(), take(model, 256), **sizes)
 
 
-def sequence(tokens: list[int], place: int) -> Sequence:
-    return Sequence(
-        key=place,
-        tokens=list(tokens),
-        prompt_tokens=len(tokens),
-        max_tokens=100,
-        sampling=PLAIN,
-        holding=Holding(Region(place, 256)),
-    )
-
-
 def prompts(*lengths: int) -> list[Sequence]:
     rng = random.Random(1)
     return [
@@ -94,33 +83,8 @@ def test_a_packed_step_equals_transformers(kind, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_result_is_bitwise_the_same_in_any_company_and_any_chunks(dtype):
     """A hundred sequences alone, then in random batches, chunks and places."""
-    rng = random.Random(7)
-    forward = make_native("window", dtype, kv_tokens=100 * 256)
-    some = prompts(*(rng.randint(1, 120) for _ in range(100)))
-    alone = [forward.logits([Row(s, 0, len(s.tokens), 1)])[0] for s in some]
-    places = list(range(0, 100 * 256, 256))
-    rng.shuffle(places)
-    for each, place in zip(some, places, strict=True):
-        each.holding = Holding(Region(place, 256))
-    together: dict[int, torch.Tensor] = {}
-    while len(together) < len(some):
-        missing = [s for s in some if s.computed < len(s.tokens)]
-        rows = []
-        for each in sorted(rng.sample(missing, min(len(missing), rng.randint(1, 9))), key=_place):
-            left = len(each.tokens) - each.computed
-            count = rng.randint(1, min(left, 40))
-            rows.append(Row(each, each.computed, count, int(count == left)))
-        logits = iter(forward.logits(rows))
-        for row in rows:
-            row.sequence.computed += row.count
-            if row.kept:
-                together[row.sequence.key] = next(logits)
-    for each, want in zip(some, alone, strict=True):
-        assert torch.equal(together[each.key], want)
-
-
-def _place(some: Sequence) -> int:
-    return some.region.start
+    forward = make_native("window", dtype, kv_tokens=100 * PLACES)
+    assert_invariant(forward, SIZES["vocab_size"], 100)
 
 
 def test_threads_do_not_change_a_bit():
