@@ -1,17 +1,33 @@
-"""OpenAI's official schemas, as validators."""
+"""OpenAI's own OpenAPI document: reduced to what is served here, and as validators.
+
+`data/openai.json` is made from the document of github.com/openai/openai-openapi (MIT):
+
+    python -m tests.api.specification openapi.json LICENSE > tests/api/data/openai.json
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
-_DOCUMENT = json.loads((Path(__file__).parent / "data" / "openai.json").read_text())
-REQUEST_FIELDS: dict[str, list[str]] = _DOCUMENT["request_fields"]
+OPERATIONS = (
+    "createChatCompletion",
+    "createCompletion",
+    "createResponse",
+    "listModels",
+    "retrieveModel",
+)
+DOCUMENT = Path(__file__).parent / "data" / "openai.json"
 # In streams OpenAI itself sends null here, against the letter of its own document.
 NULL_IN_CHUNKS = ("finish_reason", "usage")
+_KEPT_OF_OPERATION = ("operationId", "parameters", "requestBody", "responses")
+_PROSE = frozenset({"deprecated", "description", "example", "examples", "externalDocs", "title"})
 
 
 def conform(body: Any, name: str, *, chunk: bool = False) -> None:
@@ -22,9 +38,100 @@ def conform(body: Any, name: str, *, chunk: bool = False) -> None:
         name: of the component schema.
         chunk: `CreateCompletionResponse` as a part of a stream, where some fields are null.
     """
-    schemas = {key: _draft(value, chunk=chunk) for key, value in _DOCUMENT["schemas"].items()}
-    schema = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
-    Draft202012Validator(schema).validate(body)
+    _validator(name, chunk).validate(body)
+
+
+def request_fields(name: str) -> list[str]:
+    """Return the fields of a request's schema, those of its `allOf` parts included, sorted."""
+    return sorted(_fields({"$ref": f"#/components/schemas/{name}"}))
+
+
+@cache
+def document() -> dict[str, Any]:
+    """Return the reduced document; not to be changed."""
+    loaded: dict[str, Any] = json.loads(DOCUMENT.read_text())
+    return loaded
+
+
+def reduce(whole: dict[str, Any], license_text: str) -> dict[str, Any]:
+    """Cut OpenAI's document down to `OPERATIONS` and what they refer to, without its prose."""
+    paths: dict[str, Any] = {}
+    for path, item in whole["paths"].items():
+        for method, operation in item.items():
+            if operation.get("operationId") in OPERATIONS:
+                kept = {key: operation[key] for key in _KEPT_OF_OPERATION if key in operation}
+                paths.setdefault(path, {})[method] = _without_prose(kept)
+    components: dict[str, Any] = {}
+    for kind, name in sorted(_component_names(paths, whole)):
+        part = _without_prose(whole["components"][kind][name])
+        components.setdefault(kind, {})[name] = part
+    version = whole["info"]["version"]
+    return {
+        "openapi": whole["openapi"],
+        "info": {"title": "OpenAI API, reduced", "version": version},
+        "x-origin": f"github.com/openai/openai-openapi, document {version}, prose left out",
+        "x-license": license_text.strip().splitlines(),
+        "paths": paths,
+        "components": components,
+    }
+
+
+@cache
+def _validator(name: str, chunk: bool) -> Draft202012Validator:
+    reference = {"$ref": f"#/components/schemas/{name}"}
+    found = document()["components"]["schemas"]
+    needed = [key for kind, key in _component_names(reference, document()) if kind == "schemas"]
+    schemas = {key: _draft(found[key], chunk=chunk) for key in needed}
+    return Draft202012Validator({**reference, "components": {"schemas": schemas}})
+
+
+def _fields(schema: dict[str, Any]) -> set[str]:
+    if "$ref" in schema:
+        schema = _resolve(schema["$ref"], document())
+    parts = (_fields(part) for part in schema.get("allOf", ()))
+    return set(schema.get("properties", ())).union(*parts)
+
+
+def _component_names(part: Any, whole: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return kind and name of every component that is referred to, also indirectly."""
+    names: set[tuple[str, str]] = set()
+    waiting = set(_references(part))
+    while waiting:
+        reference = waiting.pop()
+        _, _, kind, name = reference.split("/")
+        if (kind, name) not in names:
+            names.add((kind, name))
+            waiting |= set(_references(_without_prose(_resolve(reference, whole))))
+    return names
+
+
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for value in part.values():
+            yield from _references(value)
+    elif isinstance(part, list):
+        for item in part:
+            yield from _references(item)
+
+
+def _resolve(reference: str, whole: dict[str, Any]) -> Any:
+    _, _, kind, name = reference.split("/")
+    return whole["components"][kind][name]
+
+
+def _without_prose(part: Any, *, names: bool = False) -> Any:
+    """Leave out what only people read; under `properties` keys are fields and all stay."""
+    if isinstance(part, list):
+        return [_without_prose(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: _without_prose(value, names=key == "properties" and not names)
+        for key, value in part.items()
+        if names or not (key in _PROSE or key.startswith("x-"))
+    }
 
 
 def _draft(schema: Any, *, chunk: bool) -> Any:
@@ -40,3 +147,16 @@ def _draft(schema: Any, *, chunk: bool) -> Any:
     if result.pop("nullable", False):
         return {"anyOf": [result, {"type": "null"}]}
     return result
+
+
+def _main(source: str, license_file: str) -> None:
+    reduced = reduce(json.loads(Path(source).read_text()), Path(license_file).read_text())
+    schemas = reduced["components"].pop("schemas")
+    head = json.dumps(reduced, indent=1)
+    lines = ",\n".join(f"   {json.dumps(name)}: {json.dumps(schemas[name])}" for name in schemas)
+    # one schema a line: a new version of the document shows as the schemas that changed
+    print(head.removesuffix("\n }\n}") + f',\n  "schemas": {{\n{lines}\n  }}\n }}\n}}')  # noqa: T201
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

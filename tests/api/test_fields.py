@@ -6,11 +6,11 @@ from serve_app.api.fields import CHAT as CHAT_FIELDS
 from serve_app.api.fields import COMPLETION as COMPLETION_FIELDS
 from serve_app.api.schemas import ChatRequest, CompletionRequest
 from tests.api.harness import CHAT, COMPLETIONS, HELLO, Service, refusal
-from tests.api.specification import REQUEST_FIELDS
+from tests.api.specification import request_fields
 
 ENDPOINTS = [
-    (CHAT_FIELDS, ChatRequest, REQUEST_FIELDS["CreateChatCompletionRequest"]),
-    (COMPLETION_FIELDS, CompletionRequest, REQUEST_FIELDS["CreateCompletionRequest"]),
+    (CHAT_FIELDS, ChatRequest, request_fields("CreateChatCompletionRequest")),
+    (COMPLETION_FIELDS, CompletionRequest, request_fields("CreateCompletionRequest")),
 ]
 SMALLEST = {CHAT: HELLO, COMPLETIONS: {"prompt": "Once"}}
 REFUSED = [
