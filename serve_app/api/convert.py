@@ -164,11 +164,12 @@ def _sampling(
     prompt_logprobs: int | None = None,
     structure: Structure | None,
 ) -> SamplingParams:
-    penalty = body.repetition_penalty
+    # `top_p: 0` keeps the single most likely token, whatever the temperature: greedy.
+    greedy = body.top_p == 0
     return SamplingParams(
         max_tokens=None if body.limit is None else max(1, body.limit),
-        temperature=1.0 if body.temperature is None else float(body.temperature),
-        top_p=1.0 if body.top_p is None else float(body.top_p),
+        temperature=_or_one(0 if greedy else body.temperature),
+        top_p=_or_one(None if greedy else body.top_p),
         top_k=max(0, body.top_k or 0),
         seed=body.seed,
         stop=body.stop or (),
@@ -177,10 +178,14 @@ def _sampling(
         min_p=float(body.min_p or 0),
         frequency_penalty=float(body.frequency_penalty or 0),
         presence_penalty=float(body.presence_penalty or 0),
-        repetition_penalty=1.0 if penalty is None else float(penalty),
+        repetition_penalty=_or_one(body.repetition_penalty),
         logit_bias=body.logit_bias or (),
         min_tokens=body.min_tokens or 0,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         structure=structure,
     )
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else float(value)

@@ -112,7 +112,7 @@ class SamplingFields(Schema):
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[tuple[str, ...] | None, BeforeValidator(_stops)] = None

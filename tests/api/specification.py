@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,19 @@ OPERATIONS = (
     "listModels",
     "retrieveModel",
 )
+# What the `data` of an event holds.
+EVENTS = {
+    "/chat/completions": "CreateChatCompletionStreamResponse",
+    "/completions": "CreateCompletionStreamResponse",
+}
 DOCUMENT = Path(__file__).parent / "data" / "openai.json"
-# In streams OpenAI itself sends null here, against the letter of its own document.
-NULL_IN_CHUNKS = ("finish_reason", "usage")
 _KEPT_OF_OPERATION = ("operationId", "parameters", "requestBody", "responses")
 _PROSE = frozenset({"deprecated", "description", "example", "examples", "externalDocs", "title"})
 
 
-def conform(body: Any, name: str, *, chunk: bool = False) -> None:
-    """Fail unless `body` is valid against the schema called `name`.
-
-    Args:
-        body: a parsed answer.
-        name: of the component schema.
-        chunk: `CreateCompletionResponse` as a part of a stream, where some fields are null.
-    """
-    _validator(name, chunk).validate(body)
+def conform(body: Any, name: str) -> None:
+    """Fail unless `body` is valid against the schema called `name`."""
+    _validator(name).validate(body)
 
 
 def request_fields(name: str) -> list[str]:
@@ -48,9 +46,36 @@ def request_fields(name: str) -> list[str]:
 
 @cache
 def document() -> dict[str, Any]:
-    """Return the reduced document; not to be changed."""
+    """Return the reduced document with its gaps closed; not to be changed."""
     loaded: dict[str, Any] = json.loads(DOCUMENT.read_text())
+    _close_gaps(loaded)
     return loaded
+
+
+def _close_gaps(whole: dict[str, Any]) -> None:
+    """Say what the document leaves out or gets wrong; in all else it is taken by its word."""
+    schemas = whole["components"]["schemas"]
+    # The first token of an echoed prompt has no probability: OpenAI answers null there.
+    completion = schemas["CreateCompletionResponse"]["properties"]
+    lists = completion["choices"]["items"]["properties"]["logprobs"]["anyOf"][0]["properties"]
+    for name in ("token_logprobs", "top_logprobs"):
+        lists[name]["items"]["nullable"] = True
+    # Streams of completions are not described. OpenAI sends the whole answer's shape, with
+    # null where the answer has not ended yet.
+    schemas["CreateCompletionStreamResponse"] = chunk = deepcopy(
+        schemas["CreateCompletionResponse"]
+    )
+    chunk["properties"]["choices"]["items"]["properties"]["finish_reason"]["nullable"] = True
+    chunk["properties"]["usage"] = {"anyOf": [chunk["properties"]["usage"], {"type": "null"}]}
+    # An event is described as if it were what its `data` holds: see `EVENTS`.
+    for path in EVENTS:
+        answers = whole["paths"][path]["post"]["responses"]["200"]["content"]
+        answers["text/event-stream"] = {"schema": {"type": "object", "required": ["data"]}}
+    # Errors are not described, but for 429; that answer shows what all of them look like.
+    envelope = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
+    for item in whole["paths"].values():
+        for operation in item.values():
+            operation["responses"]["default"] = {"content": {"application/json": envelope}}
 
 
 def reduce(whole: dict[str, Any], license_text: str) -> dict[str, Any]:
@@ -77,11 +102,11 @@ def reduce(whole: dict[str, Any], license_text: str) -> dict[str, Any]:
 
 
 @cache
-def _validator(name: str, chunk: bool) -> Draft202012Validator:
+def _validator(name: str) -> Draft202012Validator:
     reference = {"$ref": f"#/components/schemas/{name}"}
     found = document()["components"]["schemas"]
     needed = [key for kind, key in _component_names(reference, document()) if kind == "schemas"]
-    schemas = {key: _draft(found[key], chunk=chunk) for key in needed}
+    schemas = {key: _draft(found[key]) for key in needed}
     return Draft202012Validator({**reference, "components": {"schemas": schemas}})
 
 
@@ -134,16 +159,13 @@ def _without_prose(part: Any, *, names: bool = False) -> Any:
     }
 
 
-def _draft(schema: Any, *, chunk: bool) -> Any:
+def _draft(schema: Any) -> Any:
     """Turn OpenAPI 3.0's `nullable` into JSON Schema."""
     if isinstance(schema, list):
-        return [_draft(item, chunk=chunk) for item in schema]
+        return [_draft(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    result = {key: _draft(value, chunk=chunk) for key, value in schema.items()}
-    if chunk:
-        for name in set(NULL_IN_CHUNKS) & set(schema.get("properties", {})):
-            result["properties"][name] = {"anyOf": [result["properties"][name], {"type": "null"}]}
+    result = {key: _draft(value) for key, value in schema.items()}
     if result.pop("nullable", False):
         return {"anyOf": [result, {"type": "null"}]}
     return result

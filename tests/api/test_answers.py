@@ -39,7 +39,7 @@ async def test_stream_chunks_conform(options):
     for chunk in chat:
         conform(chunk, "CreateChatCompletionStreamResponse")
     for chunk in text:
-        conform(chunk, "CreateCompletionResponse", chunk=True)
+        conform(chunk, "CreateCompletionStreamResponse")
 
 
 async def test_models_and_errors_conform():

@@ -80,6 +80,13 @@ def test_top_k_is_switched_off_in_two_ways(top_k):
     assert chat(top_k=top_k).requests[0].sampling.top_k == 0
 
 
+@pytest.mark.parametrize("temperature", [{}, {"temperature": 2}])
+def test_a_nucleus_of_nothing_is_greedy(temperature):
+    """`top_p: 0` keeps the single most likely token, whatever the temperature."""
+    sampling = chat(top_p=0, **temperature).requests[0].sampling
+    assert (sampling.temperature, sampling.top_p) == (0, 1)
+
+
 def test_the_newer_name_of_the_limit_wins():
     """`max_completion_tokens` replaces `max_tokens`."""
     assert chat(max_tokens=5, max_completion_tokens=9).requests[0].sampling.max_tokens == 9
