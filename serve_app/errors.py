@@ -13,6 +13,7 @@
     │   ├── MethodNotAllowed         405, another method's path
     │   ├── RequestTooLarge          413, body over the limit
     │   ├── UnsupportedMediaType     415, the body does not say that it is JSON
+    │   ├── HeadersTooLarge          431, too many headers or too many bytes of them
     │   └── InvalidApiKey            401, no key or an unknown one
     ├── Overloaded               429, the queue is full; says when to retry
     ├── RequestCancelled         499, the client went away or asked to stop
@@ -140,6 +141,13 @@ class RequestTooLarge(RequestError):
 
     code = "request_too_large"
     http_status = 413
+
+
+class HeadersTooLarge(RequestError):
+    """The request has more headers, or more bytes of them, than are read."""
+
+    code = "headers_too_large"
+    http_status = 431
 
 
 class UnsupportedMediaType(RequestError):

@@ -1,9 +1,11 @@
-"""From a connection to a JSON object: bounded in bytes, depth and number size."""
+"""From a connection to a JSON object: bounded in headers, bytes, depth and number size."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from pydantic_core import from_json
@@ -11,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from serve_app.errors import (
+    HeadersTooLarge,
     InvalidRequest,
     RequestCancelled,
     RequestTooLarge,
@@ -21,7 +24,24 @@ TIMEOUT_HEADER = "x-request-timeout-seconds"
 # Serve's proxy (2.60) obeys the same header: at the limit it answers 408 in plain text, or
 # cuts a stream. Our answer has to leave before that, by the smaller of the two.
 _EARLY_SHARE, _EARLY_S = 0.1, 0.2
+# Uvicorn reads headers of any size with httptools, which is what Serve runs, and 64 KiB with
+# h11: these are bounds of what is worked on, an outer proxy bounds what is read.
+MAX_HEADERS, MAX_HEADER_BYTES = 100, 32_768
+# The limit of pydantic's JSON reader (jiter), which takes one level more.
+MAX_DEPTH = 200
 _JSON = re.compile(r"application/([\w.+-]+\+)?json", re.IGNORECASE)
+
+
+def require_small_headers(raw: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuse headers that are too many or too long to be worth looking at.
+
+    Raises:
+        HeadersTooLarge: over `MAX_HEADERS` of them, or over `MAX_HEADER_BYTES` in all.
+    """
+    if len(raw) > MAX_HEADERS or sum(map(len, chain.from_iterable(raw))) > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(
+            f"at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all are read"
+        )
 
 
 def require_json(headers: Headers) -> None:
@@ -99,6 +119,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
+        if "recursion" in str(error):
+            raise InvalidRequest(
+                f"the body is nested too deeply; {MAX_DEPTH} levels are read"
+            ) from None
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")

@@ -11,6 +11,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.body import require_small_headers
 from serve_app.api.envelope import envelope, error_headers
 from serve_app.api.record import RequestRecord, Trace, attach, path_of, trace_of
 from serve_app.api.sse import dump, event
@@ -75,6 +76,7 @@ class Boundary:
         trace, answer = trace_of(scope), _Answer(send)
         error: ServeAppError | None = None
         try:
+            require_small_headers(scope["headers"])
             await self._app(scope, receive, answer.send)
         except asyncio.CancelledError:
             if not answer.complete:

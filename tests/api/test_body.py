@@ -5,8 +5,8 @@ import json
 import pytest
 from starlette.datastructures import Headers
 
-from serve_app.api.body import parse_object, require_json, time_limit
-from serve_app.errors import InvalidRequest, UnsupportedMediaType
+from serve_app.api.body import parse_object, require_json, require_small_headers, time_limit
+from serve_app.errors import HeadersTooLarge, InvalidRequest, UnsupportedMediaType
 from tests.api.harness import CHAT, HELLO, Connection, Service, refusal
 
 
@@ -39,6 +39,15 @@ def test_what_is_no_json_object_is_refused(body):
     with pytest.raises(InvalidRequest) as caught:
         parse_object(body)
     assert "body" in caught.value.message
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b":', "}")])
+def test_a_body_may_be_200_levels_deep(opening, closing):
+    """What the message says holds, far from where Python itself would give up."""
+    parse_object(f'{{"a":{opening * 199}1{closing * 199}}}'.encode())
+    for levels in (201, 100_000):
+        with pytest.raises(InvalidRequest, match="nested too deeply; 200 levels"):
+            parse_object(f'{{"a":{opening * levels}1{closing * levels}}}'.encode())
 
 
 def test_no_message_quotes_the_body():
@@ -150,3 +159,26 @@ async def test_bad_json_gets_an_envelope():
     error = refusal(await Service().post_raw(CHAT, b"{oops"), 400)
     assert error["type"] == "invalid_request_error"
     assert error["code"] == "invalid_value"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/nowhere"])
+@pytest.mark.parametrize(("count", "size"), [(101, 1), (2, 16_384)])
+async def test_too_many_or_too_long_headers_are_refused(path, count, size):
+    """On every path, as 431 in the envelope; nothing is generated and one record is left."""
+    service = Service()
+    connection = Connection.json(path, HELLO)
+    connection.scope["headers"] += [(b"x-%d" % n, b"a" * size) for n in range(count)]
+    await connection.run(service.app)
+    assert connection.status == 431
+    assert json.loads(connection.body)["error"]["code"] == "headers_too_large"
+    assert [record.error_code for record in service.records] == ["headers_too_large"]
+    assert not service.engine.requests
+
+
+def test_headers_at_the_limit_are_read():
+    """A hundred headers, and 32 KiB of them; not one and not a byte more."""
+    for limit in ([(b"a", b"")] * 100, [(b"a" * 768, b"b" * 32_000)]):
+        require_small_headers(limit)
+    for more in ([(b"a", b"")] * 101, [(b"a" * 769, b"b" * 32_000)]):
+        with pytest.raises(HeadersTooLarge):
+            require_small_headers(more)
