@@ -1,10 +1,12 @@
 """Whatever is posted, the answer is a valid answer or an envelope, and never a 5xx."""
 
 import asyncio
+import gc
 import json
+import tracemalloc
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from serve_app.api.fields import CHAT as CHAT_FIELDS
@@ -13,7 +15,10 @@ from tests.api.harness import CHAT, COMPLETIONS, Service, events, refusal
 from tests.api.specification import conform
 from tests.fakes import FakeEngine
 
-SETTINGS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+# Over 5,000 requests in all: six tests of 800, and 250 that are sent ten times.
+SETTINGS = settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
+HANGS_S = 5
+FLAT_BYTES = 32_768  # after 750 requests: not one small object of each stays
 
 scalars = (
     st.none()
@@ -64,6 +69,18 @@ SENSIBLE = {
     "stop": st.lists(st.text(max_size=3), max_size=5) | st.text(max_size=3),
 }
 
+TOKENS = ({"count", "max_model_len", "tokens"}, {"prompt"})
+ANSWERS = {CHAT: "CreateChatCompletionResponse", COMPLETIONS: "CreateCompletionResponse"}
+TOKEN_FIELDS = {
+    "prompt": prompts,
+    "messages": messages,
+    "tokens": st.lists(st.integers(0, 99)),
+    "add_special_tokens": st.booleans(),
+    "return_token_strs": st.booleans(),
+}
+# What a JSON reader may stumble over, wherever it stands.
+STUMBLING = [b"1e999", b"-1e-999", b"9" * 5_000, b"\xed\xa0\x80", b"\xff", b"\x00", b'"n":3,']
+
 
 @st.composite
 def bodies(draw, name, right, fields):
@@ -77,9 +94,14 @@ def bodies(draw, name, right, fields):
     return body
 
 
+async def send(service, path, body, **headers):
+    async with asyncio.timeout(HANGS_S):
+        return await service.post_raw(path, body, **headers)
+
+
 def post(path, body, **headers):
     service = Service(FakeEngine(["a", "b"]), max_request_bytes=65_536)
-    response = asyncio.run(service.post_raw(path, body, **headers))
+    response = asyncio.run(send(service, path, body, **headers))
     assert not service.engine.running
     assert len(service.records) == 1
     return response
@@ -92,10 +114,10 @@ def check(response, path):
         assert refusal(response, response.status_code)["message"]
     elif response.headers["content-type"].startswith("text/event-stream"):
         assert events(response)[-1] == "[DONE]"
-    elif path == CHAT:
-        conform(response.json(), "CreateChatCompletionResponse")
+    elif path in ANSWERS:
+        conform(response.json(), ANSWERS[path])
     else:
-        conform(response.json(), "CreateCompletionResponse")
+        assert set(response.json()) in TOKENS
     return response.status_code
 
 
@@ -114,7 +136,17 @@ def test_completion_bodies(body):
 
 
 @SETTINGS
-@given(st.binary(max_size=200), st.sampled_from([CHAT, COMPLETIONS]))
+@given(
+    st.fixed_dictionaries({}, optional={k: v | anything for k, v in TOKEN_FIELDS.items()}),
+    st.sampled_from(["/tokenize", "/detokenize"]),
+)
+def test_token_bodies(body, path):
+    """Well-formed JSON of any meaning, to the endpoints beside generation."""
+    event(str(check(post(path, json.dumps(body).encode()), path)))
+
+
+@SETTINGS
+@given(st.binary(max_size=200), st.sampled_from([CHAT, COMPLETIONS, "/tokenize", "/detokenize"]))
 def test_any_bytes(body, path):
     """Not even JSON."""
     assert check(post(path, body), path) == 400
@@ -123,11 +155,12 @@ def test_any_bytes(body, path):
 @SETTINGS
 @given(st.data())
 def test_damaged_json(data):
-    """A right body with some bytes changed, cut or repeated."""
+    """A right body with some bytes changed, cut or repeated, or with what is hard to read."""
     body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "n": 2}).encode()
     start = data.draw(st.integers(0, len(body)))
     end = data.draw(st.integers(start, len(body)))
-    check(post(CHAT, body[:start] + data.draw(st.binary(max_size=8)) + body[end:]), CHAT)
+    piece = data.draw(st.binary(max_size=8) | st.sampled_from(STUMBLING))
+    check(post(CHAT, body[:start] + piece + body[end:]), CHAT)
 
 
 @SETTINGS
@@ -150,6 +183,48 @@ def test_any_headers(headers):
     body = b'{"prompt": "Once"}'
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
     check(post(COMPLETIONS, body, **encoded), COMPLETIONS)
+
+
+def growth(service, shots, *, forget):
+    """Return the bytes that stay allocated after the third to fifth round of the same requests."""
+
+    async def rounds(count):
+        for _ in range(count):
+            for path, body in shots:
+                await send(service, path, body)
+            forget()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    async def measure():
+        await rounds(1)
+        tracemalloc.start()
+        try:
+            return -await rounds(1) + await rounds(3)
+        finally:
+            tracemalloc.stop()
+
+    return asyncio.run(measure())
+
+
+def test_memory_is_flat():
+    """Requests of any kind leave nothing behind; the same measure sees it if records stay."""
+    shots = []
+
+    @settings(SETTINGS, max_examples=250, phases=[Phase.generate], derandomize=True, database=None)
+    @given(bodies("messages", messages, CHAT_FIELDS) | bodies("prompt", prompts, COMPLETION_FIELDS))
+    def draw(body):
+        shots.append((CHAT if "messages" in body else COMPLETIONS, json.dumps(body).encode()))
+
+    draw()
+    service = Service(FakeEngine(["a", "b"]))
+
+    def forget():
+        service.records.clear()
+        service.engine.requests.clear()
+
+    assert growth(service, shots, forget=forget) < FLAT_BYTES
+    assert growth(service, shots, forget=service.engine.requests.clear) > FLAT_BYTES
 
 
 @pytest.mark.parametrize("depth", [10, 190, 250, 10_000])
