@@ -27,7 +27,7 @@ from serve_app.api.app import RequestRecord, create_app
 from serve_app.config import AppConfig
 from serve_app.errors import EngineDead, EngineError, Overloaded, RequestCancelled, ServeAppError
 from serve_app.metrics import AccessMetrics, IngressMetrics
-from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
+from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 
 log = structlog.get_logger()
 
@@ -79,10 +79,10 @@ class RemoteEngine:
             response.cancel()
             return False
 
-    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return a prompt's ids; see `LLMEngine.tokenize`."""
-        ids: tuple[int, ...] = await self._ask("tokenize", prompt)
-        return ids
+    async def tokenize(self, prompt: Prompt) -> PromptTokens:
+        """Return a prompt's tokens; see `LLMEngine.tokenize`."""
+        tokens: PromptTokens = await self._ask("tokenize", prompt)
+        return tokens
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of ids; see `LLMEngine.detokenize`."""

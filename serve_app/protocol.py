@@ -55,6 +55,19 @@ Prompt: TypeAlias = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt as the model reads it.
+
+    Args:
+        token_ids: shape (prompt_tokens,).
+        max_context_tokens: the model's window here, prompt and completion together.
+    """
+
+    token_ids: tuple[int, ...]
+    max_context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
     """What the completion's text must look like, enforced token by token.
 
@@ -230,8 +243,8 @@ class LLMEngine(Protocol):
         """Tell whether a request sent now would be answered."""
         ...
 
-    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the ids that `generate` would continue, shape (prompt_tokens,).
+    async def tokenize(self, prompt: Prompt) -> PromptTokens:
+        """Return the ids that `generate` would continue, and the window they have to fit.
 
         Raises:
             RequestError: the prompt cannot be encoded; its length is not checked.

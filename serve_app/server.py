@@ -27,7 +27,7 @@ from serve_app.access.placement import all_nodes
 from serve_app.access.prove import keep_receipt, prove_here
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
-from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
+from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 from serve_app.weights.bring import Brought, bring
 from serve_app.weights.peers import Peers
 
@@ -95,8 +95,8 @@ class LLMServer:
         except ServeAppError as error:
             yield error
 
-    async def tokenize(self, prompt: Prompt) -> tuple[int, ...] | ServeAppError:
-        """Return a prompt's ids, or our own error as a value; see `generate`."""
+    async def tokenize(self, prompt: Prompt) -> PromptTokens | ServeAppError:
+        """Return a prompt's tokens, or our own error as a value; see `generate`."""
         try:
             return await self._engine.tokenize(prompt)
         except ServeAppError as error:

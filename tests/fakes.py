@@ -12,6 +12,7 @@ from serve_app.protocol import (
     GenerationRequest,
     Logprob,
     Prompt,
+    PromptTokens,
     TokenDelta,
     TokenLogprobs,
     TokenPrompt,
@@ -40,11 +41,13 @@ class FakeEngine:
         script: the same steps for each request, or a function from a request to its steps.
         prompt_tokens: what each prompt counts.
         finish_reason: on the last delta; None ends the stream without one.
+        max_context_tokens: what `tokenize` tells of the window.
         is_ready: what `ready` says, or an error that it raises, or a pause before True.
     """
 
     script: Script | Callable[[GenerationRequest], Script] = ("Hello", ",", " world")
     prompt_tokens: int = 5
+    max_context_tokens: int = 512
     finish_reason: FinishReason | None = FinishReason.STOP
     is_ready: bool | BaseException | Pause = True
     requests: list[GenerationRequest] = field(default_factory=list)
@@ -85,11 +88,11 @@ class FakeEngine:
         await self._do(self.is_ready)
         return True
 
-    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+    async def tokenize(self, prompt: Prompt) -> PromptTokens:
         """Return as many ids as `prompt_tokens` says; a prompt of ids comes back as it is."""
         if isinstance(prompt, TokenPrompt):
-            return prompt.token_ids
-        return tuple(range(self.prompt_tokens))
+            return PromptTokens(prompt.token_ids, self.max_context_tokens)
+        return PromptTokens(tuple(range(self.prompt_tokens)), self.max_context_tokens)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """Return the ids as words."""

@@ -93,12 +93,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     app = Starlette(
         routes=[
             *_generation_routes(board, model_name, api),
-            *token_routes(
-                engine,
-                model_name,
-                max_request_bytes=api.max_request_bytes,
-                max_context_tokens=max_context_tokens,
-            ),
+            *token_routes(engine, model_name, max_request_bytes=api.max_request_bytes),
             *pages.routes(),
             *board.routes(),
         ],

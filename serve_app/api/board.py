@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from serve_app.api.sse import dump
 from serve_app.errors import ServeAppError
-from serve_app.protocol import GenerationRequest, LLMEngine, Prompt, TokenDelta
+from serve_app.protocol import GenerationRequest, LLMEngine, Prompt, PromptTokens, TokenDelta
 
 PAGE = Path(__file__).with_name("page.html")
 RATE_WINDOW_S = 10
@@ -76,7 +76,7 @@ class Board:
         """See `LLMEngine.ready`."""
         return await self._engine.ready()
 
-    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+    async def tokenize(self, prompt: Prompt) -> PromptTokens:
         """See `LLMEngine.tokenize`."""
         return await self._engine.tokenize(prompt)
 

@@ -45,7 +45,7 @@ async def read_echoes(engine: LLMEngine, plan: Plan) -> list[Echo]:
 async def _echo(engine: LLMEngine, prompt: Prompt, *, first: bool) -> Echo:
     if isinstance(prompt, TextPrompt) and not first:
         return Echo(prompt.text)
-    ids = await engine.tokenize(prompt)
+    ids = (await engine.tokenize(prompt)).token_ids
     text = prompt.text if isinstance(prompt, TextPrompt) else await engine.detokenize(ids)
     return Echo(text, await engine.detokenize(ids[:1]) if first else "")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -36,6 +36,7 @@ class Plan:
         echo: show the prompt before the completion.
         prompt_only: show nothing of the completion (`max_tokens: 0`); one token is generated.
         structure_field: the request's field that `SamplingParams.structure` stems from.
+        repeated: what a response's answer repeats of its request.
     """
 
     requests: tuple[GenerationRequest, ...]
@@ -46,6 +47,7 @@ class Plan:
     echo: bool = False
     prompt_only: bool = False
     structure_field: str | None = None
+    repeated: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:

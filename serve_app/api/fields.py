@@ -15,7 +15,23 @@ from typing import Any
 
 from serve_app.errors import UnsupportedParameter
 
-_SAMPLING = frozenset(
+# Beyond OpenAI, in every endpoint that generates.
+SAMPLING_EXTENSIONS = frozenset(
+    {
+        "top_k",
+        "stop_token_ids",
+        "ignore_eos",
+        "min_p",
+        "min_tokens",
+        "repetition_penalty",
+        "structured_outputs",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+    }
+)
+_SAMPLING = SAMPLING_EXTENSIONS | frozenset(
     {
         "model",
         "max_tokens",
@@ -29,18 +45,6 @@ _SAMPLING = frozenset(
         "frequency_penalty",
         "presence_penalty",
         "logit_bias",
-        # beyond OpenAI
-        "top_k",
-        "stop_token_ids",
-        "ignore_eos",
-        "min_p",
-        "min_tokens",
-        "repetition_penalty",
-        "structured_outputs",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
     }
 )
 
@@ -134,5 +138,49 @@ COMPLETION = Fields(
     refused={
         **_REFUSED_SAMPLING,
         "suffix": ("",),
+    },
+)
+
+RESPONSES = Fields(
+    honoured=SAMPLING_EXTENSIONS
+    | {
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "metadata",
+        "model",
+        "parallel_tool_calls",
+        "stream",
+        "stream_options",
+        "temperature",
+        "text",
+        "tool_choice",
+        "tools",
+        "top_p",
+        "user",
+    },
+    labels=frozenset(
+        {
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "safety_identifier",
+        }
+    ),
+    refused={
+        **_REFUSED_SAMPLING,
+        "background": (False,),
+        "context_management": ([],),
+        "conversation": (),
+        "include": ([],),
+        "max_tool_calls": (),
+        "moderation": (),
+        "previous_response_id": (),
+        "prompt": (),
+        "reasoning": ({},),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
     },
 )

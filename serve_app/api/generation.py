@@ -8,45 +8,88 @@ cancelled task all end in the same place: leaving `Choices`, which frees the eng
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api import sse
-from serve_app.api.answers import Voice, usage_body
+from serve_app.api.answers import ChunkVoice, usage_body
 from serve_app.api.body import TIMEOUT_HEADER, parse_object, read_body, require_json, time_limit
 from serve_app.api.chat_voice import ChatVoice
 from serve_app.api.choices import Choices, Piece, join
 from serve_app.api.completion_voice import CompletionVoice, read_echoes
 from serve_app.api.convert import Plan, plan_chat, plan_completion
+from serve_app.api.envelope import envelope
 from serve_app.api.fields import CHAT, COMPLETION, Fields
+from serve_app.api.fields import RESPONSES as RESPONSE
 from serve_app.api.record import Trace, trace_of
+from serve_app.api.response_voice import ResponseVoice
+from serve_app.api.responses import plan_response, renamed
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
-from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestCancelled
+from serve_app.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    RequestCancelled,
+    RequestError,
+    ServeAppError,
+)
 from serve_app.protocol import LLMEngine, Usage
 
 log = structlog.get_logger()
 
 
+class Voice(Protocol):
+    """Writes the answer of one API request."""
+
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
+        """Return the complete answer: one piece for each choice, by index."""
+        ...
+
+    def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:
+        """Return the events of a stream that tell more pieces."""
+        ...
+
+    def end(self, usage: Usage) -> bytes:
+        """Return what a stream ends with when all went well."""
+        ...
+
+    def failed(self, error: ServeAppError) -> bytes:
+        """Return what a stream ends with instead."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What makes chat and completions differ."""
+    """What makes chat, completions and responses differ.
+
+    Args:
+        fields: which fields of a body are honoured.
+        plan: from a body and the request's id.
+        voice: writes the answer of a plan under a model's name.
+        renamed: gives an error the endpoint's own name of the field at fault.
+    """
 
     fields: Fields
     plan: Callable[[dict[str, Any], str], Plan]
     voice: Callable[[LLMEngine, str, Plan], Awaitable[Voice]]
+    renamed: Callable[[RequestError], RequestError] = lambda error: error
 
 
-async def _chat_voice(_engine: LLMEngine, model: str, plan: Plan) -> ChatVoice:
-    return ChatVoice(model, plan)
+async def _chat_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
+    return _Chunks(ChatVoice(model, plan), plan)
 
 
-async def _completion_voice(engine: LLMEngine, model: str, plan: Plan) -> CompletionVoice:
-    return CompletionVoice(model, plan, await read_echoes(engine, plan))
+async def _completion_voice(engine: LLMEngine, model: str, plan: Plan) -> Voice:
+    return _Chunks(CompletionVoice(model, plan, await read_echoes(engine, plan)), plan)
+
+
+async def _response_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
+    return ResponseVoice(model, plan)
 
 
 CHAT_COMPLETIONS = Endpoint(
@@ -61,13 +104,19 @@ COMPLETIONS = Endpoint(
     ),
     voice=_completion_voice,
 )
+RESPONSES = Endpoint(
+    fields=RESPONSE,
+    plan=lambda body, request_id: plan_response(body, request_id=request_id),
+    voice=_response_voice,
+    renamed=renamed,
+)
 
 
 class Generate:
     """The ASGI endpoint of one `Endpoint`.
 
     Args:
-        endpoint: chat or completions.
+        endpoint: chat, completions or responses.
         engine: continues the prompts.
         model_name: the one model that is served here.
         max_request_bytes: largest body.
@@ -92,6 +141,8 @@ class Generate:
                 raw = await read_body(receive, headers, max_bytes=self._max_request_bytes)
                 plan = self._plan(parse_object(raw), trace)
                 await while_connected(receive, self._answer(plan, trace, send))
+        except RequestError as error:
+            raise self._endpoint.renamed(error) from error
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -121,11 +172,12 @@ class Generate:
 
     async def _answer(self, plan: Plan, trace: Trace, send: Send) -> None:
         voice = await self._endpoint.voice(self._engine, self._model_name, plan)
+        trace.write_failure = voice.failed
         running = Choices(self._engine, plan.requests, prompt_only=plan.prompt_only)
         try:
             async with running as choices:
                 if plan.stream:
-                    await _stream(_Stream(voice, plan), choices, trace, send)
+                    await _stream(voice, choices, trace, send)
                 else:
                     await _collect(voice, choices, trace, send)
         except InvalidRequest as error:
@@ -176,7 +228,7 @@ async def _collect(voice: Voice, choices: Choices, trace: Trace, send: Send) -> 
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def _stream(stream: _Stream, choices: Choices, trace: Trace, send: Send) -> None:
+async def _stream(voice: Voice, choices: Choices, trace: Trace, send: Send) -> None:
     pieces = await choices.next()
     trace.delta_arrived(choices.usage, choices.timing, choices.count)
     await _start(send, {**sse.HEADERS, "server-timing": trace.server_timing})
@@ -184,23 +236,26 @@ async def _stream(stream: _Stream, choices: Choices, trace: Trace, send: Send) -
         for piece in pieces:
             if piece.index == 0 and piece.finish_reason is not None:
                 trace.finish_reason = piece.finish_reason
-        body = b"".join(stream.events(pieces, choices.usage))
+        body = b"".join(voice.events(pieces, choices.usage))
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
         pieces = await choices.next()
         trace.delta_arrived(choices.usage, choices.timing, choices.count)
-    body = stream.end(choices.usage)
+    body = voice.end(choices.usage)
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-class _Stream:
-    """Turns pieces into events, with the usage that was asked for."""
+class _Chunks:
+    """See `Voice`; an event is a chunk, with the usage that was asked for."""
 
-    def __init__(self, voice: Voice, plan: Plan) -> None:
+    def __init__(self, voice: ChunkVoice, plan: Plan) -> None:
         self._voice = voice
         self._plan = plan
 
-    def events(self, pieces: list[Piece], usage: Usage) -> Iterator[bytes]:
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
+        return self._voice.whole(pieces, usage)
+
+    def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:
         for piece in pieces:
             for chunk in self._voice.chunks(piece):
                 yield self._event(chunk, usage)
@@ -209,6 +264,9 @@ class _Stream:
         if not self._plan.include_usage:
             return sse.DONE
         return sse.event({**self._voice.end(), "usage": usage_body(usage)}) + sse.DONE
+
+    def failed(self, error: ServeAppError) -> bytes:
+        return sse.event(envelope(error))
 
     def _event(self, chunk: dict[str, Any], usage: Usage) -> bytes:
         if self._plan.continuous_usage:

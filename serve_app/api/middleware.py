@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api.body import require_small_headers
 from serve_app.api.envelope import envelope, error_headers
 from serve_app.api.record import RequestRecord, Trace, attach, path_of, trace_of
-from serve_app.api.sse import dump, event
+from serve_app.api.sse import dump
 from serve_app.errors import EngineError, RequestCancelled, ServeAppError
 
 log = structlog.get_logger()
@@ -86,7 +86,7 @@ class Boundary:
             failure = _speakable(fault, trace)
             if not answer.complete:  # what went out whole has ended well, whatever came later
                 error = failure
-                await answer.fail(failure)
+                await answer.fail(failure, trace.write_failure)
         finally:
             path = path_of(scope)
             if self._on_finished is not None and path not in self._probes:
@@ -114,12 +114,14 @@ class _Answer:
         except OSError as error:  # how ASGI servers say that nobody listens any more
             raise RequestCancelled("the client went away") from error
 
-    async def fail(self, error: ServeAppError) -> None:
+    async def fail(
+        self, error: ServeAppError, write: Callable[[ServeAppError], bytes] | None
+    ) -> None:
         try:
             if not self.status:
                 await self._refuse(error)
-            elif self._streaming:
-                body = event(envelope(error))
+            elif self._streaming and write is not None:
+                body = write(error)
                 await self.send({"type": "http.response.body", "body": body, "more_body": False})
         except RequestCancelled:
             return

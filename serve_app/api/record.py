@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -64,6 +65,7 @@ class Trace:
     timing: Timing = field(default_factory=Timing)
     itl_s: list[float] = field(default_factory=list)
     latest: float = 0.0
+    write_failure: Callable[[ServeAppError], bytes] | None = None  # how its stream tells an error
 
     def delta_arrived(self, usage: Usage, timing: Timing, choices: int) -> None:
         """Note the running totals; the first call ends the time to the first token.

@@ -23,19 +23,16 @@ MAX_IDS = 2**20
 _OWN = {"add_special_tokens": True, "return_token_strs": False}
 
 
-def token_routes(
-    engine: LLMEngine, model_name: str, *, max_request_bytes: int, max_context_tokens: int | None
-) -> list[Route]:
+def token_routes(engine: LLMEngine, model_name: str, *, max_request_bytes: int) -> list[Route]:
     """Return both routes.
 
     Args:
         engine: knows the model's tokenizer.
         model_name: the one model's name.
         max_request_bytes: largest body.
-        max_context_tokens: the model's window, told beside the ids.
     """
     answers = {
-        "/tokenize": partial(_tokenize, engine, max_context_tokens),
+        "/tokenize": partial(_tokenize, engine),
         "/detokenize": partial(_detokenize, engine),
     }
     return [
@@ -71,7 +68,7 @@ class _Endpoint:
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def _tokenize(engine: LLMEngine, window: int | None, request: Body) -> Body:
+async def _tokenize(engine: LLMEngine, request: Body) -> Body:
     for name, neutral in _OWN.items():
         if request.get(name) not in (None, neutral):
             raise UnsupportedParameter(f"`{name}` is not supported here", param=name)
@@ -80,8 +77,12 @@ async def _tokenize(engine: LLMEngine, window: int | None, request: Body) -> Bod
     requests = endpoint.plan(fields, "").requests
     if len(requests) != 1:
         raise InvalidRequest("`prompt`: must be one prompt", param="prompt")
-    ids = await engine.tokenize(requests[0].prompt)
-    return {"count": len(ids), "max_model_len": window, "tokens": list(ids)}
+    tokens = await engine.tokenize(requests[0].prompt)
+    return {
+        "count": len(tokens.token_ids),
+        "max_model_len": tokens.max_context_tokens,
+        "tokens": list(tokens.token_ids),
+    }
 
 
 async def _detokenize(engine: LLMEngine, request: Body) -> Body:

@@ -34,7 +34,7 @@ from serve_app.engine.stats import EngineStats, LoadReport
 from serve_app.engine.stream import Stream, by_key, hand_over
 from serve_app.engine.warm_up import warm_up
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, Overloaded
-from serve_app.protocol import GenerationRequest, Prompt, TokenDelta
+from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 
 log = structlog.get_logger()
 
@@ -188,9 +188,9 @@ class Engine:
         """Tell whether a request sent now would be answered."""
         return self.alive
 
-    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return a prompt's ids; see `LLMEngine.tokenize`."""
-        return tuple(await self._encoder.tokenize(prompt))
+    async def tokenize(self, prompt: Prompt) -> PromptTokens:
+        """Return a prompt's tokens; see `LLMEngine.tokenize`."""
+        return PromptTokens(tuple(await self._encoder.tokenize(prompt)), self.max_context_tokens)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of ids; see `LLMEngine.detokenize`."""

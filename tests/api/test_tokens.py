@@ -8,7 +8,7 @@ from tests.fakes import FakeEngine, Pause
 
 async def test_a_prompt_or_a_conversation_becomes_ids():
     """As many as a request with it would begin with, and the window beside them."""
-    service = Service(FakeEngine(prompt_tokens=4), max_context_tokens=512)
+    service = Service(FakeEngine(prompt_tokens=4, max_context_tokens=512))
     for body in ({"prompt": "hello"}, HELLO, {**HELLO, "model": MODEL}):
         answer = await service.post("/tokenize", body)
         assert answer.json() == {"count": 4, "max_model_len": 512, "tokens": [0, 1, 2, 3]}

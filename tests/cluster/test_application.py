@@ -40,6 +40,16 @@ def test_one_node_downloads_once_however_many_replicas(service):
     assert not any(entry.authorization_leaked for entry in service.hub.log)
 
 
+def test_text_becomes_ids_and_text_again(service):
+    """A replica's tokenizer answers, and tells the window that the replica really has."""
+    ask = {"model": "smol", "prompt": "The capital of France"}
+    tokens = httpx.post(f"{service.url}/tokenize", json=ask).json()
+    assert tokens["count"] == len(tokens["tokens"]) > 2
+    assert tokens["max_model_len"] == 512
+    back = httpx.post(f"{service.url}/detokenize", json={"tokens": tokens["tokens"]})
+    assert back.json() == {"prompt": "The capital of France"}
+
+
 async def test_sixteen_streams_end_once_and_reach_both_replicas(service):
     """Every stream has one finish, its usage and its end; both replicas took part."""
 
