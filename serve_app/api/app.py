@@ -26,7 +26,7 @@ from starlette.routing import Route
 from serve_app.api.answers import Model
 from serve_app.api.auth import ApiKeys, RequireKey
 from serve_app.api.board import Board
-from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, Generate
+from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, Generate
 from serve_app.api.middleware import Boundary, RequestId
 from serve_app.api.record import RequestRecord
 from serve_app.api.sse import dump
@@ -105,7 +105,11 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
 
 
 def _generation_routes(engine: LLMEngine, model_name: str, api: ApiConfig) -> list[Route]:
-    endpoints = {"/v1/chat/completions": CHAT_COMPLETIONS, "/v1/completions": COMPLETIONS}
+    endpoints = {
+        "/v1/chat/completions": CHAT_COMPLETIONS,
+        "/v1/completions": COMPLETIONS,
+        "/v1/responses": RESPONSES,
+    }
     return [
         Route(
             path,

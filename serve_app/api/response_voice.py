@@ -1,0 +1,235 @@
+"""Writes the answer of one response: an object of items, or the events that build it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from serve_app.api import sse
+from serve_app.api.choices import Piece
+from serve_app.api.convert import Plan
+from serve_app.api.envelope import envelope
+from serve_app.api.tool_formats import CallArguments, CallBegun, Content, Part, ToolReader
+from serve_app.errors import ServeAppError
+from serve_app.protocol import FinishReason, Usage
+
+Event = dict[str, Any]
+
+
+class ResponseVoice:
+    """See `Voice`; there is one choice.
+
+    Events come in the order of OpenAI's: created, in_progress, for each item what is added,
+    its deltas and what is done, and one that ends it: completed, incomplete or error.
+
+    Args:
+        model: the name to answer under.
+        plan: what the answer has to show.
+    """
+
+    def __init__(self, model: str, plan: Plan) -> None:
+        calls = plan.calls
+        self._reader = ToolReader(calls.names, parallel=calls.parallel) if calls else None
+        self._body: dict[str, Any] = {
+            "id": f"resp_{uuid4().hex}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": model,
+            **(plan.repeated or {}),
+        }
+        self._items: list[_Message | _Call] = []
+        self._open: _Message | _Call | None = None
+        self._reason: FinishReason | None = None
+        self._begun = False
+        self._numbers = count()
+
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Event:
+        """Return the complete answer."""
+        for _ in self._told(pieces[0]):
+            pass
+        for _ in self._closed():
+            pass
+        return self._response(self._status, usage)
+
+    def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:  # noqa: ARG002
+        """Return the events that tell the pieces."""
+        if not self._begun:
+            self._begun = True
+            for kind in ("created", "in_progress"):
+                yield self._event(
+                    {"type": f"response.{kind}", "response": self._response("in_progress")}
+                )
+        for piece in pieces:
+            for event in self._told(piece):
+                yield self._event(event)
+
+    def end(self, usage: Usage) -> bytes:
+        """Return what closes the last item, and the event that ends the stream."""
+        closing = b"".join(self._event(event) for event in self._closed())
+        last = {
+            "type": f"response.{self._status}",
+            "response": self._response(self._status, usage),
+        }
+        return closing + self._event(last)
+
+    def failed(self, error: ServeAppError) -> bytes:
+        """Return the event that ends a stream with an error.
+
+        Beside the fields of OpenAI's event it holds the envelope of all errors here, by which
+        the official client knows an error in any stream.
+        """
+        told = envelope(error)
+        return self._event({**told["error"], "error": told["error"], "type": "error"})
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._reason is FinishReason.LENGTH else "completed"
+
+    def _response(self, status: str, usage: Usage | None = None) -> Event:
+        why = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        return {
+            **self._body,
+            "status": status,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "incomplete_details": why,
+            "output": [item.body for item in self._items],
+            **({} if usage is None else {"usage": _usage(usage)}),
+        }
+
+    def _told(self, piece: Piece) -> Iterator[Event]:
+        self._reason = piece.finish_reason
+        parts: list[Part] = [Content(piece.text)] if piece.text else []
+        if self._reader is not None:
+            parts = self._reader.read(piece.text)
+            if piece.finish_reason is not None:
+                parts += self._reader.end()
+        for part in parts:
+            yield from self._part(part)
+        if piece.finish_reason is not None and not self._items:
+            yield from self._opened(_Message(0))
+
+    def _part(self, part: Part) -> Iterator[Event]:
+        if isinstance(part, CallBegun):
+            yield from self._opened(_Call(len(self._items), part.name))
+        elif isinstance(part, Content) and not isinstance(self._open, _Message):
+            yield from self._opened(_Message(len(self._items)))
+        if isinstance(part, Content | CallArguments) and self._open is not None:
+            yield self._open.more(part.text)
+
+    def _opened(self, item: _Message | _Call) -> Iterator[Event]:
+        yield from self._closed()
+        self._items.append(item)
+        self._open = item
+        yield from item.added()
+
+    def _closed(self) -> Iterator[Event]:
+        if self._open is not None:
+            cut = self._reason is FinishReason.LENGTH
+            yield from self._open.done("incomplete" if cut else "completed")
+        self._open = None
+
+    def _event(self, body: Event) -> bytes:
+        numbered = {**body, "sequence_number": next(self._numbers)}
+        return f"event: {body['type']}\n".encode() + sse.event(numbered)
+
+
+class _Message:
+    """Text for the reader."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+        self._id = f"msg_{uuid4().hex}"
+        self._text = ""
+        self._status = "in_progress"
+
+    @property
+    def body(self) -> Event:
+        content = [] if self._status == "in_progress" else [self._part]
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "status": self._status,
+            "content": content,
+        }
+
+    @property
+    def _part(self) -> Event:
+        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
+
+    @property
+    def _where(self) -> Event:
+        return {"item_id": self._id, "output_index": self._place, "content_index": 0}
+
+    def added(self) -> Iterator[Event]:
+        added = "response.output_item.added"
+        yield {"type": added, "output_index": self._place, "item": self.body}
+        yield {"type": "response.content_part.added", **self._where, "part": self._part}
+
+    def more(self, text: str) -> Event:
+        self._text += text
+        kind = "response.output_text.delta"
+        return {"type": kind, **self._where, "delta": text, "logprobs": []}
+
+    def done(self, status: str) -> Iterator[Event]:
+        self._status = status
+        kind = "response.output_text.done"
+        yield {"type": kind, **self._where, "text": self._text, "logprobs": []}
+        yield {"type": "response.content_part.done", **self._where, "part": self._part}
+        kind = "response.output_item.done"
+        yield {"type": kind, "output_index": self._place, "item": self.body}
+
+
+class _Call:
+    """A call of one of the request's functions."""
+
+    def __init__(self, place: int, name: str) -> None:
+        self._place = place
+        self._id, self._call_id = f"fc_{uuid4().hex}", f"call_{uuid4().hex[:24]}"
+        self._name = name
+        self._arguments = ""
+        self._status = "in_progress"
+
+    @property
+    def body(self) -> Event:
+        return {
+            "id": self._id,
+            "type": "function_call",
+            "call_id": self._call_id,
+            "name": self._name,
+            "arguments": self._arguments,
+            "status": self._status,
+        }
+
+    @property
+    def _where(self) -> Event:
+        return {"item_id": self._id, "output_index": self._place}
+
+    def added(self) -> Iterator[Event]:
+        added = "response.output_item.added"
+        yield {"type": added, "output_index": self._place, "item": self.body}
+
+    def more(self, text: str) -> Event:
+        self._arguments += text
+        return {"type": "response.function_call_arguments.delta", **self._where, "delta": text}
+
+    def done(self, status: str) -> Iterator[Event]:
+        self._status = status
+        kind = "response.function_call_arguments.done"
+        yield {"type": kind, **self._where, "name": self._name, "arguments": self._arguments}
+        kind = "response.output_item.done"
+        yield {"type": kind, "output_index": self._place, "item": self.body}
+
+
+def _usage(usage: Usage) -> Event:
+    """Return `ResponseUsage`; nothing is written to a cache that anybody pays for."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

@@ -1,0 +1,248 @@
+"""`POST /v1/responses`: what the official client sends, reads, streams and raises."""
+
+import asyncio
+import json
+
+import openai
+import pytest
+from openai.types.responses import Response
+from pydantic import BaseModel
+
+from serve_app.errors import EngineDead, Overloaded
+from serve_app.protocol import FinishReason
+from tests.api.harness import MODEL, Connection, Service, refusal, until
+from tests.api.specification import conform
+from tests.api.test_openai_sdk import Talk
+from tests.fakes import FakeEngine, Pause
+
+RESPONSES = "/v1/responses"
+WEATHER = {
+    "type": "function",
+    "name": "weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "strict": True,
+}
+CALL = '{"name": "weather", "parameters": {"city": "Bern"}}'
+
+
+def events(text):
+    """Parse a stream of named events."""
+    blocks = text.split("\n\n")
+    assert blocks.pop() == ""
+    pairs = [block.split("\n") for block in blocks]
+    bodies = [json.loads(data.removeprefix("data: ")) for _, data in pairs]
+    assert [name for name, _ in pairs] == [f"event: {body['type']}" for body in bodies]
+    assert [body["sequence_number"] for body in bodies] == list(range(len(bodies)))
+    return bodies
+
+
+async def test_a_text_gets_a_text():
+    """The whole object, as OpenAI's document and client have it."""
+    async with Talk(Service()) as talk:
+        answer = await talk.client.responses.create(
+            model=MODEL,
+            input="hi",
+            instructions="Be brief.",
+            temperature=0,
+            max_output_tokens=8,
+            metadata={"ticket": "7"},
+        )
+    assert answer.output_text == "Hello, world"
+    assert (answer.status, answer.incomplete_details, answer.error) == ("completed", None, None)
+    assert answer.usage.total_tokens == 8
+    assert answer.usage.input_tokens_details.cached_tokens == 2
+    assert (answer.metadata, answer.instructions) == ({"ticket": "7"}, "Be brief.")
+    request = talk.service.engine.requests[0]
+    assert [m["role"] for m in request.prompt.messages] == ["system", "user"]
+    assert (request.sampling.temperature, request.sampling.max_tokens) == (0, 8)
+    assert talk.service.records[0].path == RESPONSES
+
+
+async def test_the_object_is_as_specified():
+    """Every field that OpenAI requires, null where it says so."""
+    body = (await Service().post(RESPONSES, {"input": "hi", "tools": [WEATHER]})).json()
+    conform(body, "Response")
+    assert Response.model_validate(body).model_extra == {}
+
+
+async def test_a_stream_builds_the_same_answer():
+    """The client's own accumulator ends with what the whole answer says."""
+    service = Service(FakeEngine(["Hel", Pause(0.005), "lo"]))
+    async with Talk(service) as talk:
+        async with talk.client.responses.stream(model=MODEL, input="hi") as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_response()
+        whole = await talk.client.responses.create(model=MODEL, input="hi")
+    assert final.output_text == whole.output_text == "Hello"
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert final.usage == whole.usage
+
+
+@pytest.mark.parametrize("script", [["a", "b"], [CALL[:20], CALL[20:]], [""]], ids=str)
+async def test_every_event_is_as_specified(script):
+    """Names, numbers from 0, and bodies that fit OpenAI's schema of events."""
+    service = Service(FakeEngine(script))
+    sent = await service.post(
+        RESPONSES, {"input": "hi", "stream": True, "tools": [WEATHER], "model": MODEL}
+    )
+    bodies = events(sent.text)
+    for body in bodies:
+        conform(body, "ResponseStreamEvent")
+    ends = {"response.completed", "response.incomplete", "error"}
+    assert [body["type"] in ends for body in bodies].count(True) == 1
+    assert bodies[-1]["response"]["output"] == [
+        body["item"] for body in bodies if body["type"] == "response.output_item.done"
+    ]
+
+
+async def test_a_cut_answer_is_incomplete():
+    """Whole or streamed, the status says so, and why."""
+    service = Service(FakeEngine(["a", "b"], finish_reason=FinishReason.LENGTH))
+    whole = (await service.post(RESPONSES, {"input": "hi"})).json()
+    sent = await service.post(RESPONSES, {"input": "hi", "stream": True})
+    last = events(sent.text)[-1]
+    assert last["type"] == "response.incomplete"
+    for body in (whole, last["response"]):
+        assert body["status"] == "incomplete"
+        assert body["incomplete_details"] == {"reason": "max_output_tokens"}
+        assert body["output"][0]["status"] == "incomplete"
+
+
+async def test_structured_output_is_parsed():
+    """`text_format` of the client becomes a schema that is enforced, and its object comes back."""
+
+    class City(BaseModel):
+        name: str
+
+    async with Talk(Service(FakeEngine(['{"name": ', '"Bern"}']))) as talk:
+        answer = await talk.client.responses.parse(model=MODEL, input="hi", text_format=City)
+    assert answer.output_parsed == City(name="Bern")
+    structure = talk.service.engine.requests[0].sampling.structure
+    assert structure.kind == "json_schema"
+    assert "name" in json.loads(structure.definition)["properties"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_functions_are_called_and_answered(stream):
+    """A call comes as an item; its output goes back as one, beside the call."""
+    async with Talk(Service(FakeEngine([CALL[:30], CALL[30:]]))) as talk:
+        create = talk.client.responses.create
+        asked = {"model": MODEL, "tools": [WEATHER], "tool_choice": "required"}
+        if stream:
+            told = [event async for event in await create(input="hi", stream=True, **asked)]
+            pieces = [e.delta for e in told if e.type == "response.function_call_arguments.delta"]
+            answer = told[-1].response
+            assert "".join(pieces) == answer.output[0].arguments
+        else:
+            answer = await create(input="hi", **asked)
+        (call,) = answer.output
+        assert (call.type, call.name, json.loads(call.arguments)) == (
+            "function_call",
+            "weather",
+            {"city": "Bern"},
+        )
+        await create(
+            model=MODEL,
+            input=[
+                {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                call.model_dump(),
+                {"type": "function_call_output", "call_id": call.call_id, "output": "12 C"},
+            ],
+        )
+    messages = talk.service.engine.requests[-1].prompt.messages
+    assert [m["role"] for m in messages] == ["user", "assistant", "tool"]
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bern"}
+    assert (messages[2]["name"], messages[2]["content"]) == ("weather", "12 C")
+
+
+async def test_text_before_a_call_is_an_item_of_its_own():
+    """Items stand in the order in which the model wrote them."""
+    script = ["Let me look. ", f"<tool_call>{CALL}</tool_call>"]
+    body = {"input": "hi", "tools": [WEATHER]}
+    output = (await Service(FakeEngine(script)).post(RESPONSES, body)).json()["output"]
+    assert [item["type"] for item in output] == ["message", "function_call"]
+    assert output[0]["content"][0]["text"] == "Let me look."
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Overloaded("full", retry_after_s=3), openai.RateLimitError),
+        (EngineDead("the replica was lost"), openai.InternalServerError),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_before_the_answer_have_their_status(error, kind, stream):
+    """The client raises its class, as for a chat."""
+    async with Talk(Service(FakeEngine([error]))) as talk:
+        with pytest.raises(kind) as caught:
+            await talk.client.responses.create(model=MODEL, input="hi", stream=stream)
+    assert caught.value.code == error.code
+
+
+async def test_an_error_in_a_stream_is_its_last_event():
+    """One terminal event, which the client raises."""
+    service = Service(FakeEngine(["a", EngineDead("the replica was lost")]))
+    sent = await service.post(RESPONSES, {"input": "hi", "stream": True})
+    last = events(sent.text)[-1]
+    conform(last, "ResponseErrorEvent")
+    assert (last["type"], last["code"]) == ("error", EngineDead.code)
+    async with Talk(service) as talk:
+        stream = await talk.client.responses.create(model=MODEL, input="hi", stream=True)
+        with pytest.raises(openai.APIError, match="replica was lost"):
+            async for _ in stream:
+                pass
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 3}, "input"),
+        ({"input": ["hi"]}, "input[0]"),
+        ({"input": [{"role": "user"}]}, "input"),
+        ({"input": [{"type": "reasoning", "id": "r"}]}, "input[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
+        ({"input": "hi", "instructions": 3}, "instructions"),
+        ({"input": "hi", "max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": "hi", "metadata": {"a": 1}}, "metadata"),
+        ({"input": "hi", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "hi", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"input": "hi", "tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"input": "hi", "text": 3}, "text"),
+        ({"input": "hi", "text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"input": "hi", "text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ({"input": "hi", "temperature": 3}, "temperature"),
+    ],
+    ids=str,
+)
+async def test_a_wrong_field_is_named_as_the_client_wrote_it(fields, param):
+    """Never by the name that the same thing has in a chat."""
+    error = refusal(await Service().post(RESPONSES, fields), 400)
+    assert error["param"] == param
+    assert f"`{param.partition('[')[0].partition('.')[0]}" in error["message"]
+
+
+async def test_a_client_that_goes_away_frees_the_engine():
+    """As for a chat."""
+    engine = FakeEngine(["a", Pause()])
+    service = Service(engine)
+    connection = Connection.json(RESPONSES, {"input": "hi", "stream": True})
+    running = connection.run(service.app)
+    await connection.arrived.wait()
+    connection.disconnect()
+    await asyncio.wait_for(running, 5)
+    await until(lambda: not engine.running)
+    assert engine.closed_early
