@@ -1,0 +1,213 @@
+"""Where a fault strikes: logical nodes that share nothing, a Hub, a service and its load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.chaos_table.load import Load
+from scripts.local_hub import Behaviour, LocalHub, Repo
+from tests.cluster.conftest import LogicalNode, RunningCluster, cluster_of
+from tests.cluster.homes import make_homes
+from tests.cluster.service import SERVING, Service
+from tests.models import make_model
+
+REPO = "acme/chaos"
+WARM_S = 6.0  # of load before the fault, and again after the recovery
+LIMIT_S = 120.0  # for a recovery
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a fault needs.
+
+    Args:
+        nodes: names; each has a token, a cache and room for `room` replicas.
+        replicas: of the LLM server.
+        room: replicas that fit on a node.
+        access: more of the config's `access:`.
+        model: more of the config's `model:`.
+        env: more environment of single nodes, by name.
+        token_files: the nodes have their token in a file and not in the environment.
+        per_s: streams that begin each second.
+        tokens: length of a stream.
+    """
+
+    nodes: tuple[str, ...] = ("a", "b", "c")
+    replicas: int = 2
+    room: int = 1
+    access: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, dict[str, str]] = field(default_factory=dict)
+    token_files: bool = False
+    per_s: float = 3.0
+    tokens: int = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica of the LLM server."""
+
+    name: str
+    actor: str
+    pid: int
+    node: str
+    state: str
+
+
+class Stage:
+    """A running service; `strike` and `recovered` are noted for the table."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        hub: LocalHub,
+        cluster: RunningCluster,
+        homes: dict[str, Path],
+        tokens: dict[str, str],
+    ) -> None:
+        self.setup, self.hub, self.cluster, self.homes = setup, hub, cluster, homes
+        self.tokens = tokens
+        self.service = Service(hub, cluster, tokens)
+        self.load = Load(self.service.url, "chaos", per_s=setup.per_s, tokens=setup.tokens)
+        self.struck_at: float | None = None
+        self.recovered_at: float | None = None
+
+    def config(self, **changes: Any) -> dict[str, Any]:
+        """Return the application's config; `changes` are of its `args:`."""
+        setup = self.setup
+        args = {
+            "model": {"repo_id": REPO, "served_name": "chaos", **setup.model},
+            "access": {"endpoint": self.hub.url, "timeout_s": 2, **setup.access},
+            "replica": {
+                "num_gpus": 0,
+                "num_cpus": 1 / setup.room,
+                "label_selector": SERVING,
+                "min_replicas": setup.replicas,
+                "max_replicas": setup.replicas,
+            },
+            "engine": {"max_context_tokens": 512, "kv_cache_cpu_gib": 0.05, "native_cpu": False},
+            **changes,
+        }
+        return {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
+
+    def deploy(self, **changes: Any) -> float:
+        """Deploy and wait until all replicas run; returns the seconds it took."""
+        began = time.monotonic()
+        self.service.put_app(self.config(**changes))
+        status = self.service.wait("RUNNING", "DEPLOY_FAILED", timeout_s=240)
+        if status.status != "RUNNING":
+            raise RuntimeError(status.message)
+        return time.monotonic() - began
+
+    def strike(self, fault: Callable[[], object]) -> None:
+        """Let the load become steady, then let the fault happen."""
+        time.sleep(WARM_S)
+        self.struck_at = time.monotonic()
+        fault()
+
+    def recovered(self, is_well: Callable[[], bool]) -> None:
+        """Wait until all is well again, and watch it for a while."""
+        if self.wait_until(is_well):
+            self.recovered_at = time.monotonic()
+            time.sleep(WARM_S)
+
+    def wait_until(self, holds: Callable[[], bool], limit_s: float = LIMIT_S) -> bool:
+        """Tell whether something becomes true in time; while Serve is away it is not."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            try:
+                if holds():
+                    return True
+            except Exception as error:  # noqa: BLE001 (whatever a broken cluster raises)
+                print(f"  not yet: {type(error).__name__}")
+            time.sleep(0.2)
+        return False
+
+    def replicas(self, deployment: str = "LLMServer") -> list[Replica]:
+        """Ask Serve's controller for a deployment's replicas."""
+        import ray  # noqa: PLC0415 (reads the environment, which the cluster prepares)
+
+        names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+        details = ray.get(self.controller().get_serve_instance_details.remote(), timeout=5)
+        found = details["applications"]["llm"]["deployments"][deployment]["replicas"]
+        return [
+            Replica(
+                r["replica_id"],
+                r.get("actor_id") or "",
+                r.get("pid") or 0,
+                names.get(r.get("node_id"), ""),
+                str(getattr(r["state"], "value", r["state"])),
+            )
+            for r in found
+        ]
+
+    def are_well(self, *lost: Replica) -> bool:
+        """Tell whether as many replicas run as there should be, without those that were lost."""
+        running = [r for r in self.replicas() if r.state == "RUNNING"]
+        gone = {replica.actor for replica in lost}
+        return len(running) == self.setup.replicas and not gone & {r.actor for r in running}
+
+    def streams_of(self, replica: Replica) -> int:
+        """Ask a replica how many streams it has now."""
+        import ray  # noqa: PLC0415
+        from ray.serve._private.constants import SERVE_NAMESPACE  # noqa: PLC0415
+
+        known = ray.util.list_named_actors(all_namespaces=True)
+        name = next(a["name"] for a in known if replica.name in a["name"])
+        actor = ray.get_actor(name, namespace=SERVE_NAMESPACE)
+        return int(ray.get(actor.get_num_ongoing_requests.remote(), timeout=5))
+
+    def controller(self) -> Any:
+        """Return Serve's controller."""
+        import ray  # noqa: PLC0415
+        from ray.serve._private.constants import (  # noqa: PLC0415
+            SERVE_CONTROLLER_NAME,
+            SERVE_NAMESPACE,
+        )
+
+        return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+
+    def pids_of(self, class_name: str) -> list[int]:
+        """Return the processes of the living actors of a class."""
+        from ray._private import state  # noqa: PLC0415
+
+        return [
+            int(actor["Pid"])
+            for actor in state.actors().values()
+            if actor["ActorClassName"].endswith(class_name) and actor["State"] == "ALIVE"
+        ]
+
+
+def kill(pid: int) -> None:
+    """End a process without a word."""
+    os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def stage_for(setup: Setup) -> Iterator[Stage]:
+    """Build nodes, Hub and Serve; nothing is deployed yet."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
+        folder = Path(scratch)
+        model = make_model(folder / "model")
+        homes = make_homes(setup.nodes, folder)
+        with LocalHub([Repo.from_dir(REPO, model, gated="manual")]) as hub:
+            tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in homes}
+            nodes = [_node(name, home, tokens[name], setup) for name, home in homes.items()]
+            with cluster_of(*nodes) as running:
+                yield Stage(setup, hub, running, homes, tokens)
+
+
+def _node(name: str, home: Path, token: str, setup: Setup) -> LogicalNode:
+    env = {"HF_HOME": str(home), **setup.env.get(name, {})}
+    if setup.token_files:
+        (home / "secret").write_text(token)
+    inherited = None if setup.token_files else token
+    return LogicalNode(name, inherited, SERVING, num_gpus=0, env=env)
