@@ -28,6 +28,9 @@ from serve_app.server import LLMServer
 
 log = structlog.get_logger()
 
+# Requests over its limits that a replica may hold at a time while it refuses them, so that the
+# answer is its own, with the time to come back, and never a place in Serve's line.
+REFUSED_AT_ONCE = 64
 # Streams that run when a replica is told to stop get this long; a slow model's longest answer.
 DRAIN_S = 120.0
 
@@ -66,10 +69,15 @@ def build_app(args: dict[str, Any]) -> Application:
 
 def bind(config: AppConfig, verdict: Verdict) -> Application:
     """Bind the two deployments to the commit that the gate has proven."""
+    limits = config.engine.max_running_requests + config.api.max_queued_requests
+    per_replica = limits + REFUSED_AT_ONCE
     server = serve.deployment(
         name=SERVER_DEPLOYMENT,
         ray_actor_options=actor_options(config.replica),
-        max_ongoing_requests=config.engine.max_running_requests + config.api.max_queued_requests,
+        max_ongoing_requests=per_replica,
+        # Waiting in an ingress while no replica has room, or while there is none. Serve counts
+        # what is on its way to a replica too, so fewer would refuse a burst into an idle one.
+        max_queued_requests=per_replica,
         graceful_shutdown_timeout_s=DRAIN_S,
         max_surge_percent=100,  # Serve's default stops the old replica before the new one is up
         logging_config=logs.serve_logging(config.logging),
@@ -78,7 +86,7 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
     ingress = serve.deployment(
         name="Ingress",
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=1_000,
+        max_ongoing_requests=(config.replica.max_replicas + 2) * per_replica,
         graceful_shutdown_timeout_s=DRAIN_S,
         max_surge_percent=100,
         logging_config=logs.serve_logging(config.logging),

@@ -150,7 +150,9 @@ class EngineConfig(_Part):
     speculative_tokens: int = Field(
         0, ge=0, le=16, description="guesses from the text so far, checked in one step; 0 is off"
     )
-    deterministic: bool = Field(default=False, description="bitwise the same logits alone and in any batch")
+    deterministic: bool = Field(
+        default=False, description="bitwise the same logits alone and in any batch"
+    )
 
 
 class ApiConfig(_Part):
@@ -159,6 +161,11 @@ class ApiConfig(_Part):
     api_keys_file: str | None = Field(None, description="file of key hashes; null: no keys asked")
     max_queued_requests: int = Field(
         256, ge=1, description="waiting requests per replica before 429"
+    )
+    max_queued_tokens: int = Field(
+        1_048_576,
+        ge=1,
+        description="prompt and possible completion of what waits per replica before 429",
     )
     max_request_bytes: int = Field(2_097_152, ge=1024, description="largest request body")
     cors_allow_origins: tuple[str, ...] = Field((), description="allowed browser origins")

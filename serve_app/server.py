@@ -188,7 +188,7 @@ def _load(
         engine=config.engine,
         num_gpus=config.replica.num_gpus,
         num_cpus=config.replica.num_cpus,
-        max_queued_requests=config.api.max_queued_requests,
+        api=config.api,
     )
     spans.follow(engine.load_report.phases(), started_at=loading_at)
     log.info(

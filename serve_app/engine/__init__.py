@@ -2,6 +2,7 @@
 
     Engine.generate            engine.py       check, encode, submit; deltas back to the reader
       PromptEncoder            prompt.py       text to ids; every fault of a client ends here
+      Admission                admission.py    how much may wait, in requests and in tokens
       Sequence ──► queue ──►   loop.py         THE STEP, on the engine's own thread:
         Scheduler.plan         scheduler.py      which rows, within the step's token budget
           PrefixCache          prefix_cache.py   what is computed already, and where it lies

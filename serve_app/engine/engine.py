@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import resource
 import threading
 import time
@@ -21,7 +20,8 @@ from traceback import format_exception
 
 import structlog
 
-from serve_app.config import EngineConfig, ModelConfig
+from serve_app.config import ApiConfig, EngineConfig, ModelConfig
+from serve_app.engine.admission import Admission, Limits
 from serve_app.engine.assembly import assemble
 from serve_app.engine.completion import Completion
 from serve_app.engine.loading import load
@@ -33,14 +33,13 @@ from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats, LoadReport
 from serve_app.engine.stream import Stream, by_key, hand_over
 from serve_app.engine.warm_up import warm_up
-from serve_app.errors import EngineDead, EngineError, InvalidRequest, Overloaded
+from serve_app.errors import EngineDead, EngineError
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 
 log = structlog.get_logger()
 
 # Far above any step; a thread that does not end by then hangs in a driver.
 CLOSE_TIMEOUT_S = 60.0
-MAX_RETRY_AFTER_S = 600
 # What carries a delta to its client costs about a millisecond of one core, however long the
 # delta is. Many streams share it: each waits its turn, and what comes meanwhile goes along.
 DELTAS_PER_S = 400
@@ -55,8 +54,7 @@ class Engine:
         scheduler: sized for that cache.
         encoder: the model's rules for prompts.
         max_context_tokens: prompt and completion together.
-        max_running_requests: sequences in the batch at the most.
-        max_queued_requests: requests beyond those before `Overloaded`.
+        limits: what is taken on before `Overloaded`.
     """
 
     load_report: LoadReport
@@ -68,15 +66,13 @@ class Engine:
         encoder: PromptEncoder,
         *,
         max_context_tokens: int,
-        max_running_requests: int,
-        max_queued_requests: int,
+        limits: Limits,
     ) -> None:
         self.max_context_tokens = max_context_tokens
         self.vocab_size = encoder.vocab_size
         self._encoder = encoder
         self._loop = EngineLoop(scheduler, runner, deliver=self._deliver, died=self._died)
-        self._max_queued = max_queued_requests
-        self._max_open = max_running_requests + max_queued_requests
+        self._admission = Admission(self._loop, limits)
         self._keys = itertools.count()
         self._streams: dict[int, Stream] = {}
         self._lock = threading.Lock()  # nobody joins after the end has been told to all
@@ -91,7 +87,7 @@ class Engine:
         engine: EngineConfig,
         num_gpus: float,
         num_cpus: float,
-        max_queued_requests: int,
+        api: ApiConfig,
     ) -> Engine:
         """Load a model directory, warm up and start; blocks for seconds to minutes.
 
@@ -101,7 +97,7 @@ class Engine:
             engine: window, batch and cache.
             num_gpus: 0 computes on the CPU.
             num_cpus: threads of one step on the CPU.
-            max_queued_requests: waiting requests before `Overloaded`.
+            api: how much may wait before `Overloaded`.
 
         Raises:
             ModelLoadError: the files, the architecture, the device or the model's numbers are
@@ -130,8 +126,9 @@ class Engine:
                 eos_token_ids=loaded.eos_token_ids,
             ),
             max_context_tokens=assembly.max_context_tokens,
-            max_running_requests=engine.max_running_requests,
-            max_queued_requests=max_queued_requests,
+            limits=Limits(
+                engine.max_running_requests, api.max_queued_requests, api.max_queued_tokens
+            ),
         )
         started = time.monotonic()
         warm_up(self._loop, self._encoder, key=next(self._keys))
@@ -159,7 +156,7 @@ class Engine:
         an end-of-sequence id included; ids sampled after a stop string are not counted.
         """
         self.check()
-        self._check_room(request.n)
+        self._admission.require(request.n)
         encoded = await self._encoder.encode(request)
         sequences, stream = self._submit(encoded, request)
         lead = sequences[0]
@@ -222,24 +219,6 @@ class Engine:
         if self._loop.is_alive():
             self._loop.stop(CLOSE_TIMEOUT_S)
 
-    def _check_room(self, count: int) -> None:
-        if count > self._max_open:
-            raise InvalidRequest(
-                f"The server computes {self._max_open} completions at the most; lower n.",
-                param="n",
-            )
-        waiting = self._loop.waiting
-        if len(self._streams) + count <= self._max_open and waiting < self._max_queued:
-            return
-        rate = self._loop.drain_rate()
-        wait_s = math.ceil(max(1, waiting) / rate) if rate else 1
-        retry_after_s = min(max(1, wait_s), MAX_RETRY_AFTER_S)
-        raise Overloaded(
-            f"The server is at its limit of {self._max_queued} waiting requests. "
-            f"Please try again in {retry_after_s} s.",
-            retry_after_s=retry_after_s,
-        )
-
     def _completion(
         self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence
     ) -> Completion:
@@ -260,7 +239,8 @@ class Engine:
         sequences: list[Sequence] = []
         with self._lock:
             self.check()
-            self._check_room(request.n)
+            tokens = len(encoded.tokens) + encoded.max_tokens
+            self._admission.require(request.n, request.n * tokens)
             for index in range(request.n):
                 sequence = Sequence(
                     key=next(self._keys),
@@ -273,6 +253,7 @@ class Engine:
                 )
                 sequences.append(sequence)
                 self._streams[sequence.key] = stream
+                self._admission.add(sequence.key, sequence.limit)
             for sequence in sequences:
                 self._loop.submit(sequence)
         return sequences, stream
@@ -283,6 +264,7 @@ class Engine:
 
     def _forget(self, key: int) -> None:
         """Drop a stream; its sequence, if it still runs, ends within one step."""
+        self._admission.drop(key)
         stream = self._streams.pop(key, None)
         if stream is not None and key not in stream.over:
             self._loop.cancel(key)

@@ -46,6 +46,19 @@ RATE_WINDOW = 64
 
 
 @dataclass(frozen=True, slots=True)
+class DrainRate:
+    """What was finished per second of late.
+
+    Args:
+        requests: > 0.
+        tokens: that they could have come to, prompt and completion, > 0.
+    """
+
+    requests: float
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Drop a sequence, wherever it is; one that is over already is not an error."""
 
@@ -86,7 +99,7 @@ class EngineLoop:
         self._steps = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
-        self._finished: deque[float] = deque(maxlen=RATE_WINDOW)
+        self._finished: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)  # when, tokens
 
     def start(self) -> None:
         """Start the thread; from here on only it touches the scheduler and the runner."""
@@ -128,12 +141,14 @@ class EngineLoop:
             running_tokens=self._scheduler.running_tokens,
         )
 
-    def drain_rate(self) -> float | None:
-        """Return the requests finished per second of late; None before two have. Any thread."""
+    def drain_rate(self) -> DrainRate | None:
+        """Return how fast requests finish; None before two have. Any thread."""
         finished = tuple(self._finished)
         if len(finished) < 2:
             return None
-        return len(finished) / max(1e-3, time.monotonic() - finished[0])
+        seconds = max(1e-3, time.monotonic() - finished[0][0])
+        tokens = sum(limit for _, limit in finished)
+        return DrainRate(len(finished) / seconds, tokens / seconds)
 
     @property
     def waiting(self) -> int:
@@ -226,7 +241,7 @@ class EngineLoop:
             )
             if finish_reason is not None:
                 self._scheduler.remove(sequence.key)
-                self._finished.append(time.monotonic())
+                self._finished.append((time.monotonic(), sequence.limit))
                 return
 
     def _run(self) -> None:

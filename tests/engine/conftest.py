@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from serve_app.config import EngineConfig, ModelConfig
+from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.engine import Engine
 from serve_app.protocol import (
     FinishReason,
@@ -25,7 +25,14 @@ from tests.models import make_model
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 
-def load_engine(directory: Path, *, dtype: str = "float32", queued: int = 256, **engine: Any):
+def load_engine(
+    directory: Path,
+    *,
+    dtype: str = "float32",
+    queued: int = 256,
+    queued_tokens: int = 2**20,
+    **engine: Any,
+):
     """Load an engine on the CPU with a small cache."""
     settings = {"max_context_tokens": 512, "kv_cache_cpu_gib": 0.02, **engine}
     return Engine.load(
@@ -34,7 +41,7 @@ def load_engine(directory: Path, *, dtype: str = "float32", queued: int = 256, *
         engine=EngineConfig(**settings),
         num_gpus=0,
         num_cpus=2,
-        max_queued_requests=queued,
+        api=ApiConfig(max_queued_requests=queued, max_queued_tokens=queued_tokens),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.engine.loop import DrainRate
 from serve_app.engine.native.forward import NativeForward
 from serve_app.engine.runner import Runner
 from serve_app.engine.sequence import Update
@@ -269,6 +270,26 @@ async def test_overload_is_answered_with_a_time(load):
     assert (await run(engine, PROMPT))[1]
 
 
+async def test_few_long_requests_are_overload_too(load):
+    """What waits is bounded in tokens; alone, a request of any size gets its turn."""
+    engine = load(max_running_requests=1, queued=100, queued_tokens=600)
+    long = SamplingParams(max_tokens=400, temperature=0)
+    for _ in range(2):
+        await run(engine, PROMPT)
+    stream = await begun(engine)
+    assert engine.stats().waiting == 0
+    waiting = [asyncio.create_task(run(engine, PROMPT, long))]
+    while engine.stats().waiting < 1:
+        await asyncio.sleep(0.001)
+    with pytest.raises(Overloaded, match="600 waiting tokens") as caught:
+        await run(engine, PROMPT, replace(long, max_tokens=480))
+    assert caught.value.details["retry_after_s"] >= 1
+    waiting.append(asyncio.create_task(run(engine, PROMPT, replace(long, max_tokens=2))))
+    await stream.aclose()
+    await asyncio.gather(*waiting)
+    assert (await run(engine, PROMPT, replace(long, max_tokens=480)))[1]
+
+
 async def test_a_burst_into_an_idle_engine_is_not_overload(load):
     """Free places in the batch do not count as a queue."""
     engine = load(max_running_requests=16, queued=1)
@@ -433,7 +454,7 @@ async def test_the_drain_rate_sets_the_time_to_retry(load, monkeypatch, fraction
     waiting = asyncio.create_task(run(engine, PROMPT))
     while engine.stats().waiting < 1:
         await asyncio.sleep(0.001)
-    monkeypatch.setattr(engine._loop, "drain_rate", lambda: fraction)
+    monkeypatch.setattr(engine._loop, "drain_rate", lambda: DrainRate(fraction, 1e9))
     with pytest.raises(Overloaded) as caught:
         await run(engine, PROMPT)
     assert caught.value.details["retry_after_s"] == max(1, math.ceil(1 / fraction))

@@ -124,12 +124,14 @@ def test_stop_ends_a_sleeping_thread():
 
 
 def test_the_drain_rate_needs_two_finished_requests():
-    """Requests per second over the last finished ones; unknown before."""
+    """Requests and tokens per second over the last finished ones; unknown before."""
     some = loop()
     some.run_alone(sequence(0))
     assert some.drain_rate() is None
     some.run_alone(sequence(1))
-    assert some.drain_rate() > 0
+    rate = some.drain_rate()
+    assert rate.requests > 0
+    assert rate.tokens == pytest.approx(7 * rate.requests)
 
 
 class Failing(Constant):

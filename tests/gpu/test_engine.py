@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from serve_app.config import EngineConfig, ModelConfig
+from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.assembly import assemble
 from serve_app.engine.attention.interface import choose_backend
 from serve_app.engine.attention.sdpa import SdpaBackend
@@ -56,7 +56,7 @@ def load(directory, dtype):
         engine=EngineConfig(max_context_tokens=512, max_batch_tokens=64, kv_cache_fraction=0.5),
         num_gpus=1,
         num_cpus=1,
-        max_queued_requests=64,
+        api=ApiConfig(max_queued_requests=64),
     )
 
 

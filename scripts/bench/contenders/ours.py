@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.bench.worker import Run, Setup
 from scripts.bench.workload import Request, Stream
-from serve_app.config import EngineConfig, ModelConfig
+from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.engine import Engine
 from serve_app.protocol import GenerationRequest, SamplingParams, TokenPrompt
 
@@ -27,7 +27,7 @@ def load(setup: Setup) -> Run:
         ),
         num_gpus=0 if setup.device == "cpu" else 1,
         num_cpus=setup.threads,
-        max_queued_requests=setup.streams,
+        api=ApiConfig(max_queued_requests=setup.streams),
     )
 
     async def one(name: str, request: Request, began: float) -> Stream:

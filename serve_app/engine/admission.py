@@ -1,0 +1,97 @@
+"""Whether one more request may wait for the engine, and when to come back if not.
+
+What is open is bounded twice: in requests and in tokens, prompt and possible completion
+together, because a few long requests can keep the engine busy for as long as many short ones.
+What fits beside the running requests does not count as waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from serve_app.engine.loop import EngineLoop
+from serve_app.errors import InvalidRequest, Overloaded
+
+MAX_RETRY_AFTER_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine takes on.
+
+    Args:
+        running: requests in the batch at the most.
+        queued: requests that may wait.
+        queued_tokens: tokens that the waiting requests may come to.
+    """
+
+    running: int
+    queued: int
+    queued_tokens: int
+
+    @property
+    def open(self) -> int:
+        """Requests at the most, running or waiting."""
+        return self.running + self.queued
+
+
+class Admission:
+    """Counts what is open; calls come from one thread at a time.
+
+    Args:
+        loop: knows what runs and how fast it drains.
+        limits: what is taken on.
+    """
+
+    def __init__(self, loop: EngineLoop, limits: Limits) -> None:
+        self._loop = loop
+        self._limits = limits
+        self._open: dict[int, int] = {}  # tokens at the most, by the sequence's key
+
+    def add(self, key: int, tokens: int) -> None:
+        """Note a sequence and the tokens it can come to."""
+        self._open[key] = tokens
+
+    def drop(self, key: int) -> None:
+        """Forget a sequence that is over; one that is unknown is not an error."""
+        self._open.pop(key, None)
+
+    def require(self, count: int, tokens: int = 0) -> None:
+        """Refuse what is too much now.
+
+        Args:
+            count: completions of a request, each a sequence.
+            tokens: that they can come to together; 0 while that is not known.
+
+        Raises:
+            InvalidRequest: more completions than the engine ever takes on.
+            Overloaded: no room now; `retry_after_s` is when there should be, in seconds.
+        """
+        if count > self._limits.open:
+            raise InvalidRequest(
+                f"The server computes {self._limits.open} completions at the most; lower n.",
+                param="n",
+            )
+        waiting = self._loop.waiting
+        if len(self._open) + count > self._limits.open or waiting >= self._limits.queued:
+            raise self._overloaded(
+                f"{self._limits.queued} waiting requests", requests=max(1, waiting)
+            )
+        stats = self._loop.stats()
+        queued = sum(self._open.values()) - stats.running_tokens
+        room = max(0, stats.kv_tokens_total - stats.running_tokens)
+        excess = queued + tokens - room - self._limits.queued_tokens
+        if queued > 0 and excess > 0:  # alone, a request of any size gets its turn
+            raise self._overloaded(f"{self._limits.queued_tokens} waiting tokens", tokens=excess)
+
+    def _overloaded(self, limit: str, *, requests: int = 0, tokens: int = 0) -> Overloaded:
+        rate = self._loop.drain_rate()
+        wait_s = 1.0
+        if rate is not None:
+            wait_s = max(requests / rate.requests, tokens / rate.tokens)
+        retry_after_s = min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S)
+        return Overloaded(
+            f"The server is at its limit of {limit}. Please try again in {retry_after_s} s.",
+            retry_after_s=retry_after_s,
+        )
