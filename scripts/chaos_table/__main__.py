@@ -1,4 +1,4 @@
-"""Let the named faults strike, one cluster after the other."""
+"""Break things one after the other, time starts, and write `results.md` of all that is known."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ import argparse
 import json
 import signal
 import sys
+from functools import partial
+from typing import Any
 
-from scripts.chaos_table import report
+from scripts.chaos_table import report, starts
 from scripts.chaos_table.faults import FAULTS
 from scripts.chaos_table.stage import stage_for
 
+STARTS = {
+    **{f"{nodes} nodes": partial(starts.hub_bytes, nodes) for nodes in (1, 2, 4)},
+    "second replica": starts.second_replica,
+}
+
 
 def main() -> int:
-    """Run the faults that were asked for; every one writes its own result."""
+    """Run what was asked for; each writes its own result as soon as it has one."""
     args = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clusters are ended
-    for name in args.faults:
-        strike(name)
+    for name in args.what:
+        print(f"{name}: starting", flush=True)
+        result = STARTS[name]() if name in STARTS else strike(name, args.faketime)
+        report.keep(name, result)
+        print(json.dumps(result, indent=1), flush=True)
+    report.write(FAULTS)
     return 0
 
 
-def strike(name: str) -> None:
-    """Build a service, let one fault strike it under load, and keep what came of it."""
+def strike(name: str, faketime: str | None) -> dict[str, Any]:
+    """Build a service, let one fault strike it under load, and return what came of it."""
     fault, setup = FAULTS[name]
-    print(f"{name}: starting", flush=True)
-    with stage_for(setup) as stage:
+    with stage_for(setup, faketime) as stage:
         print(f"  ready after {stage.deploy():.1f} s", flush=True)
         with stage.load:
             note = fault(stage)
-    row = report.summarise(stage, name, (fault.__doc__ or "").strip(), note)
-    report.keep(row)
-    print(json.dumps(row, indent=1), flush=True)
+    return report.summarise(stage, name, (fault.__doc__ or "").strip(), note)
 
 
 def _arguments() -> argparse.Namespace:
+    known = [*FAULTS, *STARTS]
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
-    parser.add_argument(
-        "faults", nargs="+", choices=list(FAULTS), metavar="FAULT", help=", ".join(FAULTS)
-    )
+    parser.add_argument("what", nargs="*", choices=known, metavar="WHAT", help=", ".join(known))
+    parser.add_argument("--faketime", help="libfaketime.so.1, which `clock skew` needs")
     return parser.parse_args()
 
 

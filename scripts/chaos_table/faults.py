@@ -1,41 +1,38 @@
-"""The faults. A function's docstring says what breaks; it returns what the numbers do not."""
+"""Faults of processes, and the list of all faults.
+
+A function's docstring says what breaks; it returns what the numbers do not tell.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
-from scripts.chaos_table.stage import Setup, Stage, kill
+from scripts.chaos_table import supply
+from scripts.chaos_table.stage import Setup, Stage
 
 
 def replica_killed(stage: Stage) -> str:
     """One of two replicas gets SIGKILL while it streams."""
     victim = stage.replicas()[0]
-    streams: list[int] = []
-
-    def strike() -> None:
-        streams.append(stage.streams_of(victim))
-        kill(victim.pid)
-
-    stage.strike(strike)
+    stage.lose(victim)
     stage.recovered(lambda: stage.are_well(victim))
-    return f"it had {streams[0]} streams"
+    return ""
 
 
 def node_killed(stage: Stage) -> str:
     """A node with one of two replicas dies; another node has room."""
     victim = stage.replicas()[0]
-    ingress = [replica.node for replica in stage.replicas("Ingress")]
-    streams: list[int] = []
+    ingresses = [replica.node for replica in stage.replicas("Ingress")]
 
     def strike() -> None:
-        streams.append(stage.streams_of(victim))
+        stage.streams_lost = stage.streams_of(victim)
         stage.cluster.remove(victim.node)
 
     stage.strike(strike)
     stage.recovered(lambda: stage.are_well(victim))
-    return (
-        f"it had {streams[0]} streams and {ingress.count(victim.node)} of {len(ingress)} ingresses"
-    )
+    return f"{ingresses.count(victim.node)} of {len(ingresses)} ingresses were there"
 
 
 def ingress_killed(stage: Stage) -> str:
@@ -48,7 +45,7 @@ def ingress_killed(stage: Stage) -> str:
         running = {replica.actor for replica in now if replica.state == "RUNNING"}
         return len(running) == len(ingresses) and victim.actor not in running
 
-    stage.strike(lambda: kill(victim.pid))
+    stage.strike(lambda: _kill(victim.pid))
     stage.recovered(is_well)
     return f"one of {len(ingresses)}"
 
@@ -57,7 +54,7 @@ def controller_killed(stage: Stage) -> str:
     """Serve's controller gets SIGKILL."""
     (pid,) = stage.pids_of("ServeController")
     before = {replica.actor for replica in stage.replicas()}
-    stage.strike(lambda: kill(pid))
+    stage.strike(lambda: _kill(pid))
     stage.recovered(lambda: stage.pids_of("ServeController") != [pid] and stage.are_well())
     same = before == {replica.actor for replica in stage.replicas()}
     return "the same replicas serve on" if same else "replicas were restarted"
@@ -66,16 +63,38 @@ def controller_killed(stage: Stage) -> str:
 def proxy_killed(stage: Stage) -> str:
     """The only proxy gets SIGKILL."""
     (pid,) = stage.pids_of("ProxyActor")
-    stage.strike(lambda: kill(pid))
+    stage.strike(lambda: _kill(pid))
     stage.recovered(lambda: stage.pids_of("ProxyActor") not in ([], [pid]))
     return "one proxy; a load balancer over one on each node has others"
 
 
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
 Fault = Callable[[Stage], str]
+PAIR = ("a", "b")  # no third node, so that the successor starts where the fault is
+LARGER = {"hidden_size": 256, "num_hidden_layers": 4}
 FAULTS: dict[str, tuple[Fault, Setup]] = {
     "replica killed": (replica_killed, Setup()),
     "node killed": (node_killed, Setup()),
     "ingress killed": (ingress_killed, Setup()),
     "controller killed": (controller_killed, Setup()),
     "proxy killed": (proxy_killed, Setup()),
+    "Hub down": (supply.hub_down, Setup(PAIR)),
+    "Hub down, receipts": (
+        supply.hub_down_receipts,
+        Setup(PAIR, access={"on_unreachable": "allow_cached"}),
+    ),
+    "Hub slow": (
+        supply.hub_slow,
+        Setup(PAIR, model={"share_weights": False}, shape=LARGER),
+    ),
+    "disk full": (supply.disk_full, Setup(PAIR, disk_mib=16, shape=LARGER)),
+    "cache corrupted": (supply.cache_corrupted, Setup(PAIR)),
+    "token rotated": (
+        supply.token_rotated,
+        Setup(PAIR, token_files=True, access={"token_file": "~/secret"}),
+    ),
+    "clock skew": (supply.clock_skew, Setup(PAIR, clock=True)),
 }

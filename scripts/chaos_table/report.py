@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,47 @@ from scripts.chaos_table.stage import Stage
 
 PLACE = Path(__file__).parent
 RESULTS = PLACE / "results"
+FAULT_TEXT = (
+    "## Faults",
+    "",
+    "Two replicas of a tiny random model on logical nodes that share nothing, under four streams",
+    "a second. `streams there`: running on what was lost, at that moment. `answers again`: from",
+    "the fault to the end of the first good stream that began after it. `whole again`: to the",
+    "moment when all that was lost runs again. The fault that a mended Hub, disk or token ends is",
+    "held for 20 s.",
+)
+FAULT_HEAD = (
+    "fault",
+    "what happens",
+    "sent",
+    "failed",
+    "streams there",
+    "answers again, s",
+    "whole again, s",
+    "",
+)
+NODES_TEXT = (
+    "## The Hub's bytes by nodes",
+    "",
+    "Four replicas on each node, a quarter of its GPU each.",
+)
+NODES_HEAD = (
+    "nodes",
+    "replicas",
+    "weights from the Hub",
+    "from other nodes",
+    "requests to the Hub",
+    "to its CDN",
+    "deploy to running, s",
+    "a replica's start, median s",
+)
+SECOND_TEXT = (
+    "## A second replica on a warm node",
+    "",
+    "The demo model in bf16. Seconds by phase of the replica's own ledger (`libraries` runs beside",
+    "`download`); `imports + read`: a fresh process that imports the engine, then the weights file",
+    "read once, timed after each start.",
+)
 
 
 def summarise(stage: Stage, name: str, what: str, note: str) -> dict[str, Any]:
@@ -35,14 +77,13 @@ def summarise(stage: Stage, name: str, what: str, note: str) -> dict[str, Any]:
         "fault": name,
         "what": what,
         "note": note,
+        "streams_lost": stage.streams_lost,
         "sent": len(answers),
         "failed": dict(failed),
         "before_fault_failed": sum(a.kind != OK and a.ended < struck for a in answers),
         "answers_again_s": _since(struck, min(later, default=None)),
         "last_failed_sent_s": _since(struck, last),
         "whole_again_s": _since(struck, stage.recovered_at),
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 
@@ -61,8 +102,83 @@ def machine() -> str:
     )
 
 
-def keep(row: dict[str, Any]) -> None:
-    """Write one result over the one before."""
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write one result over the one before, with the machine and the day."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{row['fault'].replace(' ', '_')}.json"
-    path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    facts = result | {"machine": machine(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    _path(name).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def write(faults: Iterable[str]) -> None:
+    """Write `results.md` of everything that was kept; the faults in this order."""
+    rows = list(filter(None, map(_kept, faults)))
+    nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
+    second = _kept("second replica")
+    told = [*rows, *nodes, *([second] if second else [])]
+    lines = ["# What is lost when something breaks, and what starts cost", ""]
+    lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in told})
+    if rows:
+        lines += ["", *FAULT_TEXT, "", *_table(FAULT_HEAD, map(_fault_cells, rows))]
+    if nodes:
+        lines += ["", *NODES_TEXT, "", *_table(NODES_HEAD, map(_nodes_cells, nodes))]
+    if second:
+        phases = sorted({phase for each in second["rounds"] for phase in each["start"]})
+        cells = [_second_cells(each, phases) for each in second["rounds"]]
+        head = ("round", *phases, "imports + read", "ratio")
+        numbered = ([number, *row] for number, row in enumerate(cells, 1))
+        lines += ["", *SECOND_TEXT, "", *_table(head, numbered)]
+        lines += ["", f"Median ratio: {second['median_ratio']}."]
+    (PLACE / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+
+
+def _fault_cells(row: dict[str, Any]) -> list[object]:
+    failed = ", ".join(f"{count} × {kind}" for kind, count in row["failed"].items())
+    return [
+        row["fault"],
+        row["what"],
+        row["sent"],
+        failed or "0",
+        row["streams_lost"],
+        _seconds(row["answers_again_s"]),
+        _seconds(row["whole_again_s"]),
+        row["note"],
+    ]
+
+
+def _nodes_cells(row: dict[str, Any]) -> list[object]:
+    times = row["sent_weights_bytes"] / row["weights_bytes"]
+    return [
+        row["nodes"],
+        row["replicas"],
+        f"{row['sent_weights_bytes'] / 1e6:.1f} MB ({times:.2f} × the weights)",
+        f"{row['peer_bytes'] / 1e6:.1f} MB",
+        row["hub_requests"],
+        row["content_requests"],
+        row["deploy_s"],
+        row["median_replica_ready_s"],
+    ]
+
+
+def _second_cells(each: dict[str, Any], phases: Sequence[str]) -> list[object]:
+    least = sum(each["least"].values())
+    times = [f"{each['start'].get(phase, 0.0):.2f}" for phase in phases]
+    return [*times, f"{least:.2f}", f"{each['start']['ready_s'] / least:.2f}"]
+
+
+def _seconds(value: float | None) -> str:
+    return "not" if value is None else f"{value:.1f}"
+
+
+def _kept(name: str) -> dict[str, Any] | None:
+    path = _path(name)
+    kept: dict[str, Any] | None = json.loads(path.read_text("utf-8")) if path.exists() else None
+    return kept
+
+
+def _path(name: str) -> Path:
+    return RESULTS / f"{name.replace(', ', '_').replace(' ', '_').lower()}.json"

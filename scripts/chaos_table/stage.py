@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ class Setup:
         room: replicas that fit on a node.
         access: more of the config's `access:`.
         model: more of the config's `model:`.
-        env: more environment of single nodes, by name.
+        shape: of the model, see `make_model`.
         token_files: the nodes have their token in a file and not in the environment.
+        disk_mib: the nodes' caches are on disks of this size; needs root.
+        clock: node `a` takes its clock from the file `clock` in its home; needs libfaketime.
+        gpus: of a node, shared by its replicas in Ray's books; they compute on the CPU.
+        native: the compiled forward.
         per_s: streams that begin each second.
         tokens: length of a stream.
     """
@@ -45,10 +50,14 @@ class Setup:
     room: int = 1
     access: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
-    env: dict[str, dict[str, str]] = field(default_factory=dict)
+    shape: dict[str, int] = field(default_factory=dict)
     token_files: bool = False
-    per_s: float = 3.0
-    tokens: int = 120
+    disk_mib: int | None = None
+    clock: bool = False
+    gpus: int = 0
+    native: bool = False
+    per_s: float = 4.0
+    tokens: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +78,18 @@ class Stage:
         self,
         setup: Setup,
         hub: LocalHub,
+        repo: Repo,
         cluster: RunningCluster,
         homes: dict[str, Path],
         tokens: dict[str, str],
     ) -> None:
-        self.setup, self.hub, self.cluster, self.homes = setup, hub, cluster, homes
-        self.tokens = tokens
+        self.setup, self.hub, self.repo, self.cluster = setup, hub, repo, cluster
+        self.homes, self.tokens = homes, tokens
         self.service = Service(hub, cluster, tokens)
         self.load = Load(self.service.url, "chaos", per_s=setup.per_s, tokens=setup.tokens)
         self.struck_at: float | None = None
         self.recovered_at: float | None = None
+        self.streams_lost = 0
 
     def config(self, **changes: Any) -> dict[str, Any]:
         """Return the application's config; `changes` are of its `args:`."""
@@ -93,10 +104,19 @@ class Stage:
                 "min_replicas": setup.replicas,
                 "max_replicas": setup.replicas,
             },
-            "engine": {"max_context_tokens": 512, "kv_cache_cpu_gib": 0.05, "native_cpu": False},
+            "engine": {
+                "max_context_tokens": 512,
+                "kv_cache_cpu_gib": 0.1,
+                "native_cpu": setup.native,
+            },
             **changes,
         }
-        return {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
+        app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
+        if setup.gpus:
+            share = {"num_gpus": setup.gpus / setup.room, "num_cpus": 1 / setup.room}
+            options = {**share, "label_selector": SERVING}
+            app["deployments"] = [{"name": "LLMServer", "ray_actor_options": options}]
+        return app
 
     def deploy(self, **changes: Any) -> float:
         """Deploy and wait until all replicas run; returns the seconds it took."""
@@ -106,6 +126,26 @@ class Stage:
         if status.status != "RUNNING":
             raise RuntimeError(status.message)
         return time.monotonic() - began
+
+    def scale(self, replicas: int) -> None:
+        """Change the number of replicas, which builds nothing, and wait until it is so."""
+        app = self.config()
+        app["deployments"] = [{"name": "LLMServer", "num_replicas": replicas}]
+        self.service.put_app(app)
+        if not self.wait_until(
+            lambda: [r.state for r in self.replicas()] == ["RUNNING"] * replicas
+        ):
+            raise RuntimeError(f"not {replicas} replicas within {LIMIT_S:.0f} s")
+
+    def lose(self, replica: Replica, fault: Callable[[], object] = lambda: None) -> None:
+        """Let a fault happen, and kill a replica, whose successor meets it."""
+
+        def both() -> None:
+            fault()
+            self.streams_lost = self.streams_of(replica)
+            os.kill(replica.pid, signal.SIGKILL)
+
+        self.strike(both)
 
     def strike(self, fault: Callable[[], object]) -> None:
         """Let the load become steady, then let the fault happen."""
@@ -165,6 +205,13 @@ class Stage:
         actor = ray.get_actor(name, namespace=SERVE_NAMESPACE)
         return int(ray.get(actor.get_num_ongoing_requests.remote(), timeout=5))
 
+    def told(self) -> str:
+        """Return the last line of what Serve says of the LLM server."""
+        from ray import serve  # noqa: PLC0415
+
+        message = serve.status().applications["llm"].deployments["LLMServer"].message
+        return message.strip().rpartition("\n")[2]
+
     def controller(self) -> Any:
         """Return Serve's controller."""
         import ray  # noqa: PLC0415
@@ -186,28 +233,60 @@ class Stage:
         ]
 
 
-def kill(pid: int) -> None:
-    """End a process without a word."""
-    os.kill(pid, signal.SIGKILL)
-
-
 @contextmanager
-def stage_for(setup: Setup) -> Iterator[Stage]:
-    """Build nodes, Hub and Serve; nothing is deployed yet."""
-    with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
+def stage_for(setup: Setup, faketime: str | None, model: Path | None = None) -> Iterator[Stage]:
+    """Build nodes, Hub and Serve; nothing is deployed yet.
+
+    Args:
+        setup: what the fault needs.
+        faketime: libfaketime.so.1, if the setup needs it.
+        model: a model's directory; None makes a random one.
+    """
+    with tempfile.TemporaryDirectory(prefix="chaos-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        model = make_model(folder / "model")
-        homes = make_homes(setup.nodes, folder)
-        with LocalHub([Repo.from_dir(REPO, model, gated="manual")]) as hub:
-            tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in homes}
-            nodes = [_node(name, home, tokens[name], setup) for name, home in homes.items()]
-            with cluster_of(*nodes) as running:
-                yield Stage(setup, hub, running, homes, tokens)
+        model = model or make_model(folder / "model", **setup.shape)
+        repo = Repo.from_dir(REPO, model, gated="manual")
+        homes = {name: folder / name for name in setup.nodes}
+        if setup.disk_mib:
+            for home in make_homes(setup.nodes, folder).values():
+                stack.enter_context(_small_disk(home / "hub", setup.disk_mib))
+        else:
+            make_homes(setup.nodes, folder)
+        hub = stack.enter_context(LocalHub([repo]))
+        tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in homes}
+        nodes = [_node(name, home, tokens[name], setup) for name, home in homes.items()]
+        if setup.clock:
+            nodes[0] = _with_clock(nodes[0], homes[nodes[0].name] / "clock", faketime)
+        cluster = stack.enter_context(cluster_of(*nodes))
+        yield Stage(setup, hub, repo, cluster, homes, tokens)
 
 
 def _node(name: str, home: Path, token: str, setup: Setup) -> LogicalNode:
-    env = {"HF_HOME": str(home), **setup.env.get(name, {})}
-    if setup.token_files:
-        (home / "secret").write_text(token)
-    inherited = None if setup.token_files else token
-    return LogicalNode(name, inherited, SERVING, num_gpus=0, env=env)
+    env = {"HF_HOME": str(home)}
+    if not setup.token_files:
+        return LogicalNode(name, token, SERVING, num_gpus=setup.gpus, env=env)
+    (home / "secret").write_text(token)
+    return LogicalNode(name, None, SERVING, num_gpus=setup.gpus, env=env | {"HOME": str(home)})
+
+
+def _with_clock(node: LogicalNode, clock: Path, faketime: str | None) -> LogicalNode:
+    if faketime is None:
+        raise SystemExit("this fault needs --faketime /path/to/libfaketime.so.1")
+    clock.write_text("+0")
+    env = {
+        "LD_PRELOAD": faketime,
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    return replace(node, env={**node.env, **env})
+
+
+@contextmanager
+def _small_disk(place: Path, mib: int) -> Iterator[None]:
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)

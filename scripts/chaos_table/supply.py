@@ -1,0 +1,139 @@
+"""Faults of what a replica needs to start: the Hub, the disk, the cache, the token, the clock.
+
+What serves must not notice any of them. So each strikes together with the loss of a replica,
+whose successor meets it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from scripts.chaos_table.stage import REPO, Replica, Stage
+from scripts.local_hub import Behaviour
+from tests.weights.conftest import serve_other_bytes
+
+WEIGHTS = "model.safetensors"
+HELD_S = 20.0  # how long a fault lasts that a person mends
+
+
+def hub_down(stage: Stage) -> str:
+    """The Hub is gone, and so is a replica; `on_unreachable: block`. The Hub comes back."""
+    victim = stage.replicas()[0]
+    stage.lose(victim, stage.hub.stop)
+    return _mend(stage, victim, stage.hub.start)
+
+
+def hub_down_receipts(stage: Stage) -> str:
+    """The Hub is gone, and so is a replica; `on_unreachable: allow_cached`. The Hub stays away."""
+    victim = stage.replicas()[0]
+    stage.lose(victim, stage.hub.stop)
+    stage.recovered(lambda: stage.are_well(victim))
+    return "the receipts of the nodes stand in"
+
+
+def hub_slow(stage: Stage) -> str:
+    """A replica's node lost its copy, and the Hub sends 1 MiB in 2 s; nodes do not share."""
+    victim = stage.replicas()[0]
+    file = stage.repo.files(stage.repo.sha)[WEIGHTS]
+    content = file.open().read()
+    blob = _blob(stage, victim)
+
+    def strike() -> None:
+        blob.unlink()
+        serve_other_bytes(file, content, pause_s=2.0)
+
+    stage.lose(victim, strike)
+    stage.recovered(lambda: stage.are_well(victim))
+    return f"{len(content) / 2**20:.0f} MiB to fetch"
+
+
+def disk_full(stage: Stage) -> str:
+    """A replica's node lost its copy and has no room for another; a person makes room."""
+    victim = stage.replicas()[0]
+    blob = _blob(stage, victim)
+    rest = blob.parent / "rest"
+
+    def strike() -> None:
+        blob.unlink()
+        _fill(rest)
+
+    stage.lose(victim, strike)
+    return _mend(stage, victim, rest.unlink)
+
+
+def cache_corrupted(stage: Stage) -> str:
+    """A byte of a node's copy is changed, and its replica dies."""
+    victim = stage.replicas()[0]
+    blob = _blob(stage, victim)
+    right = blob.name
+
+    def strike() -> None:
+        with blob.open("r+b") as file:
+            file.seek(-1, 2)
+            last = file.read(1)
+            file.seek(-1, 2)
+            file.write(bytes([last[0] ^ 1]))
+
+    stage.lose(victim, strike)
+    stage.recovered(lambda: stage.are_well(victim))
+    found = len(stage.service.logged("weights.damaged", "LLMServer"))
+    mended = hashlib.sha256(blob.read_bytes()).hexdigest() == right
+    return f"found {found} times; the copy is {'right again' if mended else 'still wrong'}"
+
+
+def token_rotated(stage: Stage) -> str:
+    """The tokens of all nodes are revoked and a replica dies; new tokens come in the files."""
+    victim = stage.replicas()[0]
+
+    def strike() -> None:
+        for token in stage.tokens.values():
+            stage.hub.set_behaviour(token, Behaviour.invalid)
+
+    def mend() -> None:
+        for name, home in stage.homes.items():
+            (home / "secret").write_text(stage.hub.issue_token(account=name))
+
+    stage.lose(victim, strike)
+    return _mend(stage, victim, mend)
+
+
+def clock_skew(stage: Stage) -> str:
+    """A node's clock jumps two hours ahead, and its replica dies."""
+    victim = next(replica for replica in stage.replicas() if replica.node == "a")
+    stage.lose(victim, lambda: (stage.homes["a"] / "clock").write_text("+2h"))
+    stage.recovered(lambda: stage.are_well(victim))
+    return "every process of the node has the new time"
+
+
+def _mend(stage: Stage, victim: Replica, mend: Callable[[], object]) -> str:
+    """Let the fault last, end it, and say what happened before and after that."""
+    early = stage.wait_until(lambda: stage.are_well(victim), limit_s=HELD_S)
+    told = stage.told()
+    mend()
+    mended = time.monotonic()
+    stage.recovered(lambda: stage.are_well(victim))
+    if stage.recovered_at is None:
+        return "does not come back"
+    before = "came back before that" if early else "rightly did not start before that"
+    after_s = stage.recovered_at - mended
+    return f"mended after {HELD_S:.0f} s: {before}, runs {after_s:.0f} s after it; told: {told}"
+
+
+def _blob(stage: Stage, victim: Replica) -> Path:
+    (link,) = (stage.homes[victim.node] / "hub").glob(
+        f"models--{REPO.replace('/', '--')}/snapshots/*/{WEIGHTS}"
+    )
+    return link.resolve()
+
+
+def _fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 16)):
+                pass
+        except OSError:
+            pass

@@ -1,0 +1,1 @@
+"""The script that breaks things."""
