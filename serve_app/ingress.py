@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -48,10 +49,28 @@ class RemoteEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Continue one prompt on some replica; see `LLMEngine.generate`.
 
+        A replica that is lost before its first delta cost the client nothing yet: the request
+        goes to another one, once.
+
         Raises:
             ServeAppError: the replica's own error, or an `EngineError` that says no more
                 than a client may know.
         """
+        for again in (True, False):
+            begun = False
+            try:
+                async with aclosing(self._continue(request)) as deltas:
+                    async for delta in deltas:
+                        begun = True
+                        yield delta
+            except EngineDead:
+                if begun or not again:
+                    raise
+                log.warning("request.moved", request_id=request.request_id)
+            else:
+                return
+
+    async def _continue(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         deltas: Any = self._stream.generate.remote(request)
         open_completions = request.n
         finished = False

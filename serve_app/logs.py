@@ -46,6 +46,7 @@ EVENTS = {
     "keys.failed": "the file of API keys cannot be read; the keys read before go on counting",
     "request.finished": "one line for each request, in the ingress",
     "request.failed": "generation failed for a reason that no client may read; says which",
+    "request.moved": "its replica was lost before the first token; another one is asked",
     "request.fields_ignored": "a request had fields that mean nothing here; their names",
     "request.cancelled": "the client went away before the end",
 }
