@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
+import yaml
+
 from scripts.chaos_table import supply
-from scripts.chaos_table.stage import Setup, Stage
+from scripts.chaos_table.nodes import Setup
+from scripts.chaos_table.stage import LIMIT_S, Stage
 
 
 def replica_killed(stage: Stage) -> str:
@@ -68,6 +73,32 @@ def proxy_killed(stage: Stage) -> str:
     return "one proxy; a load balancer over one on each node has others"
 
 
+def two_deploys(stage: Stage) -> str:
+    """Two people deploy two configs at the same moment."""
+    http = {"host": "127.0.0.1", "port": stage.service.port}
+    command = [sys.executable, "-m", "serve_app", "deploy", "--timeout", "2m"]
+    running: list[subprocess.Popen[str]] = []
+
+    def strike() -> None:
+        for number in (101, 102):
+            path = stage.homes["a"] / f"{number}.yaml"
+            app = stage.config(api={"max_queued_requests": number})
+            path.write_text(yaml.safe_dump({"http_options": http, "applications": [app]}))
+            told = [str(path), "--address", stage.cluster.address]
+            pipe = subprocess.PIPE
+            running.append(subprocess.Popen([*command, *told], stdout=pipe, stderr=pipe, text=True))
+
+    stage.strike(strike)
+    ends = []
+    for deploying in running:
+        out, err = deploying.communicate(timeout=LIMIT_S)
+        line = (out.strip() or err.strip()).splitlines()[-1]
+        ends.append(f"exit {deploying.returncode}: {line}")
+    stage.recovered(stage.are_well)
+    served = stage.told_by_serve()["deployed_app_config"]["args"]["api"]["max_queued_requests"]
+    return f"{' / '.join(ends)}; served: the {'second' if served == 102 else 'first'}"
+
+
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
@@ -96,5 +127,6 @@ FAULTS: dict[str, tuple[Fault, Setup]] = {
         supply.token_rotated,
         Setup(PAIR, token_files=True, access={"token_file": "~/secret"}),
     ),
+    "two deploys": (two_deploys, Setup(PAIR, room=2)),
     "clock skew": (supply.clock_skew, Setup(PAIR, clock=True)),
 }

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.chaos_table.load import Load
+from scripts.chaos_table.nodes import Setup, make_node, small_disk, with_clock
 from scripts.local_hub import Behaviour, LocalHub, Repo
-from tests.cluster.conftest import LogicalNode, RunningCluster, cluster_of
+from tests.cluster.conftest import RunningCluster, cluster_of
 from tests.cluster.homes import make_homes
 from tests.cluster.service import SERVING, Service
 from tests.models import make_model
@@ -23,41 +23,6 @@ from tests.models import make_model
 REPO = "acme/chaos"
 WARM_S = 6.0  # of load before the fault, and again after the recovery
 LIMIT_S = 120.0  # for a recovery
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a fault needs.
-
-    Args:
-        nodes: names; each has a token, a cache and room for `room` replicas.
-        replicas: of the LLM server.
-        room: replicas that fit on a node.
-        access: more of the config's `access:`.
-        model: more of the config's `model:`.
-        shape: of the model, see `make_model`.
-        token_files: the nodes have their token in a file and not in the environment.
-        disk_mib: the nodes' caches are on disks of this size; needs root.
-        clock: node `a` takes its clock from the file `clock` in its home; needs libfaketime.
-        gpus: of a node, shared by its replicas in Ray's books; they compute on the CPU.
-        native: the compiled forward.
-        per_s: streams that begin each second.
-        tokens: length of a stream.
-    """
-
-    nodes: tuple[str, ...] = ("a", "b", "c")
-    replicas: int = 2
-    room: int = 1
-    access: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    shape: dict[str, int] = field(default_factory=dict)
-    token_files: bool = False
-    disk_mib: int | None = None
-    clock: bool = False
-    gpus: int = 0
-    native: bool = False
-    per_s: float = 4.0
-    tokens: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +76,11 @@ class Stage:
             },
             **changes,
         }
-        app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
+        app: dict[str, Any] = {
+            "name": "llm",
+            "import_path": "serve_app.app:build_app",
+            "args": args,
+        }
         if setup.gpus:
             share = {"num_gpus": setup.gpus / setup.room, "num_cpus": 1 / setup.room}
             options = {**share, "label_selector": SERVING}
@@ -176,8 +145,7 @@ class Stage:
         import ray  # noqa: PLC0415 (reads the environment, which the cluster prepares)
 
         names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
-        details = ray.get(self.controller().get_serve_instance_details.remote(), timeout=5)
-        found = details["applications"]["llm"]["deployments"][deployment]["replicas"]
+        found = self.told_by_serve()["deployments"][deployment]["replicas"]
         return [
             Replica(
                 r["replica_id"],
@@ -207,20 +175,21 @@ class Stage:
 
     def told(self) -> str:
         """Return the last line of what Serve says of the LLM server."""
-        from ray import serve  # noqa: PLC0415
-
-        message = serve.status().applications["llm"].deployments["LLMServer"].message
+        message: str = self.told_by_serve()["deployments"]["LLMServer"]["message"]
         return message.strip().rpartition("\n")[2]
 
-    def controller(self) -> Any:
-        """Return Serve's controller."""
+    def told_by_serve(self) -> dict[str, Any]:
+        """Return all that Serve's controller tells of the application."""
         import ray  # noqa: PLC0415
         from ray.serve._private.constants import (  # noqa: PLC0415
             SERVE_CONTROLLER_NAME,
             SERVE_NAMESPACE,
         )
 
-        return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        details = ray.get(controller.get_serve_instance_details.remote(), timeout=5)
+        application: dict[str, Any] = details["applications"]["llm"]
+        return application
 
     def pids_of(self, class_name: str) -> list[int]:
         """Return the processes of the living actors of a class."""
@@ -249,44 +218,13 @@ def stage_for(setup: Setup, faketime: str | None, model: Path | None = None) -> 
         homes = {name: folder / name for name in setup.nodes}
         if setup.disk_mib:
             for home in make_homes(setup.nodes, folder).values():
-                stack.enter_context(_small_disk(home / "hub", setup.disk_mib))
+                stack.enter_context(small_disk(home / "hub", setup.disk_mib))
         else:
             make_homes(setup.nodes, folder)
         hub = stack.enter_context(LocalHub([repo]))
         tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in homes}
-        nodes = [_node(name, home, tokens[name], setup) for name, home in homes.items()]
+        nodes = [make_node(name, home, tokens[name], setup) for name, home in homes.items()]
         if setup.clock:
-            nodes[0] = _with_clock(nodes[0], homes[nodes[0].name] / "clock", faketime)
+            nodes[0] = with_clock(nodes[0], homes[nodes[0].name] / "clock", faketime)
         cluster = stack.enter_context(cluster_of(*nodes))
         yield Stage(setup, hub, repo, cluster, homes, tokens)
-
-
-def _node(name: str, home: Path, token: str, setup: Setup) -> LogicalNode:
-    env = {"HF_HOME": str(home)}
-    if not setup.token_files:
-        return LogicalNode(name, token, SERVING, num_gpus=setup.gpus, env=env)
-    (home / "secret").write_text(token)
-    return LogicalNode(name, None, SERVING, num_gpus=setup.gpus, env=env | {"HOME": str(home)})
-
-
-def _with_clock(node: LogicalNode, clock: Path, faketime: str | None) -> LogicalNode:
-    if faketime is None:
-        raise SystemExit("this fault needs --faketime /path/to/libfaketime.so.1")
-    clock.write_text("+0")
-    env = {
-        "LD_PRELOAD": faketime,
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    return replace(node, env={**node.env, **env})
-
-
-@contextmanager
-def _small_disk(place: Path, mib: int) -> Iterator[None]:
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos_table.stage import Setup, Stage, stage_for
+from scripts.chaos_table.nodes import Setup
+from scripts.chaos_table.stage import Stage, stage_for
 from scripts.local_hub.model import build_demo_model, default_cache_dir
 from serve_app.ledger import Start, recent
 

@@ -1,0 +1,82 @@
+"""What a fault needs, and the logical nodes that have it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.conftest import LogicalNode
+from tests.cluster.service import SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a fault needs.
+
+    Args:
+        nodes: names; each has a token, a cache and room for `room` replicas.
+        replicas: of the LLM server.
+        room: replicas that fit on a node.
+        access: more of the config's `access:`.
+        model: more of the config's `model:`.
+        shape: of the model, see `make_model`.
+        token_files: the nodes have their token in a file and not in the environment.
+        disk_mib: the nodes' caches are on disks of this size; needs root.
+        clock: node `a` takes its clock from the file `clock` in its home; needs libfaketime.
+        gpus: of a node, shared by its replicas in Ray's books; they compute on the CPU.
+        native: the compiled forward.
+        per_s: streams that begin each second.
+        tokens: length of a stream.
+    """
+
+    nodes: tuple[str, ...] = ("a", "b", "c")
+    replicas: int = 2
+    room: int = 1
+    access: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    shape: dict[str, int] = field(default_factory=dict)
+    token_files: bool = False
+    disk_mib: int | None = None
+    clock: bool = False
+    gpus: int = 0
+    native: bool = False
+    per_s: float = 4.0
+    tokens: int = 200
+
+
+def make_node(name: str, home: Path, token: str, setup: Setup) -> LogicalNode:
+    """Return a node that shares nothing with the others."""
+    env = {"HF_HOME": str(home)}
+    if not setup.token_files:
+        return LogicalNode(name, token, SERVING, num_gpus=setup.gpus, env=env)
+    (home / "secret").write_text(token)
+    return LogicalNode(name, None, SERVING, num_gpus=setup.gpus, env=env | {"HOME": str(home)})
+
+
+def with_clock(node: LogicalNode, clock: Path, faketime: str | None) -> LogicalNode:
+    """Let a node read what time it is from a file."""
+    if faketime is None:
+        raise SystemExit("this fault needs --faketime /path/to/libfaketime.so.1")
+    clock.write_text("+0")
+    env = {
+        "LD_PRELOAD": faketime,
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    return replace(node, env={**node.env, **env})
+
+
+@contextmanager
+def small_disk(place: Path, mib: int) -> Iterator[None]:
+    """Mount a disk of this size at a place that does not exist yet."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
