@@ -85,7 +85,7 @@ def _by_receipt(
     except _Unfit as unfit:
         message = f"{said}; access.on_unreachable is allow_cached, but {unfit}"
         return replace(verdict, hub_message=sanitise(message, limit=MESSAGE_CHARS))
-    age_s = receipt.age_s()
+    age_s = max(0.0, receipt.age_s())  # within the skew that is allowed it may be ahead
     message = f"{said}; granted by a receipt {receipts.days(age_s)} old and the complete copy here"
     return replace(
         verdict,
@@ -113,6 +113,9 @@ def _fitting(
         what = f"commit {commit[:12]}" if commit else f"revision {model.revision}"
         raise _Unfit(f"this node has no receipt for this token, this Hub and {what}")
     if not receipt.is_fresh(access.receipt_max_age_s):
+        if receipt.age_s() < 0:
+            ahead = receipts.days(-receipt.age_s())
+            raise _Unfit(f"the receipt is dated {ahead} ahead: this node's clock is or was wrong")
         limit = f"access.receipt_max_age_s is {access.receipt_max_age_s:g}"
         raise _Unfit(f"the receipt is {receipts.days(receipt.age_s())} old ({limit})")
     try:

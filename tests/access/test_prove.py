@@ -204,6 +204,28 @@ def test_a_stale_receipt_is_told_with_its_age_and_limit(hub, tmp_path, monkeypat
     )
 
 
+def test_a_receipt_of_a_clock_that_was_ahead_is_told_so(hub, tmp_path, monkeypatch):
+    """It counts only when its date has come."""
+    clock = time.time
+    monkeypatch.setattr(receipts.time, "time", lambda: clock() + 7200)
+    access, _ = serve_once(hub, tmp_path, hub.issue_token())
+    monkeypatch.setattr(receipts.time, "time", clock)
+    assert refused_while_down(hub, access) == (
+        "the receipt is dated 2.0 h ahead: this node's clock is or was wrong"
+    )
+
+
+def test_a_receipt_of_a_wrong_clock_does_not_hide_a_right_one(hub, tmp_path, monkeypatch):
+    """The watch proves the commit after the clock was set right; the branch's receipt is older."""
+    clock = time.time
+    monkeypatch.setattr(receipts.time, "time", lambda: clock() + 7200)
+    access, commit = serve_once(hub, tmp_path, hub.issue_token())
+    monkeypatch.setattr(receipts.time, "time", clock)
+    prove_here(ModelConfig(repo_id=TINY_REPO, revision=commit), access)
+    hub.stop()
+    assert prove_here(MODEL, access).outcome is Outcome.GRANTED
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
