@@ -57,19 +57,19 @@ def ingress_killed(stage: Stage) -> str:
 
 def controller_killed(stage: Stage) -> str:
     """Serve's controller gets SIGKILL."""
-    (pid,) = stage.pids_of("ServeController")
+    pid = stage.pid_of("CONTROLLER")
     before = {replica.actor for replica in stage.replicas()}
     stage.strike(lambda: _kill(pid))
-    stage.recovered(lambda: stage.pids_of("ServeController") != [pid] and stage.are_well())
+    stage.recovered(lambda: stage.pid_of("CONTROLLER") != pid and stage.are_well())
     same = before == {replica.actor for replica in stage.replicas()}
     return "the same replicas serve on" if same else "replicas were restarted"
 
 
 def proxy_killed(stage: Stage) -> str:
     """The only proxy gets SIGKILL."""
-    (pid,) = stage.pids_of("ProxyActor")
+    pid = stage.pid_of("PROXY")
     stage.strike(lambda: _kill(pid))
-    stage.recovered(lambda: stage.pids_of("ProxyActor") not in ([], [pid]))
+    stage.recovered(lambda: stage.pid_of("PROXY") != pid)
     return "one proxy; a load balancer over one on each node has others"
 
 
@@ -119,7 +119,7 @@ FAULTS: dict[str, tuple[Fault, Setup]] = {
     ),
     "Hub slow": (
         supply.hub_slow,
-        Setup(PAIR, model={"share_weights": False}, shape=LARGER),
+        Setup(PAIR, access={"timeout_s": 5}, model={"share_weights": False}, shape=LARGER),
     ),
     "disk full": (supply.disk_full, Setup(PAIR, disk_mib=16, shape=LARGER)),
     "cache corrupted": (supply.cache_corrupted, Setup(PAIR)),

@@ -165,13 +165,18 @@ class Stage:
 
     def streams_of(self, replica: Replica) -> int:
         """Ask a replica how many streams it has now."""
+        return int(self._ask(replica.name, lambda actor: actor.get_num_ongoing_requests.remote()))
+
+    def pid_of(self, name: str) -> int:
+        """Ask an actor of Serve, known by a part of its name, for its process."""
+        return int(self._ask(name, lambda actor: actor.__ray_call__.remote(_pid)))
+
+    def _ask(self, name: str, call: Callable[[Any], Any]) -> Any:
         import ray  # noqa: PLC0415
-        from ray.serve._private.constants import SERVE_NAMESPACE  # noqa: PLC0415
 
         known = ray.util.list_named_actors(all_namespaces=True)
-        name = next(a["name"] for a in known if replica.name in a["name"])
-        actor = ray.get_actor(name, namespace=SERVE_NAMESPACE)
-        return int(ray.get(actor.get_num_ongoing_requests.remote(), timeout=5))
+        found = next(actor for actor in known if name in actor["name"])
+        return ray.get(call(ray.get_actor(**found)), timeout=5)
 
     def told(self) -> str:
         """Return the last line of what Serve says of the LLM server."""
@@ -191,15 +196,9 @@ class Stage:
         application: dict[str, Any] = details["applications"]["llm"]
         return application
 
-    def pids_of(self, class_name: str) -> list[int]:
-        """Return the processes of the living actors of a class."""
-        from ray._private import state  # noqa: PLC0415
 
-        return [
-            int(actor["Pid"])
-            for actor in state.actors().values()
-            if actor["ActorClassName"].endswith(class_name) and actor["State"] == "ALIVE"
-        ]
+def _pid(_actor: object) -> int:
+    return os.getpid()
 
 
 @contextmanager

@@ -56,11 +56,8 @@ def disk_full(stage: Stage) -> str:
     blob = _blob(stage, victim)
     rest = blob.parent / "rest"
 
-    def strike() -> None:
-        blob.unlink()
-        _fill(rest)
-
-    stage.lose(victim, strike)
+    stage.lose(victim, blob.unlink)
+    _fill(rest)  # now that nobody holds what was removed
     return _mend(stage, victim, rest.unlink)
 
 
