@@ -10,17 +10,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
 from serve_app.loadtest.options import add_capacity, add_loadtest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from serve_app.access.verdict import Verdict
     from serve_app.config import AppConfig
+    from serve_app.rollout.command import Options
     from serve_app.serve_config import ServedApp
 
 T = TypeVar("T")
@@ -60,15 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--revision", help="with --repo-id: branch, tag or commit (main)")
     check.set_defaults(command=_check)
 
-    deploy = commands.add_parser("deploy", help="gate, apply, watch, ask; back if it fails")
-    deploy.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
-    deploy.add_argument("--address", help="address of the Ray cluster (default: the running one)")
-    deploy.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    deploy.add_argument("--dry-run", action="store_true", help="stop after the gate and the plan")
-    deploy.add_argument(
-        "--timeout", metavar="DURATION", default="30m", help="until it runs (30m; Ray has none)"
-    )
-    deploy.set_defaults(command=_deploy)
+    _add_rollouts(commands)
 
     receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
     receipt.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
@@ -98,6 +91,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_rollouts(commands: Any) -> None:
+    deploy = commands.add_parser("deploy", help="gate, apply, watch, ask; back if it fails")
+    deploy.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    deploy.add_argument("--dry-run", action="store_true", help="stop after the gate and the plan")
+    deploy.set_defaults(command=_deploy)
+    rollback = commands.add_parser("rollback", help="go back to the config that served before")
+    rollback.set_defaults(command=_rollback, dry_run=False)
+    for parser in (deploy, rollback):
+        parser.add_argument(
+            "--address", help="address of the Ray cluster (default: the running one)"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+        parser.add_argument(
+            "--timeout", metavar="DURATION", default="30m", help="until it runs (30m; Ray has none)"
+        )
+
+
 def _check(options: argparse.Namespace) -> int:
     from serve_app import check, logs, serve_config
     from serve_app.access.preflight import check_cluster, check_this_machine
@@ -122,17 +132,53 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _deploy(options: argparse.Namespace) -> int:
-    from serve_app import check, logs, serve_config
-    from serve_app.access.preflight import check_cluster
-    from serve_app.config import LoggingConfig
+    from serve_app import serve_config
     from serve_app.rollout import command
+
+    how = _rollout_options(options)
+    goal, apps = serve_config.read_whole(options.config)
+    code, verdicts = _gate_before_rollout(apps, options)
+    if code:
+        return code
+    with command.connected(options.address):
+        return command.run(goal, apps, verdicts, how)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+    from serve_app.rollout import command
+
+    how = _rollout_options(options)
+    with command.connected(options.address):
+        good = command.former()
+    code, _ = _gate_before_rollout(serve_config.served(good.goal), options)
+    if code:
+        return code
+    with command.connected(options.address):
+        return command.roll_back(good, how)
+
+
+def _rollout_options(options: argparse.Namespace) -> Options:
+    from serve_app import check, logs
+    from serve_app.config import LoggingConfig
+    from serve_app.rollout.command import Options
 
     try:
         timeout_s = check.parse_duration(options.timeout)
     except ValueError as error:
         raise ConfigError(f"--timeout: {error}") from None
     logs.configure_cli(LoggingConfig(level="error"))
-    apps = serve_config.read(options.config)
+    return Options(timeout_s, as_json=options.json, dry_run=options.dry_run)
+
+
+def _gate_before_rollout(
+    apps: Sequence[ServedApp], options: argparse.Namespace
+) -> tuple[int, dict[str, Verdict]]:
+    """Prove every application's access; returns the exit code and the verdicts by name."""
+    from serve_app import check
+    from serve_app.access.preflight import check_cluster
+
+    verdicts: dict[str, Verdict] = {}
 
     def gate(app: ServedApp) -> Verdict:
         verdict = check_cluster(
@@ -143,18 +189,10 @@ def _deploy(options: argparse.Namespace) -> int:
         )
         if verdict is None:
             raise ConfigError("no Ray cluster is running here; name one with --address")
+        verdicts[app.name] = verdict
         return verdict
 
-    code = check.run(apps, gate, check.Output(as_json=options.json))
-    if code:
-        return code
-    return command.run(
-        options.config,
-        address=options.address,
-        timeout_s=timeout_s,
-        as_json=options.json,
-        dry_run=options.dry_run,
-    )
+    return check.run(apps, gate, check.Output(as_json=options.json)), verdicts
 
 
 def _receipt(options: argparse.Namespace) -> int:

@@ -50,13 +50,32 @@ def read(path: Path) -> tuple[ServedApp, ...]:
     Raises:
         ConfigError: every fault found, one line each.
     """
+    return read_whole(path)[1]
+
+
+def read_whole(path: Path) -> tuple[dict[str, Any], tuple[ServedApp, ...]]:
+    """Read and check a Serve config file; see `read`.
+
+    Returns:
+        The file's content, and our applications in it.
+    """
     document = _document(path)
-    ours = tuple(_ours(document["applications"]))
+    ours = served(document)
     if not ours:
         raise ConfigError(
             f"{path.name}: no application has `import_path: {IMPORT_PATH}`; "
             "to check somebody else's application, name its repository with --repo-id"
         )
+    return document, ours
+
+
+def served(document: dict[str, Any]) -> tuple[ServedApp, ...]:
+    """Return our applications in a Serve config.
+
+    Raises:
+        ConfigError: every fault found, one line each.
+    """
+    ours = tuple(_ours(document["applications"]))
     overrides = {app.name: tuple(app.deployments) for app in _checked(document).applications}
     return tuple(replace(app, deployments=overrides[app.name]) for app in ours)
 

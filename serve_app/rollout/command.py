@@ -1,57 +1,141 @@
-"""The part of `serve-app deploy` after the gate: connect, show the plan, roll out."""
+"""The commands `deploy` and `rollback` after the gate: connect, show the plan, roll out."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import ray
-import yaml
 
 from serve_app.access.placement import find_cluster
 from serve_app.access.report import sanitise
+from serve_app.access.verdict import Verdict
 from serve_app.errors import ConfigError
-from serve_app.rollout.deploy import changes, deploy, report
+from serve_app.rollout import history
+from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.instance import Instance
+from serve_app.rollout.plan import changes, needs
+from serve_app.rollout.turn import turn
+from serve_app.serve_config import ServedApp
 
 
-def run(path: Path, *, address: str | None, timeout_s: float, as_json: bool, dry_run: bool) -> int:
-    """Roll a checked config out.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a rollout is watched and told.
 
     Args:
-        path: the Serve YAML.
-        address: of the Ray cluster; None takes RAY_ADDRESS, or what `ray start` recorded.
         timeout_s: limit of the rollout, and of going back, in seconds.
         as_json: print one JSON object at the end.
         dry_run: show the plan alone.
+    """
+
+    timeout_s: float
+    as_json: bool = False
+    dry_run: bool = False
+
+
+def run(
+    goal: dict[str, Any],
+    apps: Sequence[ServedApp],
+    verdicts: Mapping[str, Verdict],
+    options: Options,
+) -> int:
+    """Show what a config does on the connected cluster, and roll it out.
+
+    Args:
+        goal: the config file's content.
+        apps: our applications in it.
+        verdicts: what the gate said of each, all granted.
+        options: how.
 
     Returns:
         The exit code: 0 the new version serves, 5 it does not.
 
     Raises:
+        ConfigError: another rollout is under way.
+    """
+    serving = Instance(goal)
+    for line in changes(serving.goal(), goal):
+        _say(line)
+    for app in apps:
+        for line in needs(app, verdicts[app.name]):
+            _say(line)
+    if options.dry_run:
+        return 0
+    with turn():
+        before = serving.goal()
+        if FAILED & {state.status for state in serving.states().values()}:
+            good = history.former(before)
+            before = good.goal if good else before
+        return _roll(serving, goal, before, options)
+
+
+def former() -> history.Good:
+    """Return the newest config that served well on the connected cluster and does not now.
+
+    Raises:
+        ConfigError: none is remembered.
+    """
+    entries = history.read()
+    good = history.former(Instance(entries[-1].goal).goal()) if entries else None
+    if good is None:
+        raise ConfigError("no earlier config that served is remembered; deploy one instead")
+    return good
+
+
+def roll_back(good: history.Good, options: Options) -> int:
+    """Go back to a config on the connected cluster.
+
+    Args:
+        good: what `former` returned, after the gate: what was readable once need not be today.
+        options: how.
+
+    Returns:
+        As `run`; what fails here is left as it failed.
+
+    Raises:
+        ConfigError: another rollout is under way.
+    """
+    since = datetime.fromtimestamp(good.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    _say(f"going back to the config that served since {since}")
+    with turn():
+        code = _roll(Instance(good.goal), nudged(good.goal), None, options)
+        if code == 0:
+            history.replace(good)
+    return code
+
+
+def _roll(
+    serving: Instance, goal: dict[str, Any], before: dict[str, Any] | None, options: Options
+) -> int:
+    result = deploy(serving, goal, timeout_s=options.timeout_s, former=before)
+    if result.status == "done" and (serves := serving.goal()):
+        history.remember(serves)
+    return report(result, as_json=options.as_json)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a cluster for as long as a command takes; Ctrl-C only stops watching.
+
+    Args:
+        address: of the Ray cluster; None takes RAY_ADDRESS, or what `ray start` recorded.
+
+    Raises:
         ConfigError: no cluster runs there.
     """
-    goal = yaml.safe_load(path.read_text(encoding="utf-8"))
-    mine = not ray.is_initialized()
-    if mine:
-        _connect(address)
-    try:
-        serving = Instance(goal)
-        for line in changes(serving.goal(), goal):
-            print(line, file=sys.stderr)
-        if dry_run:
-            return 0
-        return report(deploy(serving, goal, timeout_s=timeout_s), as_json=as_json)
-    except KeyboardInterrupt:
-        print("no longer watching; what was applied goes on", file=sys.stderr)
-        return 130
-    finally:
-        if mine:
-            ray.shutdown()
-
-
-def _connect(address: str | None) -> None:
+    if ray.is_initialized():
+        yield
+        return
     found = find_cluster(address)
     if found is None:
         raise ConfigError("no Ray cluster is running here; name one with --address")
@@ -59,3 +143,10 @@ def _connect(address: str | None) -> None:
         ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"no Ray cluster at {found}: {sanitise(str(error))}") from None
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("no longer watching; what was applied goes on", file=sys.stderr)
+        raise
+    finally:
+        ray.shutdown()

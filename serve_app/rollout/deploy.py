@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve_app.rollout.instance import AppState
+from serve_app.rollout.plan import by_name
 from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT
 
 POLL_S = 0.5
@@ -54,47 +55,40 @@ class Result:
         return 0 if self.status == "done" else 5
 
 
-def deploy(serving: Serving, goal: dict[str, Any], *, timeout_s: float) -> Result:
+def deploy(
+    serving: Serving,
+    goal: dict[str, Any],
+    *,
+    timeout_s: float,
+    former: dict[str, Any] | None,
+) -> Result:
     """Apply a config whose access was proven, and make sure that it serves.
 
     Args:
         serving: Serve.
         goal: the config file's content.
         timeout_s: until every application runs, and again for a rollback, in seconds.
+        former: what to go back to if it does not serve; None leaves it as it failed.
     """
     began = time.monotonic()
-    before, known = serving.goal(), serving.states()
-    serving.apply(goal)
-    reason = _settle(serving, goal, known, timeout_s)
+    reason = _put(serving, goal, timeout_s)
     if reason is None:
         return Result("done", "", time.monotonic() - began)
-    if before is None:
-        return Result("failed", reason, time.monotonic() - began)
     _say(f"failed: {reason}")
+    if former is None:
+        return Result("failed", reason, time.monotonic() - began)
     _say("going back to the config that served before")
-    known = serving.states()
-    back = nudged(before)
-    serving.apply(back)
-    again = _settle(serving, back, known, timeout_s)
+    again = _put(serving, nudged(former), timeout_s)
     if again is not None:
         reason = f"{reason}; and the former config does not come back: {again}"
     return Result("rolled_back" if again is None else "failed", reason, time.monotonic() - began)
 
 
-def changes(before: dict[str, Any] | None, goal: dict[str, Any]) -> list[str]:
-    """Tell what a config would do, one line for each application."""
-    old = _by_name(before or {"applications": []})
-    new = _by_name(goal)
-    lines = []
-    for name, app in new.items():
-        if name not in old:
-            lines.append(f"{name}: new")
-        elif app == old[name]:
-            lines.append(f"{name}: unchanged, nothing restarts")
-        else:
-            keys = sorted(k for k in {*app, *old[name]} if app.get(k) != old[name].get(k))
-            lines.append(f"{name}: changes {', '.join(keys)}; replicas are replaced one by one")
-    return [*lines, *(f"{name}: removed" for name in old if name not in new)]
+def _put(serving: Serving, goal: dict[str, Any], timeout_s: float) -> str | None:
+    """Apply a config and wait until it serves; returns what went wrong."""
+    known = serving.states()
+    serving.apply(goal)
+    return _settle(serving, goal, known, timeout_s)
 
 
 def nudged(goal: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +118,7 @@ def report(result: Result, *, as_json: bool) -> int:
     else:
         words = {
             "done": "done: every application runs and answered",
-            "rolled_back": "rolled back: the former config serves",
+            "rolled_back": "rolled back: the config that served before serves again",
             "failed": "failed",
         }
         print(f"{words[result.status]}, {result.duration_s:.0f} s")
@@ -138,7 +132,7 @@ def _settle(
 ) -> str | None:
     """Wait until every application of a config runs and answers; returns what went wrong."""
     deadline = time.monotonic() + timeout_s
-    waiting = set(_by_name(goal))
+    waiting = set(by_name(goal))
     shown: dict[str, AppState] = {}
     while waiting:
         for name, state in serving.states().items():
@@ -158,7 +152,7 @@ def _settle(
 
 
 def _ask_all(serving: Serving, goal: dict[str, Any]) -> str | None:
-    for name, app in _by_name(goal).items():
+    for name, app in by_name(goal).items():
         replica = (app.get("args") or {}).get("replica") or {}
         if app.get("import_path") != IMPORT_PATH or replica.get("min_replicas", 1) == 0:
             continue  # somebody else's, or asleep until the first request
@@ -166,10 +160,6 @@ def _ask_all(serving: Serving, goal: dict[str, Any]) -> str | None:
             return f"{name} runs but does not answer: {fault}"
         _say(f"{name}: answered")
     return None
-
-
-def _by_name(goal: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {app.get("name", "default"): app for app in goal["applications"]}
 
 
 def _say(line: str) -> None:

@@ -88,6 +88,18 @@ def bring(
     return brought
 
 
+def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
+    """Return how many bytes of a commit are not in this node's cache yet.
+
+    Raises:
+        AccessDenied: the Hub refuses.
+        ModelLoadError: the Hub does not answer.
+    """
+    store = Store(str(model.repo_id), commit)
+    files = HubDownload(str(model.repo_id), access, commit).files()
+    return store.lacking_bytes(store.absent(files))
+
+
 def _here(store: Store) -> Brought:
     """Return the copy that is here, every file verified where the Hub was ever asked for them."""
     directory = cached_snapshot(store.repo_id, store.commit)

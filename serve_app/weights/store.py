@@ -76,6 +76,10 @@ class Store:
         """Return the files that are not here whole, each content once; damaged ones are removed."""
         return list({file.etag: file for file in files if not self.has(file)}.values())
 
+    def absent(self, files: Iterable[HubFile]) -> list[HubFile]:
+        """Return the files that are not here, each content once, by name alone."""
+        return list({file.etag: file for file in files if self._place(file) is None}.values())
+
     def has(self, file: HubFile) -> bool:
         """Tell whether a file is here with the right bytes; hashes what it sees the first time."""
         place = self._place(file)

@@ -1,13 +1,22 @@
 """`serve-app deploy`: what is red never reaches Serve, what fails goes back, nobody notices."""
 
+import getpass
 import json
+import re
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
+import ray
 import yaml
+from ray.serve.context import _get_global_client
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.__main__ import main
+from serve_app.errors import ConfigError
+from serve_app.rollout.turn import turn
 from tests.cluster.conftest import LogicalNode, cluster_of
 from tests.cluster.service import REPO, SERVING, Service
 
@@ -36,24 +45,33 @@ def service(demo_model_dir, tmp_path_factory):
 def deploy(service, tmp_path, capsys):
     """Write a config and deploy it as a person does; returns exit code, last line, progress."""
 
-    def run(*options, repo_id=REPO, **config):
+    def run(*options, command="deploy", repo_id=REPO, **config):
         app = service.config(**config)
         app["args"]["model"]["repo_id"] = repo_id
         path = tmp_path / "app.yaml"
         http = {"host": "127.0.0.1", "port": service.port}
         path.write_text(yaml.safe_dump({"http_options": http, "applications": [app]}))
-        code = main(["deploy", str(path), "--timeout", "3m", *options])
+        given = [str(path)] if command == "deploy" else []
+        code = main([command, *given, "--timeout", "3m", *options])
         shown = capsys.readouterr()
-        return code, shown.out.strip().splitlines()[-1], shown.err
+        return code, "".join(shown.out.strip().splitlines()[-1:]), shown.err
 
     return run
 
 
-def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy):
+def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy, demo_model_dir):
     """Four deploys under load: the version that served answers every request of each."""
     code, _, progress = deploy("--dry-run", replicas=1)
     assert code == 0
     assert "llm: new" in progress
+    assert "no earlier start to judge the time by" in progress
+    weights = sum(file.stat().st_size for file in demo_model_dir.iterdir())
+    for name in "ab":
+        needed = int(re.search(rf"llm: {name}: ([\d,]+) bytes", progress)[1].replace(",", ""))
+        assert 0.9 * weights < needed <= weights
+    code, _, progress = deploy(command="rollback")
+    assert code == 2
+    assert "no earlier config" in progress
 
     code, end, progress = deploy(replicas=1)
     assert (code, end.split(",")[0]) == (0, "done: every application runs and answered")
@@ -64,6 +82,8 @@ def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy):
         assert code == 0
         assert json.loads(end)["status"] == "done"
         assert "llm: changes args" in progress
+        assert "has the weights" in progress
+        assert "a replica was ready after" in progress
     assert set(answered) == {200}
 
     with service.under_load() as answered:
@@ -85,3 +105,56 @@ def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy):
     assert set(answered) == {200}
     assert service.wait("RUNNING").status == "RUNNING"
     assert {state for state, _ in service.replicas()} == {"RUNNING"}
+
+
+def test_going_back_goes_to_what_served_before(service, deploy):
+    """Under load, to the first of the configs above, and never forward again to the worse one."""
+    with service.under_load() as answered:
+        code, end, progress = deploy(command="rollback")
+        assert (code, end.split(",")[0]) == (0, "done: every application runs and answered")
+        assert "going back to the config that served since" in progress
+    assert set(answered) == {200}
+    assert serving_access() == {"endpoint": service.hub.url}
+    code, _, progress = deploy(command="rollback")
+    assert (code, "no earlier config" in progress) == (2, True), "went to the worse one again"
+
+
+def serving_access():
+    """Return what the config that serves says of access."""
+    applications = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())[
+        "applications"
+    ]
+    return applications["llm"]["deployed_app_config"]["args"]["access"]
+
+
+def test_one_rollout_at_a_time(service, deploy):
+    """The second is told who holds the turn; a holder that is killed holds it no more."""
+    with turn():
+        code, _, told = deploy(replicas=1)
+    assert code == 2
+    assert f"another rollout is under way: {getpass.getuser()} on" in told
+
+    script = "import time\nwith command.connected(sys.argv[1]), turn():\n print(1, flush=True)"
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom serve_app.rollout import command\n"
+            f"from serve_app.rollout.turn import turn\n{script}\n time.sleep(99)",
+            ray.get_runtime_context().gcs_address,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout.readline() == b"1\n"
+    with pytest.raises(ConfigError, match=f"process {holder.pid}"), turn():
+        pass
+    holder.kill()
+    holder.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            with turn():
+                return
+        except ConfigError:
+            time.sleep(0.2)
+    raise AssertionError("a killed rollout still holds the turn")

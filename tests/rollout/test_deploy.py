@@ -2,8 +2,9 @@
 
 import copy
 
-from serve_app.rollout.deploy import changes, deploy, nudged
+from serve_app.rollout.deploy import deploy, nudged
 from serve_app.rollout.instance import AppState
+from serve_app.rollout.plan import changes
 from serve_app.serve_config import IMPORT_PATH
 
 
@@ -46,7 +47,7 @@ class Scripted:
 
 
 def run(serving, goal, timeout_s=20):
-    return deploy(serving, goal, timeout_s=timeout_s)
+    return deploy(serving, goal, timeout_s=timeout_s, former=serving.goal())
 
 
 def test_a_good_rollout_is_done_when_it_answered():
