@@ -49,7 +49,7 @@ _FIXED: dict[str, Any] = {
     "truncation": "disabled",
 }
 _MAX_METADATA = (16, 64, 512)  # OpenAI's limits: pairs, characters of a key and of a value
-_TEXTS = frozenset({"input_text", "output_text", "text"})
+_TEXTS = ("input_text", "output_text", "text")  # no set: a client may send what has no hash
 
 
 def plan_response(body: Mapping[str, Any], *, request_id: str) -> Plan:
@@ -74,6 +74,8 @@ def plan_response(body: Mapping[str, Any], *, request_id: str) -> Plan:
         repeated["user"] = body["user"]
     text = {"format": {"type": "text"}, "verbosity": "medium"} | _given(body.get("text"))
     plan = plan_chat(validate(ChatRequest, chat), request_id=request_id)
+    # OpenAI requires both fields and takes requests without them; its answers have them.
+    repeated["tools"] = [{"parameters": None, "strict": None, **tool} for tool in repeated["tools"]]
     return replace(plan, repeated={**_FIXED, **repeated, "text": text})
 
 

@@ -28,6 +28,7 @@ OPERATIONS = (
 EVENTS = {
     "/chat/completions": "CreateChatCompletionStreamResponse",
     "/completions": "CreateCompletionStreamResponse",
+    "/responses": "ResponseStreamEvent",
 }
 DOCUMENT = Path(__file__).parent / "data" / "openai.json"
 _KEPT_OF_OPERATION = ("operationId", "parameters", "requestBody", "responses")
@@ -39,9 +40,9 @@ def conform(body: Any, name: str) -> None:
     _validator(name).validate(body)
 
 
-def request_fields(name: str) -> list[str]:
-    """Return the fields of a request's schema, those of its `allOf` parts included, sorted."""
-    return sorted(_fields({"$ref": f"#/components/schemas/{name}"}))
+def request_fields(name: str) -> dict[str, Any]:
+    """Return the fields of a request's schema, those of its `allOf` parts included."""
+    return _fields(document()["components"]["schemas"][name])
 
 
 @cache
@@ -110,11 +111,13 @@ def _validator(name: str) -> Draft202012Validator:
     return Draft202012Validator({**reference, "components": {"schemas": schemas}})
 
 
-def _fields(schema: dict[str, Any]) -> set[str]:
+def _fields(schema: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in schema:
         schema = _resolve(schema["$ref"], document())
-    parts = (_fields(part) for part in schema.get("allOf", ()))
-    return set(schema.get("properties", ())).union(*parts)
+    found: dict[str, Any] = {}
+    for part in schema.get("allOf", ()):
+        found |= _fields(part)
+    return found | schema.get("properties", {})
 
 
 def _component_names(part: Any, whole: dict[str, Any]) -> set[tuple[str, str]]:

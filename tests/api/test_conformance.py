@@ -19,14 +19,45 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
 )
 
-from serve_app.api.fields import CHAT, COMPLETION
+from serve_app.api.fields import CHAT, COMPLETION, RESPONSES
 from tests.api.harness import MODEL, Service
-from tests.api.specification import EVENTS, conform, document
+from tests.api.specification import EVENTS, conform, document, request_fields
 from tests.fakes import FakeEngine
 
+BODIES = {
+    "CreateChatCompletionRequest": (CHAT, "messages"),
+    "CreateCompletionRequest": (COMPLETION, "prompt"),
+    "CreateResponse": (RESPONSES, "input"),
+}
+_NAME = {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["user", "assistant", "system", "developer"]},
+        "content": {"type": "string"},
+    },
+    "required": ["role", "content"],
+}
+_TOOL = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "name": _NAME, "parameters": {"type": "object"}},
+    "required": ["type", "name"],
+}
+# Where a field has many forms, one that is served.
+SERVED: dict[str, dict[str, Any]] = {
+    "CreateChatCompletionRequest": {},
+    "CreateCompletionRequest": {
+        "prompt": {"type": "string", "minLength": 1},
+        "best_of": {"type": "null"},  # it must equal `n`, which is tried
+    },
+    "CreateResponse": {
+        "input": {"type": "array", "minItems": 1, "items": _MESSAGE},
+        "tools": {"type": "array", "items": _TOOL},
+    },
+}
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
 REPEATABLE = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,
@@ -40,20 +71,18 @@ def narrow(described: dict[str, Any], *, stream: bool) -> None:
 
     Otherwise nearly every request would end there, and next to nothing would reach the engine.
     """
-    schemas = described["components"]["schemas"]
-    chat = schemas["CreateChatCompletionRequest"]["allOf"][1]
-    completion = schemas["CreateCompletionRequest"]
-    del completion["properties"]["prompt"]["nullable"]
-    del completion["properties"]["best_of"]  # it begins with 0, and only `n` is taken
-    for body, fields in ((chat, CHAT), (completion, COMPLETION)):
-        body["properties"]["model"] = {"const": MODEL}
-        for name in fields.refused:
-            body["properties"].pop(name, None)
+    for name, (fields, required) in BODIES.items():
+        asked = {k: v for k, v in request_fields(name).items() if k not in fields.refused}
+        asked |= {"model": {"const": MODEL}, **SERVED[name]}
         if stream:
-            body["properties"]["stream"] = {"const": True}
-            body["required"].append("stream")
+            asked["stream"] = {"const": True}
         else:
-            del body["properties"]["stream_options"]
+            del asked["stream_options"]
+        described["components"]["schemas"][name] = {
+            "type": "object",
+            "properties": asked,
+            "required": ["model", required, *(["stream"] if stream else [])],
+        }
     parameters = described["paths"]["/models/{model}"]["get"]["parameters"]
     parameters[0]["schema"] = {"enum": [MODEL, "another"]}
 
@@ -61,7 +90,6 @@ def narrow(described: dict[str, Any], *, stream: bool) -> None:
 def served(*, stream: bool) -> Any:
     """Return the document as schemathesis reads it, in front of the application."""
     described = deepcopy(document())
-    del described["paths"]["/responses"]
     described["servers"] = [{"url": "/v1"}]
     narrow(described, stream=stream)
     schema = schemathesis.openapi.from_dict(described, config=SchemathesisConfig())
@@ -78,10 +106,12 @@ def check(case: Any) -> None:
     case.validate_response(response, checks=CHECKS)
     kind = response.headers["content-type"][0].partition(";")[0]
     if kind == "text/event-stream":
-        *chunks, done = [line.removeprefix("data: ") for line in response.text.split("\n\n")[:-1]]
-        assert done == "[DONE]"
-        for chunk in chunks:
-            conform(json.loads(chunk), EVENTS[case.path])
+        lines = [line for line in response.text.split("\n") if line.startswith("data: ")]
+        events = [line.removeprefix("data: ") for line in lines]
+        if case.path != "/responses":
+            assert events.pop() == "[DONE]"
+        for event in events:
+            conform(json.loads(event), EVENTS[case.path])
     ANSWERED[case.operation.label, kind if response.status_code == 200 else "refused"] += 1
 
 

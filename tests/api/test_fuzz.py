@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from serve_app.api.fields import CHAT as CHAT_FIELDS
 from serve_app.api.fields import COMPLETION as COMPLETION_FIELDS
-from tests.api.harness import CHAT, COMPLETIONS, Service, events, refusal
+from serve_app.api.fields import RESPONSES as RESPONSES_FIELDS
+from tests.api.harness import CHAT, COMPLETIONS, Service, refusal
 from tests.api.specification import conform
 from tests.fakes import FakeEngine
 
-# Over 5,000 requests in all: six tests of 800, and 250 that are sent ten times.
-SETTINGS = settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
+# Over 5,000 requests in all: seven tests of 700, and 250 that are sent ten times.
+SETTINGS = settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck))
 HANGS_S = 5
 FLAT_BYTES = 32_768  # after 750 requests: not one small object of each stays
 
@@ -50,6 +51,19 @@ messages = st.lists(
     max_size=3,
 )
 prompts = st.text(max_size=20) | st.lists(st.text(max_size=5)) | st.lists(st.integers())
+items = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["function_call", "function_call_output", "item_reference"])},
+        optional={
+            "call_id": st.text(max_size=5),
+            "name": st.just("a"),
+            "arguments": st.sampled_from(["{}", "{", "5"]),
+            "output": contents,
+        },
+    ),
+    min_size=1,
+    max_size=3,
+)
 SENSIBLE = {
     "stream": st.booleans(),
     "n": st.integers(1, 4),
@@ -70,7 +84,12 @@ SENSIBLE = {
 }
 
 TOKENS = ({"count", "max_model_len", "tokens"}, {"prompt"})
-ANSWERS = {CHAT: "CreateChatCompletionResponse", COMPLETIONS: "CreateCompletionResponse"}
+RESPONSES = "/v1/responses"
+ANSWERS = {
+    CHAT: "CreateChatCompletionResponse",
+    COMPLETIONS: "CreateCompletionResponse",
+    RESPONSES: "Response",
+}
 TOKEN_FIELDS = {
     "prompt": prompts,
     "messages": messages,
@@ -113,7 +132,8 @@ def check(response, path):
         assert 400 <= response.status_code < 500, response.text
         assert refusal(response, response.status_code)["message"]
     elif response.headers["content-type"].startswith("text/event-stream"):
-        assert events(response)[-1] == "[DONE]"
+        last = response.text.split("\n\n")[-2]
+        assert last.startswith(("data: [DONE]", "event: response.completed")), last
     elif path in ANSWERS:
         conform(response.json(), ANSWERS[path])
     else:
@@ -133,6 +153,13 @@ def test_chat_bodies(body):
 def test_completion_bodies(body):
     """Well-formed JSON of any meaning, to the completions endpoint."""
     event(str(check(post(COMPLETIONS, json.dumps(body).encode()), COMPLETIONS)))
+
+
+@SETTINGS
+@given(bodies("input", st.text(max_size=20) | messages | items, RESPONSES_FIELDS))
+def test_response_bodies(body):
+    """Well-formed JSON of any meaning, to the responses endpoint."""
+    event(str(check(post(RESPONSES, json.dumps(body).encode()), RESPONSES)))
 
 
 @SETTINGS

@@ -246,3 +246,18 @@ async def test_a_client_that_goes_away_frees_the_engine():
     await asyncio.wait_for(running, 5)
     await until(lambda: not engine.running)
     assert engine.closed_early
+
+
+async def test_a_tool_with_its_name_alone_is_told_in_full():
+    """OpenAI's object requires parameters and strict, which a request may leave out."""
+    tools = [{"type": "function", "name": "now"}]
+    body = (await Service().post(RESPONSES, {"input": "hi", "tools": tools})).json()
+    conform(body, "Response")
+    assert body["tools"] == [{**tools[0], "parameters": None, "strict": None}]
+
+
+async def test_a_part_whose_kind_is_no_text_is_refused():
+    """Any JSON may stand there, also what Python cannot look up."""
+    content = [{"type": {}, "text": "a"}]
+    body = {"input": [{"role": "user", "content": content}]}
+    assert refusal(await Service().post(RESPONSES, body), 400)["param"] == "input"
