@@ -25,17 +25,17 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clusters are ended
     for name in args.what:
         print(f"{name}: starting", flush=True)
-        result = STARTS[name]() if name in STARTS else strike(name, args.faketime)
+        result = STARTS[name]() if name in STARTS else strike(name)
         report.keep(name, result)
         print(json.dumps(result, indent=1), flush=True)
     report.write(FAULTS)
     return 0
 
 
-def strike(name: str, faketime: str | None) -> dict[str, Any]:
+def strike(name: str) -> dict[str, Any]:
     """Build a service, let one fault strike it under load, and return what came of it."""
     fault, setup = FAULTS[name]
-    with stage_for(setup, faketime) as stage:
+    with stage_for(setup) as stage:
         print(f"  ready after {stage.deploy():.1f} s", flush=True)
         with stage.load:
             note = fault(stage)
@@ -46,7 +46,6 @@ def _arguments() -> argparse.Namespace:
     known = [*FAULTS, *STARTS]
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("what", nargs="*", choices=known, metavar="WHAT", help=", ".join(known))
-    parser.add_argument("--faketime", help="libfaketime.so.1, which `clock skew` needs")
     return parser.parse_args()
 
 

@@ -107,11 +107,11 @@ Fault = Callable[[Stage], str]
 PAIR = ("a", "b")  # no third node, so that the successor starts where the fault is
 LARGER = {"hidden_size": 256, "num_hidden_layers": 4}
 FAULTS: dict[str, tuple[Fault, Setup]] = {
-    "replica killed": (replica_killed, Setup()),
+    "replica killed": (replica_killed, Setup(PAIR)),
     "node killed": (node_killed, Setup()),
-    "ingress killed": (ingress_killed, Setup()),
-    "controller killed": (controller_killed, Setup()),
-    "proxy killed": (proxy_killed, Setup()),
+    "ingress killed": (ingress_killed, Setup(PAIR)),
+    "controller killed": (controller_killed, Setup(PAIR)),
+    "proxy killed": (proxy_killed, Setup(PAIR)),
     "Hub down": (supply.hub_down, Setup(PAIR)),
     "Hub down, receipts": (
         supply.hub_down_receipts,
@@ -128,5 +128,8 @@ FAULTS: dict[str, tuple[Fault, Setup]] = {
         Setup(PAIR, token_files=True, access={"token_file": "~/secret"}),
     ),
     "two deploys": (two_deploys, Setup(PAIR, room=2)),
-    "clock skew": (supply.clock_skew, Setup(PAIR, clock=True)),
+    "clock skew": (
+        supply.clock_skew,
+        Setup(PAIR, clock=True, access={"on_unreachable": "allow_cached"}),
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.conftest import LogicalNode
+from tests.cluster.conftest import ROOT, LogicalNode
 from tests.cluster.service import SERVING
+
+AHEAD_S = 7200
+CLOCK = """\
+import os, time
+_true = time.time
+time.time = lambda: _true() + os.stat({clock!r}).st_size
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,7 @@ class Setup:
         shape: of the model, see `make_model`.
         token_files: the nodes have their token in a file and not in the environment.
         disk_mib: the nodes' caches are on disks of this size; needs root.
-        clock: node `a` takes its clock from the file `clock` in its home; needs libfaketime.
+        clock: the first node has a clock that can be set; see `with_clock`.
         gpus: of a node, shared by its replicas in Ray's books; they compute on the CPU.
         native: the compiled forward.
         per_s: streams that begin each second.
@@ -57,18 +65,12 @@ def make_node(name: str, home: Path, token: str, setup: Setup) -> LogicalNode:
     return LogicalNode(name, None, SERVING, num_gpus=setup.gpus, env=env | {"HOME": str(home)})
 
 
-def with_clock(node: LogicalNode, clock: Path, faketime: str | None) -> LogicalNode:
-    """Let a node read what time it is from a file."""
-    if faketime is None:
-        raise SystemExit("this fault needs --faketime /path/to/libfaketime.so.1")
-    clock.write_text("+0")
-    env = {
-        "LD_PRELOAD": faketime,
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    return replace(node, env={**node.env, **env})
+def with_clock(node: LogicalNode, home: Path) -> LogicalNode:
+    """Put the clock that the node's Python sees ahead by as many seconds as `clock` has bytes."""
+    (home / "clock").write_bytes(bytes(AHEAD_S))
+    (home / "site").mkdir()
+    (home / "site" / "sitecustomize.py").write_text(CLOCK.format(clock=str(home / "clock")))
+    return replace(node, env={**node.env, "PYTHONPATH": f"{home / 'site'}{os.pathsep}{ROOT}"})
 
 
 @contextmanager

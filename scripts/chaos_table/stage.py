@@ -21,7 +21,7 @@ from tests.cluster.service import SERVING, Service
 from tests.models import make_model
 
 REPO = "acme/chaos"
-WARM_S = 6.0  # of load before the fault, and again after the recovery
+WARM_S = 4.0  # of load before the fault, and again after the recovery
 LIMIT_S = 120.0  # for a recovery
 
 
@@ -202,12 +202,11 @@ def _pid(_actor: object) -> int:
 
 
 @contextmanager
-def stage_for(setup: Setup, faketime: str | None, model: Path | None = None) -> Iterator[Stage]:
+def stage_for(setup: Setup, model: Path | None = None) -> Iterator[Stage]:
     """Build nodes, Hub and Serve; nothing is deployed yet.
 
     Args:
         setup: what the fault needs.
-        faketime: libfaketime.so.1, if the setup needs it.
         model: a model's directory; None makes a random one.
     """
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch, ExitStack() as stack:
@@ -224,6 +223,6 @@ def stage_for(setup: Setup, faketime: str | None, model: Path | None = None) -> 
         tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in homes}
         nodes = [make_node(name, home, tokens[name], setup) for name, home in homes.items()]
         if setup.clock:
-            nodes[0] = with_clock(nodes[0], homes[nodes[0].name] / "clock", faketime)
+            nodes[0] = with_clock(nodes[0], homes[nodes[0].name])
         cluster = stack.enter_context(cluster_of(*nodes))
         yield Stage(setup, hub, repo, cluster, homes, tokens)

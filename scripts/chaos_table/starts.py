@@ -27,7 +27,7 @@ def hub_bytes(nodes: int) -> dict[str, Any]:
     """
     replicas = ROOM * nodes
     setup = Setup(tuple("abcd"[:nodes]), replicas=replicas, room=ROOM, gpus=1, shape=MIDDLE)
-    with stage_for(setup, None) as stage:
+    with stage_for(setup) as stage:
         seconds = stage.deploy()
         starts = _starts(stage, replicas)
     log = stage.hub.log
@@ -54,7 +54,7 @@ def second_replica() -> dict[str, Any]:
     model = build_demo_model(default_cache_dir())
     setup = Setup(("a",), replicas=1, room=2, native=True)
     rounds = []
-    with stage_for(setup, None, model) as stage:
+    with stage_for(setup, model) as stage:
         stage.deploy()
         _starts(stage, 1)
         for number in range(ROUNDS):
