@@ -52,7 +52,9 @@ class Matcher:
             ValueError: one of them was not allowed; the mask was not applied.
         """
         if tokens and not self._walk.consume_tokens(tokens):
-            raise ValueError(f"a token outside the grammar: {self._walk.get_error()}")
+            # The first line says why; the others are the walk's state, with the client's text.
+            why = self._walk.get_error().partition("\n")[0]
+            raise ValueError(f"a token outside the grammar: {why}")
 
     def allowed(self, vocabulary: int) -> torch.Tensor:
         """Return which tokens may come next; bool, (vocabulary,), at least one is true."""
@@ -124,8 +126,8 @@ def _translate(structure: Structure) -> str:
             choices = json.loads(structure.definition)
             if not choices:
                 raise ValueError("there is nothing to choose from")
-            return str(
-                LLMatcher.grammar_from_lark(f"start: {' | '.join(map(json.dumps, choices))}")
-            )
+            # As one terminal thousands are no more than one: a rule would follow each by itself.
+            texts = " | ".join(map(json.dumps, choices))
+            return str(LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}"))
         case "grammar":
             return str(LLMatcher.grammar_from_lark(structure.definition))

@@ -68,6 +68,15 @@ async def test_choices_and_expressions(engine, temperature):
     assert reason is FinishReason.STOP
 
 
+async def test_one_of_thousands_of_choices(engine):
+    """However many begin alike, and also where one is the beginning of another."""
+    words = ["word", *(f"word {number}" for number in range(5000))]
+    text, _, reason, _ = await run(
+        engine, PROMPT, params(Structure("choice", json.dumps(words)), temperature=1.0)
+    )
+    assert (text in words, reason) == (True, FinishReason.STOP)
+
+
 async def test_a_grammar_in_larks_syntax(engine):
     """A small language of one's own."""
     grammar = 'start: "<" word ">"\nword: /[xy]{2,4}/\n'
