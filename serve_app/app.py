@@ -23,6 +23,7 @@ from serve_app.access.verdict import Verdict
 from serve_app.config import AppConfig, ReplicaConfig, parse_args
 from serve_app.errors import ConfigError
 from serve_app.ingress import Ingress
+from serve_app.scaling import TokenLoad
 from serve_app.serve_config import SERVER_DEPLOYMENT
 from serve_app.server import LLMServer
 
@@ -85,6 +86,8 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
     )(LLMServer)
     ingress = serve.deployment(
         name="Ingress",
+        # An ingress that is lost cuts the streams of all replicas; two share them.
+        num_replicas=min(2, config.replica.max_replicas),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=(config.replica.max_replicas + 2) * per_replica,
         graceful_shutdown_timeout_s=DRAIN_S,
@@ -102,5 +105,9 @@ def _scale(replica: ReplicaConfig) -> dict[str, Any]:
             "min_replicas": replica.min_replicas,
             "max_replicas": replica.max_replicas,
             "target_ongoing_requests": replica.target_ongoing_requests,
+            "policy": {
+                "policy_function": TokenLoad,
+                "policy_kwargs": {"target_ongoing_tokens": replica.target_ongoing_tokens},
+            },
         }
     }

@@ -116,6 +116,9 @@ class ReplicaConfig(_Part):
     target_ongoing_requests: float = Field(
         16, gt=0, description="requests per replica the autoscaler aims at"
     )
+    target_ongoing_tokens: int | None = Field(
+        None, ge=1, description="prompt and completion tokens likewise; null: its KV cache's"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaConfig:
@@ -166,6 +169,9 @@ class ApiConfig(_Part):
         1_048_576,
         ge=1,
         description="prompt and possible completion of what waits per replica before 429",
+    )
+    first_token_timeout_s: float = Field(
+        600, gt=0, description="how long a request may wait for its first token; a start included"
     )
     max_request_bytes: int = Field(2_097_152, ge=1024, description="largest request body")
     cors_allow_origins: tuple[str, ...] = Field((), description="allowed browser origins")

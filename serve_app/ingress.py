@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -26,9 +27,17 @@ from serve_app.access.verdict import Verdict
 from serve_app.access.watch import Watch
 from serve_app.api.app import RequestRecord, create_app
 from serve_app.config import AppConfig
-from serve_app.errors import EngineDead, EngineError, Overloaded, RequestCancelled, ServeAppError
+from serve_app.errors import (
+    EngineDead,
+    EngineError,
+    NotReady,
+    Overloaded,
+    RequestCancelled,
+    ServeAppError,
+)
 from serve_app.metrics import AccessMetrics, IngressMetrics
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
+from serve_app.serve_config import SERVER_DEPLOYMENT
 
 log = structlog.get_logger()
 
@@ -40,11 +49,18 @@ class RemoteEngine:
 
     Args:
         handle: handle of the `LLMServer` deployment.
+        patience_s: how long a request may wait for its first delta, in Serve's line, in the
+            engine's, and for a replica to start.
+        may_sleep: whether there may be no replica at all until somebody asks.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], *, patience_s: float, may_sleep: bool = False
+    ) -> None:
         self._stream = handle.options(stream=True)
         self._handle = handle
+        self._patience_s = patience_s
+        self._may_sleep = may_sleep
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Continue one prompt on some replica; see `LLMEngine.generate`.
@@ -75,7 +91,7 @@ class RemoteEngine:
         open_completions = request.n
         finished = False
         try:
-            async for item in deltas:
+            async for item in _patient(deltas, self._patience_s):
                 if isinstance(item, ServeAppError):
                     finished = True
                     raise item
@@ -90,7 +106,12 @@ class RemoteEngine:
                 deltas.cancel()
 
     async def ready(self) -> bool:
-        """Tell whether a replica would answer now; False when none does within two seconds."""
+        """Tell whether a replica would answer now; False when none does within two seconds.
+
+        A service that sleeps is ready: whoever asks it something wakes it, this does not.
+        """
+        if self._may_sleep and await asyncio.to_thread(_asleep):
+            return True
         response: Any = self._handle.ready.remote()
         try:
             return bool(await asyncio.wait_for(response, READY_TIMEOUT_S))
@@ -116,6 +137,35 @@ class RemoteEngine:
         if isinstance(answer, ServeAppError):
             raise answer
         return answer
+
+
+async def _patient(deltas: Any, patience_s: float) -> AsyncGenerator[Any, None]:
+    """Read a stream whose first item alone has a limit.
+
+    Raises:
+        NotReady: it did not come in time.
+    """
+    limit: float | None = patience_s
+    while True:
+        try:
+            async with asyncio.timeout(limit):
+                item = await anext(deltas)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise NotReady(f"no replica answered within {patience_s:g} s; retry later") from None
+        limit = None
+        yield item
+
+
+def _asleep() -> bool:
+    """Tell whether this application has no replica of the model, and starts none."""
+    name = serve.get_replica_context().app_name
+    try:
+        deployment = serve.status().applications[name].deployments[SERVER_DEPLOYMENT]
+    except (RayError, RayServeException, KeyError):
+        return False
+    return not any(deployment.replica_states.values())
 
 
 def translate(error: Exception, *, request_id: str) -> ServeAppError:
@@ -171,7 +221,11 @@ class Ingress:
     ) -> None:
         logs.configure_serve(config.logging)
         self._metrics = IngressMetrics()
-        self._engine = RemoteEngine(llm)
+        self._engine = RemoteEngine(
+            llm,
+            patience_s=config.api.first_token_timeout_s,
+            may_sleep=config.replica.min_replicas == 0,
+        )
         self._config = config
         self._commit = verdict.commit
         self._watch = Watch(

@@ -28,6 +28,7 @@ from serve_app.access.prove import keep_receipt, prove_here
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
+from serve_app.scaling import load_of
 from serve_app.weights.bring import Brought, bring
 from serve_app.weights.peers import Peers
 
@@ -112,6 +113,10 @@ class LLMServer:
     async def ready(self) -> bool:
         """Tell whether the engine takes requests."""
         return bool(await self._engine.ready())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Serve's autoscaler the load in tokens; see `scaling.py`."""
+        return load_of(self._engine.stats())
 
     async def check_health(self) -> None:
         """Fail Serve's health check when the engine is dead, so that the replica is replaced."""

@@ -1,10 +1,12 @@
 """The Serve handle as an engine, over a scripted handle: what a lost replica costs."""
 
+import asyncio
+
 import pytest
 from ray.exceptions import ActorDiedError
 from structlog.testing import capture_logs
 
-from serve_app.errors import EngineDead, EngineError, InvalidRequest
+from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
 from serve_app.ingress import RemoteEngine
 from serve_app.protocol import FinishReason, GenerationRequest, TextPrompt, TokenDelta, Usage
 
@@ -45,6 +47,9 @@ class Deltas:
             raise StopAsyncIteration
         if isinstance(item, ActorDiedError):
             raise item
+        if isinstance(item, float):
+            await asyncio.sleep(item)
+            return await anext(self)
         return item
 
     def cancel(self):
@@ -55,7 +60,7 @@ async def taken(handle):
     """Return what a client gets, the error last."""
     came = []
     try:
-        async for delta in RemoteEngine(handle).generate(REQUEST):
+        async for delta in RemoteEngine(handle, patience_s=0.2).generate(REQUEST):
             came.append(delta)  # noqa: PERF401 (what came before an error counts)
     except EngineError as error:
         came.append(type(error))
@@ -97,7 +102,16 @@ async def test_a_refusal_is_not_asked_again():
 async def test_a_client_that_leaves_cancels_the_call():
     """Closing the iterator reaches the replica."""
     handle = Handle([FIRST, LAST])
-    deltas = RemoteEngine(handle).generate(REQUEST)
+    deltas = RemoteEngine(handle, patience_s=0.2).generate(REQUEST)
     assert await anext(deltas) == FIRST
     await deltas.aclose()
+    assert handle.cancelled == 1
+
+
+async def test_the_first_token_alone_has_a_limit():
+    """A service that does not wake in time says so; what streams may pause as it likes."""
+    assert await taken(Handle([0.1, FIRST, 0.5, LAST])) == [FIRST, LAST]
+    handle = Handle([9.0, FIRST, LAST])
+    with pytest.raises(NotReady, match=r"within 0\.2 s"):
+        await taken(handle)
     assert handle.cancelled == 1
