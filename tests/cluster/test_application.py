@@ -242,3 +242,46 @@ def test_the_tokens_value_is_nowhere(service):
     for place, text in places.items():
         for token in service.tokens.values():
             assert token not in text, place
+
+
+async def test_a_killed_replica_costs_its_own_streams_alone(service):
+    """Those end with an error that says to ask again; all others, old and new, are whole."""
+    streaming = []
+
+    async def stream(client):
+        events = await client.completions.create(
+            model="smol",
+            prompt="Once",
+            max_tokens=200,
+            extra_body={"ignore_eos": True},
+            stream=True,
+        )
+        streaming.append(events)
+        try:
+            return [event.choices[0].finish_reason async for event in events][-1]
+        except openai.APIError as error:
+            return error.code
+
+    async with service.client(openai.AsyncOpenAI) as client:
+        streams = [asyncio.create_task(stream(client)) for _ in range(8)]
+        while len(streaming) < 8:  # each has its first token, so none can begin again elsewhere
+            await asyncio.sleep(0.05)
+        lost = await asyncio.to_thread(kill_one_replica)
+        new = await asyncio.gather(*(stream(client) for _ in range(2)))
+        ends = await asyncio.gather(*streams)
+    assert 0 < lost < 8
+    assert (ends.count("engine_dead"), ends.count("length")) == (lost, 8 - lost)
+    assert new == ["length", "length"]
+
+
+def kill_one_replica():
+    """Let a replica die without a word; returns how many streams it had."""
+    import ray
+    from ray.serve._private.constants import SERVE_NAMESPACE
+
+    names = ray.util.list_named_actors(all_namespaces=True)
+    name = next(actor["name"] for actor in names if "#LLMServer#" in actor["name"])
+    replica = ray.get_actor(name, namespace=SERVE_NAMESPACE)
+    streams = ray.get(replica.get_num_ongoing_requests.remote(), timeout=10)
+    ray.kill(replica)
+    return streams
