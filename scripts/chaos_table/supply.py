@@ -117,7 +117,8 @@ def clock_skew(stage: Stage) -> str:
 def _mend(stage: Stage, victim: Replica, mend: Callable[[], object]) -> str:
     """Let the fault last, end it, and say what happened before and after that."""
     early = stage.wait_until(lambda: stage.are_well(victim), limit_s=HELD_S)
-    told = stage.told()
+    refused = {line["outcome"] for line in stage.service.logged("access.refused", "LLMServer")}
+    told = ", ".join(sorted(refused)) or stage.told()
     mend()
     mended = time.monotonic()
     stage.recovered(lambda: stage.are_well(victim))
