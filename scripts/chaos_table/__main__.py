@@ -44,9 +44,13 @@ def strike(name: str) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     known = [*FAULTS, *STARTS]
+    words = f"{'; '.join(known)}; nothing writes results.md again"
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=known, metavar="WHAT", help=", ".join(known))
-    return parser.parse_args()
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=words)
+    args = parser.parse_args()
+    if unknown := [name for name in args.what if name not in known]:
+        parser.error(f"{unknown[0]!r} is none of: {'; '.join(known)}")
+    return args
 
 
 if __name__ == "__main__":

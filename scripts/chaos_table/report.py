@@ -122,7 +122,7 @@ def write(faults: Iterable[str]) -> None:
     if nodes:
         lines += ["", *NODES_TEXT, "", *_table(NODES_HEAD, map(_nodes_cells, nodes))]
     if second:
-        phases = sorted({phase for each in second["rounds"] for phase in each["start"]})
+        phases = list(dict.fromkeys(phase for each in second["rounds"] for phase in each["start"]))
         cells = [_second_cells(each, phases) for each in second["rounds"]]
         head = ("round", *phases, "imports + read", "ratio")
         numbered = ([number, *row] for number, row in enumerate(cells, 1))
@@ -143,7 +143,7 @@ def _fault_cells(row: dict[str, Any]) -> list[object]:
         row["what"],
         row["sent"],
         failed or "0",
-        row["streams_lost"],
+        row["streams_lost"] or "",
         _seconds(row["answers_again_s"]),
         _seconds(row["whole_again_s"]),
         row["note"],
