@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.chaos_table import inside
 from scripts.chaos_table.load import Load
 from scripts.chaos_table.nodes import Setup, make_node, small_disk, with_clock
 from scripts.local_hub import Behaviour, LocalHub, Repo
@@ -169,7 +170,7 @@ class Stage:
 
     def pid_of(self, name: str) -> int:
         """Ask an actor of Serve, known by a part of its name, for its process."""
-        return int(self._ask(name, lambda actor: actor.__ray_call__.remote(_pid)))
+        return int(self._ask(name, lambda actor: actor.__ray_call__.remote(inside.pid)))
 
     def _ask(self, name: str, call: Callable[[Any], Any]) -> Any:
         import ray  # noqa: PLC0415
@@ -195,10 +196,6 @@ class Stage:
         details = ray.get(controller.get_serve_instance_details.remote(), timeout=5)
         application: dict[str, Any] = details["applications"]["llm"]
         return application
-
-
-def _pid(_actor: object) -> int:
-    return os.getpid()
 
 
 @contextmanager
