@@ -35,6 +35,7 @@ from serve_app.errors import (
     RequestCancelled,
     ServeAppError,
 )
+from serve_app.exposition import exposition
 from serve_app.metrics import AccessMetrics, IngressMetrics
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 from serve_app.serve_config import SERVER_DEPLOYMENT
@@ -246,6 +247,7 @@ class Ingress:
             version=__version__,
             commit=self._commit,
             access=self._watch.snapshot,
+            metrics=exposition,
             on_finished=self._finished,
         )
         return SingleRequestId(app)

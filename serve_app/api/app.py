@@ -11,7 +11,7 @@ ASGI server. Nothing here knows Ray, torch, the log's format or the metrics.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from serve_app.api.answers import Model
@@ -47,7 +47,8 @@ __all__ = ["READY_TIMEOUT_S", "RequestRecord", "create_app"]
 READY_TIMEOUT_S = 3.0  # over the ingress' own limit, so that its answer arrives
 PROBES = frozenset({"/health", "/ready", "/version"})
 OPEN = PROBES | {"/"}  # the page holds no data; what it asks for needs the key
-QUIET = OPEN | {"/status"}
+QUIET = OPEN | {"/metrics", "/status"}
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _EXPOSED = ("x-request-id", "retry-after")
 
 
@@ -61,6 +62,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     commit: str | None = None,
     max_context_tokens: int | None = None,
     access: Callable[[], Mapping[str, Any]] | None = None,
+    metrics: Callable[[], Awaitable[str]] | None = None,
     on_finished: Callable[[RequestRecord], None] | None = None,
 ) -> Starlette:
     """Wire the OpenAI-compatible application.
@@ -74,6 +76,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         commit: the commit of the weights, for `/version`.
         max_context_tokens: the model's window, told in `/v1/models`.
         access: returns the last verdict of every node; None leaves `/access` out.
+        metrics: returns Prometheus' text for `/metrics`; None leaves it out.
         on_finished: called once at the end of every request that is not a healthy probe.
 
     Raises:
@@ -89,7 +92,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         card["max_model_len"] = max_context_tokens
     about = {"version": version, "model": model_name, "commit": commit}
     board = Board(engine, about)
-    pages = _Pages(engine, card, about, access)
+    pages = _Pages(engine, card, about, access, metrics)
     app = Starlette(
         routes=[
             *_generation_routes(board, model_name, api),
@@ -150,6 +153,7 @@ class _Pages:
     card: Model
     about: Mapping[str, str | None]
     access: Callable[[], Mapping[str, Any]] | None
+    metrics: Callable[[], Awaitable[str]] | None
 
     def routes(self) -> list[Route]:
         routes = [
@@ -159,7 +163,11 @@ class _Pages:
             Route("/ready", self.ready),
             Route("/version", self.version),
         ]
-        return routes if self.access is None else [*routes, Route("/access", self.verdict)]
+        if self.access is not None:
+            routes.append(Route("/access", self.verdict))
+        if self.metrics is not None:
+            routes.append(Route("/metrics", self.samples))
+        return routes
 
     async def list_models(self, _request: Request) -> Response:
         return _json({"object": "list", "data": [self.card]})
@@ -188,6 +196,10 @@ class _Pages:
     async def verdict(self, _request: Request) -> Response:
         assert self.access is not None  # noqa: S101 - the route exists only then
         return _json(self.access())
+
+    async def samples(self, _request: Request) -> Response:
+        assert self.metrics is not None  # noqa: S101 - the route exists only then
+        return PlainTextResponse(await self.metrics(), headers={"content-type": PROMETHEUS})
 
 
 def _json(body: Mapping[str, object]) -> Response:

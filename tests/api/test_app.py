@@ -66,6 +66,20 @@ async def test_access_shows_the_last_verdict_if_there_is_one():
     refusal(await Service().request("GET", "/access"), 404)
 
 
+async def test_metrics_are_prometheus_text_and_leave_no_record():
+    """A scraper reads them by their version; asking every few seconds fills no log."""
+
+    async def page():
+        return "up 1\n"
+
+    service = Service(metrics=page)
+    response = await service.request("GET", "/metrics")
+    assert response.text == "up 1\n"
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert not service.records
+    refusal(await Service().request("GET", "/metrics"), 404)
+
+
 @pytest.mark.parametrize("path", ["/v1", "/v1/chat", "/v1/models/", "/v2/models", "/docs"])
 async def test_another_path_is_an_envelope(path):
     """Also with a slash at the end: no redirect that would drop a body."""

@@ -46,7 +46,14 @@ async def test_a_known_key_passes(key_file, scheme):
     ],
 )
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/access"), ("GET", "/x")]
+    ("method", "path"),
+    [
+        ("POST", CHAT),
+        ("GET", "/v1/models"),
+        ("GET", "/access"),
+        ("GET", "/metrics"),
+        ("GET", "/x"),
+    ],
 )
 async def test_anything_else_is_a_401(key_file, headers, method, path):
     """No key, another scheme, a wrong key, the hash itself; the header says what is missing."""
