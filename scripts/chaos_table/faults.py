@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import yaml
@@ -36,8 +37,12 @@ def node_killed(stage: Stage) -> str:
         stage.cluster.remove(victim.node)
 
     stage.strike(strike)
+    began = time.monotonic()
+    stage.wait_until(lambda: victim.node not in stage.living_nodes())
+    noticed_s = time.monotonic() - began
     stage.recovered(lambda: stage.are_well(victim))
-    return f"{ingresses.count(victim.node)} of {len(ingresses)} ingresses were there"
+    there = f"{ingresses.count(victim.node)} of {len(ingresses)} ingresses were there"
+    return f"{there}; Ray noticed after {noticed_s:.0f} s, until then what was sent there waits"
 
 
 def ingress_killed(stage: Stage) -> str:

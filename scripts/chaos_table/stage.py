@@ -158,6 +158,12 @@ class Stage:
             for r in found
         ]
 
+    def living_nodes(self) -> set[str]:
+        """Return the names of the nodes that Ray takes for alive."""
+        import ray  # noqa: PLC0415
+
+        return {node["NodeName"] for node in ray.nodes() if node["Alive"]}
+
     def are_well(self, *lost: Replica) -> bool:
         """Tell whether as many replicas run as there should be, without those that were lost."""
         running = [r for r in self.replicas() if r.state == "RUNNING"]
