@@ -23,7 +23,7 @@ from serve_app.access.verdict import Verdict
 from serve_app.config import AppConfig, ReplicaConfig, parse_args
 from serve_app.errors import ConfigError
 from serve_app.ingress import Ingress
-from serve_app.scaling import TokenLoad
+from serve_app.scaling import autoscaling
 from serve_app.serve_config import SERVER_DEPLOYMENT
 from serve_app.server import LLMServer
 
@@ -100,14 +100,4 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
 def _scale(replica: ReplicaConfig) -> dict[str, Any]:
     if replica.min_replicas == replica.max_replicas:
         return {"num_replicas": replica.max_replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": replica.min_replicas,
-            "max_replicas": replica.max_replicas,
-            "target_ongoing_requests": replica.target_ongoing_requests,
-            "policy": {
-                "policy_function": TokenLoad,
-                "policy_kwargs": {"target_ongoing_tokens": replica.target_ongoing_tokens},
-            },
-        }
-    }
+    return {"autoscaling_config": autoscaling(replica)}

@@ -116,6 +116,12 @@ class ReplicaConfig(_Part):
     target_ongoing_requests: float = Field(
         16, gt=0, description="requests per replica the autoscaler aims at"
     )
+    upscale_delay_s: float = Field(
+        30, ge=0, description="how long more are needed before they are started"
+    )
+    downscale_delay_s: float = Field(
+        600, ge=0, description="how long fewer do before some are stopped, the last one too"
+    )
     target_ongoing_tokens: int | None = Field(
         None, ge=1, description="prompt and completion tokens likewise; null: its KV cache's"
     )

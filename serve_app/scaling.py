@@ -13,9 +13,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
+    from serve_app.config import ReplicaConfig
     from serve_app.engine.stats import EngineStats
 
+POLICY = "serve_app.scaling:TokenLoad"
 TOKENS, CAPACITY = "ongoing_tokens", "kv_tokens"
+
+
+def autoscaling(replica: ReplicaConfig) -> dict[str, Any]:
+    """Return Serve's autoscaling config of a deployment's replicas, whole.
+
+    What a Serve config says of it for one deployment does not add to this: it takes its place.
+    """
+    return {
+        "min_replicas": replica.min_replicas,
+        "max_replicas": replica.max_replicas,
+        "target_ongoing_requests": replica.target_ongoing_requests,
+        "upscale_delay_s": replica.upscale_delay_s,
+        "downscale_delay_s": replica.downscale_delay_s,
+        "policy": {
+            "policy_function": POLICY,
+            "policy_kwargs": {"target_ongoing_tokens": replica.target_ongoing_tokens},
+        },
+    }
 
 
 def load_of(stats: EngineStats) -> dict[str, float]:

@@ -77,7 +77,22 @@ def served(document: dict[str, Any]) -> tuple[ServedApp, ...]:
     """
     ours = tuple(_ours(document["applications"]))
     overrides = {app.name: tuple(app.deployments) for app in _checked(document).applications}
+    for app in ours:
+        for deployment in overrides[app.name]:
+            _require_whole_autoscaling(app.name, deployment)
     return tuple(replace(app, deployments=overrides[app.name]) for app in ours)
+
+
+def _require_whole_autoscaling(name: str, deployment: DeploymentSchema) -> None:
+    """Refuse an override that would silently set both bounds to 1: Serve merges nothing here."""
+    scaling = deployment.model_dump(exclude_unset=True).get("autoscaling_config")
+    if deployment.name == SERVER_DEPLOYMENT and scaling and "max_replicas" not in scaling:
+        raise ConfigError(
+            f"application {name}: autoscaling_config of {SERVER_DEPLOYMENT} takes the place of all "
+            "that args.replica says of scaling; set min_replicas, max_replicas and the delays "
+            "under args.replica instead",
+            param="deployments",
+        )
 
 
 def read_foreign(path: Path, *, repo_id: str, revision: str) -> tuple[ServedApp, ...]:

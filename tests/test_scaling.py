@@ -9,7 +9,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.config import AutoscalingPolicy as Policy
 
 from serve_app.engine.stats import EngineStats
-from serve_app.scaling import TokenLoad, load_of
+from serve_app.scaling import POLICY, TokenLoad, load_of
 
 
 def context(*loads, replicas=2, requests=0.0):
@@ -52,7 +52,7 @@ def test_a_replica_reports_what_runs_and_what_waits():
 
 def test_the_policy_reaches_the_controller_by_value():
     """Its module needs nothing of this package there, and nothing heavy."""
-    policy = Policy(policy_function=TokenLoad, policy_kwargs={"target_ongoing_tokens": 5})
+    policy = Policy(policy_function=POLICY, policy_kwargs={"target_ongoing_tokens": 5})
     check = (
         "import sys, pickle; kind = pickle.loads(bytes.fromhex(sys.stdin.read())); "
         "assert kind(5)._target == 5; assert 'torch' not in sys.modules"

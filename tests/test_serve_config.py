@@ -169,3 +169,13 @@ def test_a_wrong_repository_name_is_refused(tmp_path):
     path.write_text(yaml.safe_dump({"applications": [{"name": "x", "import_path": "a:b"}]}))
     with pytest.raises(ConfigError, match="owner/name"):
         serve_config.read_foreign(path, repo_id="a/b/c", revision="main")
+
+
+@pytest.mark.parametrize("scaling", [{"upscale_delay_s": 5}, {"min_replicas": 2}])
+def test_half_an_autoscaler_is_refused(tmp_path, scaling):
+    """Serve would set both bounds to 1 without a word."""
+    override = {"name": "LLMServer", "autoscaling_config": scaling}
+    with pytest.raises(ConfigError, match=r"under args\.replica"):
+        read(tmp_path, changed(deployments=[override]))
+    whole = override | {"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}}
+    assert read(tmp_path, changed(deployments=[whole]))

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serve_app.config import parse_args
 from serve_app.rollout.instance import AppState
 from serve_app.rollout.plan import by_name
+from serve_app.scaling import autoscaling
 from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT
 
 POLL_S = 0.5
@@ -95,16 +97,20 @@ def nudged(goal: dict[str, Any]) -> dict[str, Any]:
     """Return a config that does the same but is not the same, where autoscaling needs it."""
     goal = copy.deepcopy(goal)
     for app in goal["applications"]:
-        replica = (app.get("args") or {}).get("replica") or {}
-        fixed = replica.get("min_replicas", 1) == replica.get("max_replicas", 1)
-        if app.get("import_path") != IMPORT_PATH or fixed:
+        if app.get("import_path") != IMPORT_PATH:
+            continue
+        replica = parse_args(app.get("args") or {}).replica
+        if replica.min_replicas == replica.max_replicas:
             continue
         deployments = app["deployments"] = app.get("deployments") or []
         names = [deployment["name"] for deployment in deployments]
         if SERVER_DEPLOYMENT not in names:
             deployments.append({"name": SERVER_DEPLOYMENT})
         server = next(d for d in deployments if d["name"] == SERVER_DEPLOYMENT)
-        scaling = server["autoscaling_config"] = server.get("autoscaling_config") or {}
+        # Whole, because it takes the place of what the application says by itself.
+        scaling = server["autoscaling_config"] = server.get("autoscaling_config") or autoscaling(
+            replica
+        )
         delay_s = scaling.get("upscale_delay_s", UPSCALE_DELAY_S) + NUDGE_S
         scaling["upscale_delay_s"] = round(delay_s, 2)
     return goal

@@ -87,7 +87,7 @@ async def test_overload_is_refused_at_once_and_costs_the_others_nothing(tmp_path
     # The client and the server share this process, and the refused are told while 200
     # connections are opened; `configs/README.md` has the figures of a service on its own.
     assert sorted(seconds for _, seconds in refused)[-3] < 5
-    assert told["finish"] / seconds > 0.3 * max(alone)
+    assert told["finish"] / seconds > 0.1 * max(alone)
     assert len(service.records) == STREAMS + 2 * LIMIT
 
 

@@ -118,7 +118,7 @@ class Service:
         return [(r["state"], names.get(r.get("node_id"))) for r in deployment["replicas"]]
 
     @contextmanager
-    def under_load(self, model="smol"):
+    def under_load(self, model="smol", *, clients=1, tokens=4):
         """Ask all the time; yields the list of statuses so far, each request adds one."""
         answered, done = [], threading.Event()
 
@@ -126,18 +126,22 @@ class Service:
             with self.client() as client:
                 while not done.is_set():
                     try:
-                        client.chat.completions.create(model=model, messages=QUESTION, max_tokens=4)
+                        client.chat.completions.create(
+                            model=model, messages=QUESTION, max_tokens=tokens
+                        )
                         answered.append(200)
                     except openai.APIError as error:
                         answered.append(getattr(error, "status_code", 0))
 
-        asking = threading.Thread(target=ask)
-        asking.start()
+        asking = [threading.Thread(target=ask) for _ in range(clients)]
+        for thread in asking:
+            thread.start()
         try:
             yield answered
         finally:
             done.set()
-            asking.join()
+            for thread in asking:
+                thread.join()
 
     def logged(self, event, deployment="*"):
         """Return the log lines of an event as objects."""

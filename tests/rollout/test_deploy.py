@@ -9,12 +9,11 @@ from serve_app.serve_config import IMPORT_PATH
 
 
 def config(name="llm", *, least=1, most=1, **extra):
-    replica = {"min_replicas": least, "max_replicas": most}
-    return {
-        "applications": [
-            {"name": name, "import_path": IMPORT_PATH, "args": {"replica": replica}, **extra}
-        ]
+    args = {
+        "model": {"repo_id": "acme/tiny"},
+        "replica": {"min_replicas": least, "max_replicas": most},
     }
+    return {"applications": [{"name": name, "import_path": IMPORT_PATH, "args": args, **extra}]}
 
 
 class Scripted:
@@ -105,6 +104,8 @@ def test_a_nudge_changes_nothing_but_one_delay_and_each_time_again():
         for c in (once, twice)
     ]
     assert delays == [30.01, 30.02]
+    scaling = once["applications"][0]["deployments"][0]["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 3)
     assert nudged(config()) == config()
     foreign = {"applications": [{"name": "x", "import_path": "other:app"}]}
     assert nudged(foreign) == foreign
