@@ -229,13 +229,15 @@ class Ingress:
         )
         self._config = config
         self._commit = verdict.commit
+        access = AccessMetrics()
         self._watch = Watch(
             partial(recheck, config, verdict.commit),
             verdict,
             interval_s=config.access.watch_interval_s,
-            on_verdict=AccessMetrics().show,
+            on_verdict=access.show,
         )
-        self._watching = asyncio.get_running_loop().create_task(self._watch.run())
+        loop = asyncio.get_running_loop()
+        self._watching = [loop.create_task(work) for work in (self._watch.run(), access.keep())]
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
@@ -254,7 +256,7 @@ class Ingress:
 
     async def __del__(self) -> None:
         """Stop the watch."""
-        if watching := getattr(self, "_watching", None):
+        for watching in getattr(self, "_watching", ()):
             watching.cancel()
 
     def _finished(self, record: RequestRecord) -> None:

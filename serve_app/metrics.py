@@ -7,6 +7,7 @@ token, a prompt or a request id.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from ray.serve import metrics
@@ -17,6 +18,27 @@ from serve_app.engine.stats import EngineStats
 
 # Bounds in seconds: from one decode step on a GPU to a minute of queueing on a CPU.
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
+
+
+# Ray 2.60 forgets a gauge 20 s after it was set (twice its report interval).
+REPEAT_S = 5.0
+
+
+class _Lasting:
+    """Values of gauges that are set once and count from then on."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[metrics.Gauge, tuple[tuple[str, str], ...]], float] = {}
+
+    def set(self, gauge: metrics.Gauge, value: float, **tags: str) -> None:
+        """Publish a value, and keep it for `repeat`."""
+        self._values[gauge, tuple(tags.items())] = value
+        gauge.set(value, tags=tags)
+
+    def repeat(self) -> None:
+        """Publish every value again."""
+        for (gauge, tags), value in list(self._values.items()):
+            gauge.set(value, tags=dict(tags))
 
 
 class IngressMetrics:
@@ -104,6 +126,7 @@ class AccessMetrics:
             description="1 for the node's present outcome of the access check, else 0.",
             tag_keys=("node", "repo", "outcome"),  # type: ignore[arg-type]  # Ray 2.60 says tuple[str]
         )
+        self._lasting = _Lasting()
         self._seen: set[tuple[str, str]] = set()
 
     def show(self, verdict: Verdict) -> None:
@@ -113,7 +136,13 @@ class AccessMetrics:
         self._seen |= present | {(node, Outcome.GRANTED.value) for node, _ in present}
         for node, outcome in self._seen:
             tags = {"node": node, "repo": verdict.repo_id, "outcome": outcome}
-            self._granted.set(float((node, outcome) in present), tags=tags)
+            self._lasting.set(self._granted, float((node, outcome) in present), **tags)
+
+    async def keep(self) -> None:
+        """Publish the last verdict again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(REPEAT_S)
+            self._lasting.repeat()
 
 
 class ServerMetrics:
@@ -125,6 +154,7 @@ class ServerMetrics:
             description="Access checks of this replica by outcome.",
             tag_keys=("outcome",),
         )
+        self._lasting = _Lasting()
         self._load = metrics.Gauge(
             "serve_app_model_load_seconds", description="Loading and warm-up of this replica."
         )
@@ -171,18 +201,19 @@ class ServerMetrics:
 
     def loaded(self, seconds: float) -> None:
         """Record how long loading took."""
-        self._load.set(seconds)
+        self._lasting.set(self._load, seconds)
 
     def started(self, phases: Mapping[str, float], weights_bytes: Mapping[str, int]) -> None:
         """Publish a start: seconds by `<phase>_s`, and the model's bytes by source."""
         for name, seconds in phases.items():
-            self._cold_start.set(seconds, tags={"phase": name.removesuffix("_s")})
+            self._lasting.set(self._cold_start, seconds, phase=name.removesuffix("_s"))
         for source, size in weights_bytes.items():
             if size:  # Ray refuses to add nothing
                 self._weights.inc(size, tags={"source": source})
 
     def sample(self, stats: EngineStats) -> None:
-        """Publish the engine's state of this moment."""
+        """Publish the engine's state of this moment, and what was told of the start again."""
+        self._lasting.repeat()
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._kv.set(stats.kv_tokens_used / max(1, stats.kv_tokens_total))
