@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def test_ctrl_c_stops_everything_it_started(command, home):
         )
         assert len(processes(home)) > 5  # Ray, Serve's actors, serve run
         assert "Paris" in json.loads(answer.stdout)["choices"][0]["message"]["content"]
+        assert missing_metrics(int(command[2])) == set()
     finally:
         os.killpg(child.pid, signal.SIGINT)
         rest, _ = child.communicate(timeout=60)
@@ -113,6 +115,23 @@ def test_ctrl_c_stops_everything_it_started(command, home):
     while (left := processes(home)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
+
+
+def missing_metrics(port):
+    """Names that the dashboard asks for and the service's own page lacks, once Ray exports."""
+    dashboard = (ROOT / "configs/grafana/serve-app.json").read_text()
+    # Counters of what one healthy question does not do.
+    asked = set(re.findall(r"\bray_[a-z0-9_]+", dashboard)) - {
+        "ray_serve_app_preemptions_total",
+        "ray_serve_app_prefix_cache_hits_total",
+    }
+    deadline = time.monotonic() + 20
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            found = set(re.findall(r"^(ray_[a-z0-9_]+)", page.read().decode(), re.MULTILINE))
+        if not asked - found or time.monotonic() > deadline:
+            return asked - found
+        time.sleep(1)
 
 
 def processes(home):
