@@ -33,6 +33,13 @@ def changed(**application):
     return GOOD | {"applications": [GOOD["applications"][0] | application]}
 
 
+def test_serves_own_traces_may_be_switched_on(tmp_path):
+    """The lines that the reference shows are taken; a wrong key in them is not."""
+    assert read(tmp_path, GOOD | {"tracing_config": {"enabled": True, "sampling_ratio": 0.01}})
+    with pytest.raises(ConfigError, match="tracing_config"):
+        read(tmp_path, GOOD | {"tracing_config": {"on": True}})
+
+
 def test_overrides_of_deployments_are_kept_with_their_application(tmp_path):
     """They decide where replicas go, and the builder is never told."""
     special = {"name": "LLMServer", "ray_actor_options": {"label_selector": {"zone": "a"}}}
