@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def keep(name: str, result: dict[str, Any]) -> None:
     _path(name).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def write(faults: Iterable[str]) -> None:
+def write(faults: Collection[str]) -> None:
     """Write `results.md` of everything that was kept; the faults in this order."""
     rows = list(filter(None, map(_kept, faults)))
     nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
@@ -119,6 +119,8 @@ def write(faults: Iterable[str]) -> None:
     lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in told})
     if rows:
         lines += ["", *FAULT_TEXT, "", *_table(FAULT_HEAD, map(_fault_cells, rows))]
+        if missing := [name for name in faults if not _path(name).exists()]:
+            lines += ["", f"Not measured yet: {', '.join(missing)}."]
     if nodes:
         lines += ["", *NODES_TEXT, "", *_table(NODES_HEAD, map(_nodes_cells, nodes))]
     if second:
