@@ -27,6 +27,7 @@ from ray.experimental import internal_kv
 IMPORTED_AT = time.time()  # of the first of our modules that a replica imports
 NAMESPACE = "serve_app"
 PREFIX = "coldstart/"
+PHASES = "phase/"
 KEPT = 64  # starts of the whole cluster; older ones are forgotten
 CONTROLLER_TIMEOUT_S = 5.0
 
@@ -78,9 +79,16 @@ class Start:
 
 
 class Ledger:
-    """Collects the phases of this replica's start. Safe to use from several threads."""
+    """Collects the phases of this replica's start. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        application: Serve's name of the application.
+        replica: Serve's id of the replica.
+    """
+
+    def __init__(self, application: str, replica: str) -> None:
+        self._key = f"{PHASES}{application}/{replica}"
+        self._application, self._replica = application, replica
         self._lock = threading.Lock()
         self._spans: list[Span] = []
         begun, now = _process_started_at(), time.time()
@@ -90,12 +98,19 @@ class Ledger:
 
     @contextmanager
     def span(self, phase: str) -> Iterator[None]:
-        """Time a phase, whether it succeeds or not."""
+        """Time a phase, whether it succeeds or not, and tell the cluster that it began."""
+        self.tell(phase)
         started_at, started = time.time(), time.monotonic()
         try:
             yield
         finally:
             self._add(phase, started_at, time.monotonic() - started)
+
+    def tell(self, phase: str) -> None:
+        """Let `running` see a phase that begins now; never raises for Ray."""
+        value = json.dumps({"phase": phase, "since": time.time()})
+        with suppress(RayError):
+            internal_kv._internal_kv_put(self._key, value, namespace=NAMESPACE)
 
     def follow(self, phases: dict[str, float], *, started_at: float) -> None:
         """Add phases that were timed elsewhere, one after the other."""
@@ -103,29 +118,21 @@ class Ledger:
             self._add(phase, started_at, seconds)
             started_at += seconds
 
-    def close(
-        self,
-        application: str,
-        replica: str,
-        node: str,
-        weights_bytes: dict[str, int],
-        *,
-        ready_at: float,
-    ) -> Start:
+    def close(self, node: str, weights_bytes: dict[str, int], *, ready_at: float) -> Start:
         """Return the whole start; asks Serve's controller when it was decided.
 
         Args:
-            application: Serve's name of the application.
-            replica: Serve's id of the replica.
             node: the name that a person knows the node by.
             weights_bytes: by source.
             ready_at: Unix seconds from which on the replica takes requests.
         """
-        scheduled_at = _scheduled_at(application, replica)
+        with suppress(RayError):
+            internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
+        scheduled_at = _scheduled_at(self._application, self._replica)
         with self._lock:
             spans = _since(scheduled_at, self._spans)
         ready_s = ready_at - min(span.started_at for span in spans)
-        return Start(application, replica, node, spans, ready_s, weights_bytes)
+        return Start(self._application, self._replica, node, spans, ready_s, weights_bytes)
 
     def _add(self, phase: str, started_at: float, duration_s: float) -> None:
         with self._lock:
@@ -156,6 +163,23 @@ def recent() -> list[Start]:
             raw = json.loads(value)
             starts.append(Start(**raw | {"spans": tuple(Span(**span) for span in raw["spans"])}))
     return starts
+
+
+def running(application: str, *, since: float) -> dict[str, str]:
+    """Return the present phase of every replica of an application that is starting.
+
+    Args:
+        application: Serve's name of it.
+        since: Unix seconds; what began before is of a replica that never ended its start.
+    """
+    phases = {}
+    prefix = f"{PHASES}{application}/"
+    for key in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
+        value = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+        told = json.loads(value) if value else {"since": 0.0}
+        if told["since"] >= since:
+            phases[key.decode().removeprefix(prefix)] = str(told["phase"])
+    return phases
 
 
 def _since(scheduled_at: float | None, spans: list[Span]) -> tuple[Span, ...]:

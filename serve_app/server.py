@@ -61,7 +61,8 @@ class LLMServer:
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
-        self._ledger = ledger.Ledger()
+        context = serve.get_replica_context()
+        self._ledger = ledger.Ledger(context.app_name, context.replica_tag)
         try:
             with self._ledger.span("check"):
                 proven = await self._prove_access(config, commit)
@@ -146,11 +147,8 @@ class LLMServer:
 
     def _tell_start(self, proven: NodeVerdict, brought: Brought, ready_at: float) -> ledger.Start:
         """Close the ledger and tell it: in metrics, in the log, in the cluster's memory."""
-        context = serve.get_replica_context()
         moved = brought.bytes_by_source()
-        start = self._ledger.close(
-            context.app_name, context.replica_tag, proven.node_name, moved, ready_at=ready_at
-        )
+        start = self._ledger.close(proven.node_name, moved, ready_at=ready_at)
         self._metrics.started(start.facts(), moved)
         log.info("replica.started", node_id=proven.node_id, **moved, **start.facts())
         ledger.keep(start)
@@ -186,6 +184,7 @@ def _load(
     libraries.join()
     from serve_app.engine.engine import Engine  # noqa: PLC0415
 
+    spans.tell("load")
     loading_at = time.time()
     engine = Engine.load(
         brought.directory,

@@ -11,8 +11,19 @@ from serve_app.ledger import Ledger, Span, Start
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Serve's answer to when it decided; None if it does not answer."""
-    answer = {"at": None}
+    """Serve's answer to when it decided, None if it does not answer; the cluster's memory."""
+    answer = {"at": None, "kept": {}}
+    kept, kv = answer["kept"], ledger.internal_kv
+    monkeypatch.setattr(
+        kv, "_internal_kv_put", lambda key, value, namespace: kept.update({key: value})
+    )
+    monkeypatch.setattr(kv, "_internal_kv_del", lambda key, namespace: kept.pop(key, None))
+    monkeypatch.setattr(kv, "_internal_kv_get", lambda key, namespace: kept.get(key.decode()))
+    monkeypatch.setattr(
+        kv,
+        "_internal_kv_list",
+        lambda prefix, namespace: [key.encode() for key in kept if key.startswith(prefix)],
+    )
     monkeypatch.setattr(ledger, "_scheduled_at", lambda application, replica: answer["at"])
     return answer
 
@@ -22,7 +33,7 @@ def phases(start):
 
 
 def close(book):
-    return book.close("llm", "abc", "node-a", {}, ready_at=time.time())
+    return book.close("node-a", {}, ready_at=time.time())
 
 
 def start_of(*spans, ready_s=10.0):
@@ -31,7 +42,7 @@ def start_of(*spans, ready_s=10.0):
 
 def test_a_start_begins_with_the_process(asked):
     """Without Serve's word the first phase is the interpreter's, as the system tells it."""
-    book = Ledger()
+    book = Ledger("llm", "abc")
     with book.span("check"):
         time.sleep(0.05)
     start = close(book)
@@ -43,7 +54,7 @@ def test_a_start_begins_with_the_process(asked):
 
 def test_the_schedule_lasts_until_the_process_is_there(asked):
     """From Serve's decision to the first phase, without a gap."""
-    book = Ledger()
+    book = Ledger("llm", "abc")
     asked["at"] = ledger._process_started_at() - 2.0
     start = close(book)
     first, second = start.spans[:2]
@@ -54,7 +65,7 @@ def test_the_schedule_lasts_until_the_process_is_there(asked):
 
 def test_a_worker_that_was_there_before_costs_no_interpreter(asked):
     """Ray keeps some at hand; their start belongs to nobody."""
-    book = Ledger()
+    book = Ledger("llm", "abc")
     asked["at"] = ledger.IMPORTED_AT - 0.001
     start = close(book)
     assert [span.phase for span in start.spans] == ["schedule", "imports"]
@@ -63,23 +74,36 @@ def test_a_worker_that_was_there_before_costs_no_interpreter(asked):
 def test_a_clock_that_runs_ahead_does_not_break_the_ledger(asked):
     """The controller's node may live in our future; then nothing is said of the schedule."""
     asked["at"] = time.time() + 60
-    start = close(Ledger())
+    start = close(Ledger("llm", "abc"))
     assert "schedule" not in phases(start)
     assert start.ready_s > 0
 
 
 def test_phases_that_were_timed_elsewhere_follow_each_other(asked):
     """The engine reports seconds, the ledger places them."""
-    book = Ledger()
+    book = Ledger("llm", "abc")
     book.follow({"weights": 2.0, "warm_up": 1.0}, started_at=100.0)
     start = close(book)
     assert phases(start)["weights"] == Span("weights", 100.0, 2.0)
     assert phases(start)["warm_up"] == Span("warm_up", 102.0, 1.0)
 
 
+def test_the_cluster_sees_the_phase_that_runs(asked):
+    """Until the replica is ready; what an earlier one left behind does not count."""
+    book = Ledger("llm", "abc")
+    before = time.time()
+    with book.span("check"):
+        assert ledger.running("llm", since=before) == {"abc": "check"}
+    book.tell("load")
+    assert ledger.running("llm", since=before) == {"abc": "load"}
+    assert ledger.running("llm", since=time.time() + 1) == {}
+    close(book)
+    assert asked["kept"] == {}
+
+
 def test_a_phase_that_fails_is_in_the_ledger_too(asked):
     """Its seconds were spent."""
-    book = Ledger()
+    book = Ledger("llm", "abc")
     with pytest.raises(ValueError, match="no"), book.span("check"):
         raise ValueError("no")
     assert "check" in phases(close(book))

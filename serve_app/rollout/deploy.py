@@ -34,6 +34,7 @@ class Serving(Protocol):
     def goal(self) -> dict[str, Any] | None: ...  # noqa: D102
     def apply(self, goal: dict[str, Any]) -> None: ...  # noqa: D102
     def states(self) -> dict[str, AppState]: ...  # noqa: D102
+    def phases(self, name: str, *, since: float) -> dict[str, str]: ...  # noqa: D102
     def ask(self, name: str) -> str | None: ...  # noqa: D102
 
 
@@ -140,7 +141,9 @@ def _settle(
     deadline = time.monotonic() + timeout_s
     waiting = set(by_name(goal))
     shown: dict[str, AppState] = {}
+    began, told = time.time(), set[str]()
     while waiting:
+        _tell_phases(serving, waiting, told, since=began)
         for name, state in serving.states().items():
             old = known.get(name)
             if name not in waiting or (old and state.deployed_s == old.deployed_s):
@@ -155,6 +158,16 @@ def _settle(
             return f"not running within {timeout_s:.0f} s: {', '.join(sorted(waiting))}"
         time.sleep(POLL_S if waiting else 0)
     return _ask_all(serving, goal)
+
+
+def _tell_phases(serving: Serving, names: set[str], told: set[str], *, since: float) -> None:
+    """Tell what the replicas that start are at, each phase once."""
+    for name in sorted(names):
+        for replica, phase in sorted(serving.phases(name, since=since).items()):
+            line = f"{name}: {replica}: {phase}"
+            if line not in told:
+                _say(line)
+                told.add(line)
 
 
 def _ask_all(serving: Serving, goal: dict[str, Any]) -> str | None:

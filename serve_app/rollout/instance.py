@@ -17,6 +17,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app import ledger
 from serve_app.errors import ServeAppError
 from serve_app.protocol import GenerationRequest, SamplingParams, TextPrompt
 from serve_app.serve_config import SERVER_DEPLOYMENT
@@ -80,6 +81,10 @@ class Instance:
             )
             for name, app in serve.status().applications.items()
         }
+
+    def phases(self, name: str, *, since: float) -> dict[str, str]:
+        """Return what each replica of an application is at that has begun to start since then."""
+        return ledger.running(name, since=since)
 
     def ask(self, name: str) -> str | None:
         """Let an application's model say a few tokens; returns what went wrong, or None."""

@@ -41,6 +41,10 @@ class Scripted:
         status, message = self._shown
         return {"llm": AppState(status, message, float(len(self.applied)))}
 
+    def phases(self, name, *, since):
+        assert since > 0
+        return {"replica-1": "download"}
+
     def ask(self, name):
         return self.answers.get(len(self.applied))
 
@@ -49,10 +53,11 @@ def run(serving, goal, timeout_s=20):
     return deploy(serving, goal, timeout_s=timeout_s, former=serving.goal())
 
 
-def test_a_good_rollout_is_done_when_it_answered():
-    """Running is not enough; nobody is rolled back."""
+def test_a_good_rollout_is_done_when_it_answered(capsys):
+    """Running is not enough; nobody is rolled back; each phase of a replica is told once."""
     serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
     assert (run(serving, config()).status, len(serving.applied)) == ("done", 1)
+    assert capsys.readouterr().err.count("llm: replica-1: download") == 1
 
 
 def test_the_old_state_is_not_taken_for_the_new_one():
