@@ -1,12 +1,14 @@
 """API keys: hashes in a file, fresh, and never asked of probes."""
 
 import hashlib
+import logging
 
 import pytest
 
 from serve_app.api.auth import ApiKeys
 from serve_app.errors import ConfigError
 from tests.api.harness import CHAT, HELLO, Service, refusal
+from tests.fakes import FakeEngine
 
 KEY = "key-" + "k" * 20
 
@@ -133,3 +135,19 @@ def test_a_wrong_file_stops_the_start(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not text"):
         ApiKeys(str(path))
+
+
+async def test_a_key_is_written_nowhere(key_file, caplog, capfd):
+    """At debug level, in answers, records and logs, whether the request is good, bad or breaks."""
+    caplog.set_level(logging.DEBUG)
+    script = iter([["a"], [RuntimeError(f"a fault that quotes {KEY}")]])
+    service = Service(FakeEngine(lambda _request: next(script)), api_keys_file=str(key_file))
+    headers = {"authorization": f"Bearer {KEY}"}
+    bodies = (HELLO, HELLO, {"messages": KEY}, HELLO | {"model": "x"})
+    seen = [(await service.post(CHAT, body, headers=headers)).text for body in bodies]
+    wrong = {"authorization": f"Bearer {KEY}x", "x-request-id": "r1"}
+    seen.append((await service.post(CHAT, HELLO, headers=wrong)).text)
+    logged = capfd.readouterr()
+    seen += [repr(service.records), caplog.text, logged.out, logged.err]
+    assert "request.failed" in "".join(seen)
+    assert KEY not in "".join(seen)
