@@ -54,7 +54,8 @@ def end_of(response, text):
 
 
 def clients(url):
-    limits = httpx.Limits(max_connections=None)
+    # One request a connection: the server may close one that is idle just as it is used again.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=url, timeout=60, limits=limits)
 
 
