@@ -179,8 +179,11 @@ def translate(error: Exception, *, request_id: str) -> ServeAppError:
     if isinstance(cause, TaskCancelledError | asyncio.CancelledError):
         return RequestCancelled("the request was cancelled")
     kind = type(cause).__name__
-    log.error("request.failed", request_id=request_id, cause=kind, detail=str(cause)[:2000])
-    if isinstance(cause, RayError | RayServeException):
+    ours = not isinstance(cause, RayError | RayServeException)
+    # An exception's text may quote a prompt; Ray's own words do not.
+    detail = "" if ours else str(cause)[:2000]
+    log.error("request.failed", request_id=request_id, cause=kind, detail=detail)
+    if not ours:
         return EngineDead("the replica was lost while it answered; retry the request", cause=kind)
     return EngineError("generation failed", cause=kind)
 

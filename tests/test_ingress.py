@@ -7,7 +7,7 @@ from ray.exceptions import ActorDiedError
 from structlog.testing import capture_logs
 
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
-from serve_app.ingress import RemoteEngine
+from serve_app.ingress import RemoteEngine, translate
 from serve_app.protocol import FinishReason, GenerationRequest, TextPrompt, TokenDelta, Usage
 
 REQUEST = GenerationRequest("r1", TextPrompt("Hello"))
@@ -97,6 +97,15 @@ async def test_a_refusal_is_not_asked_again():
     with pytest.raises(InvalidRequest):
         await taken(handle)
     assert len(handle.courses) == 1
+
+
+def test_what_an_exception_says_is_not_logged():
+    """It may quote a prompt; the client learns no more than that generation failed."""
+    with capture_logs() as logs:
+        error = translate(ValueError("a prompt of a client"), request_id="r1")
+    assert type(error) is EngineError
+    assert [line["cause"] for line in logs] == ["ValueError"]
+    assert "prompt" not in f"{logs}{error.message}{error.details}"
 
 
 async def test_a_client_that_leaves_cancels_the_call():
