@@ -65,7 +65,7 @@ async def test_a_chat_streams_text_to_one_end(engine):
     assert counts == sorted(counts)
     assert counts[-1] == 30
     assert deltas[-1].finish_reason is FinishReason.LENGTH
-    assert len(deltas) > 3
+    assert len(deltas) > 1
 
 
 async def test_eos_ends_and_has_no_text(engine, model_dir):
