@@ -7,6 +7,8 @@ dashboard: a cluster that runs without one can be deployed to as well.
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,17 +90,27 @@ class Instance:
 
     def ask(self, name: str) -> str | None:
         """Let an application's model say a few tokens; returns what went wrong, or None."""
-        handle: Any = serve.get_deployment_handle(SERVER_DEPLOYMENT, app_name=name)
-        deltas = handle.options(stream=True).generate.remote(CANARY)
-        tokens = 0
+        # In a thread: Ray 2.60 has no time limit of a streaming answer.
+        answers: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=lambda: answers.put(_canary(name)), daemon=True).start()
         try:
-            for item in deltas:
-                if isinstance(item, ServeAppError):
-                    return item.message
-                tokens += len(item.token_ids)
-        except (RayError, RayServeException) as error:
-            return f"{type(error).__name__}: the replica did not answer"
-        return None if tokens else "the model said nothing"
+            return answers.get(timeout=CANARY_TIMEOUT_S)
+        except queue.Empty:
+            return f"no answer within {CANARY_TIMEOUT_S:g} s"
+
+
+def _canary(name: str) -> str | None:
+    handle: Any = serve.get_deployment_handle(SERVER_DEPLOYMENT, app_name=name)
+    deltas = handle.options(stream=True).generate.remote(CANARY)
+    tokens = 0
+    try:
+        for item in deltas:
+            if isinstance(item, ServeAppError):
+                return item.message
+            tokens += len(item.token_ids)
+    except (RayError, RayServeException) as error:
+        return f"{type(error).__name__}: the replica did not answer"
+    return None if tokens else "the model said nothing"
 
 
 def _reasons(app: Any) -> list[str]:
