@@ -4,6 +4,7 @@ import pytest
 
 from serve_app.api.fields import CHAT as CHAT_FIELDS
 from serve_app.api.fields import COMPLETION as COMPLETION_FIELDS
+from serve_app.api.fields import RESPONSES as RESPONSE_FIELDS
 from serve_app.api.schemas import ChatRequest, CompletionRequest
 from tests.api.harness import CHAT, COMPLETIONS, HELLO, Service, refusal
 from tests.api.specification import request_fields
@@ -12,15 +13,23 @@ ENDPOINTS = [
     (CHAT_FIELDS, ChatRequest, request_fields("CreateChatCompletionRequest")),
     (COMPLETION_FIELDS, CompletionRequest, request_fields("CreateCompletionRequest")),
 ]
-SMALLEST = {CHAT: HELLO, COMPLETIONS: {"prompt": "Once"}}
+RESPONSES = "/v1/responses"
+SMALLEST = {CHAT: HELLO, COMPLETIONS: {"prompt": "Once"}, RESPONSES: {"input": "hi"}}
 REFUSED = [
     *((CHAT, name, value) for name, value in CHAT_FIELDS.refused.items()),
     *((COMPLETIONS, name, value) for name, value in COMPLETION_FIELDS.refused.items()),
+    *((RESPONSES, name, value) for name, value in RESPONSE_FIELDS.refused.items()),
 ]
 
 
-@pytest.mark.parametrize(("fields", "schema", "specified"), ENDPOINTS)
-def test_each_specified_field_is_in_exactly_one_table(fields, schema, specified):
+@pytest.mark.parametrize(
+    ("fields", "specified"),
+    [
+        *((fields, specified) for fields, _, specified in ENDPOINTS),
+        (RESPONSE_FIELDS, request_fields("CreateResponse")),
+    ],
+)
+def test_each_specified_field_is_in_exactly_one_table(fields, specified):
     """Nothing of the specification is overlooked, nothing stands twice."""
     assert len(specified) >= 17
     for name in specified:
@@ -50,7 +59,7 @@ async def test_a_refused_field_passes_at_its_neutral_values(path, name, neutral)
         assert response.status_code == 200, value
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("path", list(SMALLEST))
 async def test_unknown_fields_are_ignored(path):
     """Load tools send extras; they change nothing."""
     service = Service()
