@@ -36,7 +36,10 @@ def service(demo_model_dir, tmp_path_factory):
     ]
     with LocalHub(repos) as hub:
         tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in ("a", "b")}
-        nodes = [LogicalNode(name, token, SERVING, num_gpus=0) for name, token in tokens.items()]
+        env = {"HF_HOME": str(tmp_path_factory.mktemp("home"))}  # nobody fetched anything there
+        nodes = [
+            LogicalNode(name, token, SERVING, num_gpus=0, env=env) for name, token in tokens.items()
+        ]
         with cluster_of(*nodes, head_cpus=1) as running:
             yield Service(hub, running, tokens)
 
