@@ -11,11 +11,13 @@ from typing import Any
 
 from scripts.chaos_table import report, starts
 from scripts.chaos_table.faults import FAULTS
+from scripts.chaos_table.rollouts import rollouts
 from scripts.chaos_table.stage import stage_for
 
-STARTS = {
+MEASURED = {
     **{f"{nodes} nodes": partial(starts.hub_bytes, nodes) for nodes in (1, 2, 4)},
     "second replica": starts.second_replica,
+    "rollouts": rollouts,
 }
 
 
@@ -25,7 +27,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clusters are ended
     for name in args.what:
         print(f"{name}: starting", flush=True)
-        result = STARTS[name]() if name in STARTS else strike(name)
+        result = MEASURED[name]() if name in MEASURED else strike(name)
         report.keep(name, result)
         print(json.dumps(result, indent=1), flush=True)
     report.write(FAULTS)
@@ -39,11 +41,11 @@ def strike(name: str) -> dict[str, Any]:
         print(f"  ready after {stage.deploy():.1f} s", flush=True)
         with stage.load:
             note = fault(stage)
-    return report.summarise(stage, name, (fault.__doc__ or "").strip(), note)
+    return report.summarise(stage, name, " ".join((fault.__doc__ or "").split()), note)
 
 
 def _arguments() -> argparse.Namespace:
-    known = [*FAULTS, *STARTS]
+    known = [*FAULTS, *MEASURED]
     words = f"{'; '.join(known)}; nothing writes results.md again"
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("what", nargs="*", metavar="WHAT", help=words)

@@ -97,7 +97,7 @@ def two_deploys(stage: Stage) -> str:
     ends = []
     for deploying in running:
         out, err = deploying.communicate(timeout=LIMIT_S)
-        line = (out.strip() or err.strip()).splitlines()[-1]
+        line = (err if deploying.returncode else out).strip().splitlines()[-1]
         ends.append(f"exit {deploying.returncode}: {line}")
     stage.recovered(stage.are_well)
     served = stage.told_by_serve()["deployed_app_config"]["args"]["api"]["max_queued_requests"]
@@ -117,6 +117,10 @@ FAULTS: dict[str, tuple[Fault, Setup]] = {
     "ingress killed": (ingress_killed, Setup(PAIR)),
     "controller killed": (controller_killed, Setup(PAIR)),
     "proxy killed": (proxy_killed, Setup(PAIR)),
+    "proxy killed, asked each second": (
+        proxy_killed,
+        Setup(PAIR, env={"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}),  # Kubernetes' base
+    ),
     "Hub down": (supply.hub_down, Setup(PAIR)),
     "Hub down, receipts": (
         supply.hub_down_receipts,

@@ -37,6 +37,7 @@ class Setup:
         clock: the first node has a clock that can be set; see `with_clock`.
         gpus: of a node, shared by its replicas in Ray's books; they compute on the CPU.
         native: the compiled forward.
+        env: of Ray and Serve, on all nodes.
         per_s: streams that begin each second.
         tokens: length of a stream.
     """
@@ -52,6 +53,7 @@ class Setup:
     clock: bool = False
     gpus: int = 0
     native: bool = False
+    env: dict[str, str] = field(default_factory=dict)
     per_s: float = 4.0
     tokens: int = 200
 

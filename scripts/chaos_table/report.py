@@ -51,6 +51,23 @@ NODES_HEAD = (
     "deploy to running, s",
     "a replica's start, median s",
 )
+ROLLOUTS_TEXT = (
+    "## Rollouts under load",
+    "",
+    "Two replicas of a tiny random model, `serve-app deploy` and `rollback` one after the other",
+    "under {per_s:.0f} streams a second of {tokens} tokens each; each window begins 5 s before the",
+    "command and ends 5 s after it.",
+)
+ROLLOUTS_HEAD = (
+    "rollout",
+    "exit",
+    "it says",
+    "seconds",
+    "sent",
+    "failed",
+    "e2e p50, s",
+    "p99, s",
+)
 SECOND_TEXT = (
     "## A second replica on a warm node",
     "",
@@ -113,14 +130,18 @@ def write(faults: Collection[str]) -> None:
     """Write `results.md` of everything that was kept; the faults in this order."""
     rows = list(filter(None, map(_kept, faults)))
     nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
-    second = _kept("second replica")
-    told = [*rows, *nodes, *([second] if second else [])]
+    second, rollouts = _kept("second replica"), _kept("rollouts")
+    told = [*rows, *nodes, *filter(None, (second, rollouts))]
     lines = ["# What is lost when something breaks, and what starts cost", ""]
     lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in told})
     if rows:
         lines += ["", *FAULT_TEXT, "", *_table(FAULT_HEAD, map(_fault_cells, rows))]
         if missing := [name for name in faults if not _path(name).exists()]:
             lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    if rollouts:
+        text = [line.format(**rollouts) for line in ROLLOUTS_TEXT]
+        cells = map(_rollout_cells, rollouts["rollouts"])
+        lines += ["", *text, "", *_table(ROLLOUTS_HEAD, cells)]
     if nodes:
         lines += ["", *NODES_TEXT, "", *_table(NODES_HEAD, map(_nodes_cells, nodes))]
     if second:
@@ -138,13 +159,21 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
+def _failed(row: dict[str, Any]) -> str:
+    return ", ".join(f"{count} × {kind}" for kind, count in row["failed"].items()) or "0"
+
+
+def _rollout_cells(row: dict[str, Any]) -> list[object]:
+    names = ("rollout", "exit_code", "told", "seconds", "sent")
+    return [*(row[name] for name in names), _failed(row), row["p50_s"], row["p99_s"]]
+
+
 def _fault_cells(row: dict[str, Any]) -> list[object]:
-    failed = ", ".join(f"{count} × {kind}" for kind, count in row["failed"].items())
     return [
         row["fault"],
         row["what"],
         row["sent"],
-        failed or "0",
+        _failed(row),
         row["streams_lost"] or "",
         _seconds(row["answers_again_s"]),
         _seconds(row["whole_again_s"]),

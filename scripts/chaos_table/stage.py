@@ -205,12 +205,15 @@ class Stage:
 
 
 @contextmanager
-def stage_for(setup: Setup, model: Path | None = None) -> Iterator[Stage]:
+def stage_for(
+    setup: Setup, model: Path | None = None, others: tuple[Repo, ...] = ()
+) -> Iterator[Stage]:
     """Build nodes, Hub and Serve; nothing is deployed yet.
 
     Args:
         setup: what the fault needs.
         model: a model's directory; None makes a random one.
+        others: more repositories of the Hub.
     """
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
@@ -222,10 +225,10 @@ def stage_for(setup: Setup, model: Path | None = None) -> Iterator[Stage]:
                 stack.enter_context(small_disk(home / "hub", setup.disk_mib))
         else:
             make_homes(setup.nodes, folder)
-        hub = stack.enter_context(LocalHub([repo]))
+        hub = stack.enter_context(LocalHub([repo, *others]))
         tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in homes}
         nodes = [make_node(name, home, tokens[name], setup) for name, home in homes.items()]
         if setup.clock:
             nodes[0] = with_clock(nodes[0], homes[nodes[0].name])
-        cluster = stack.enter_context(cluster_of(*nodes))
+        cluster = stack.enter_context(cluster_of(*nodes, env=setup.env))
         yield Stage(setup, hub, repo, cluster, homes, tokens)

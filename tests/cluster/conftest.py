@@ -68,15 +68,20 @@ class RunningCluster:
 
 
 @contextmanager
-def cluster_of(*nodes: LogicalNode, head_cpus: int = 2) -> Iterator[RunningCluster]:
+def cluster_of(
+    *nodes: LogicalNode, head_cpus: int = 2, env: Mapping[str, str] | None = None
+) -> Iterator[RunningCluster]:
     """Run a cluster and connect this process to it.
 
-    The environment of whoever runs the tests is kept out: nodes see their own token only.
+    The environment of whoever runs the tests is kept out: nodes see their own token only, and
+    what `env` gives to all of them.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("RAY_", "HF_TOKEN", "HUGGING_FACE_")):
                 patch.delenv(name)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

