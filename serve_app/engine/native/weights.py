@@ -158,6 +158,7 @@ def _take_layer(layer: Any, window: int) -> LayerWeights:
     _drop(mlp.gate_proj, mlp.up_proj)
     down = pack(mlp.down_proj.weight)
     _drop(mlp.down_proj)
+    _trim()
     return LayerWeights(
         qkv=qkv,
         qkv_bias=bias,
@@ -196,6 +197,12 @@ def _drop(*modules: Any) -> None:
     for module in modules:
         _discard(module.weight)
         module.weight = None
+
+
+def _trim() -> None:
+    """Give what packing took for a moment back to the system, where malloc would keep it."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(ctypes.c_size_t(0))
 
 
 def _discard(weight: torch.Tensor) -> None:
