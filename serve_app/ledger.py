@@ -48,6 +48,23 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """What a starting replica is at.
+
+    Args:
+        name: of the phase.
+        told_at: Unix seconds, by its node's clock.
+        done_bytes: of the weights, while they come.
+        total_bytes: of the weights, while they come.
+    """
+
+    name: str
+    told_at: float
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """One start of one replica.
 
@@ -106,9 +123,11 @@ class Ledger:
         finally:
             self._add(phase, started_at, time.monotonic() - started)
 
-    def tell(self, phase: str) -> None:
-        """Let `running` see a phase that begins now; never raises for Ray."""
-        value = json.dumps({"phase": phase, "since": time.time()})
+    def tell(
+        self, phase: str, done_bytes: int | None = None, total_bytes: int | None = None
+    ) -> None:
+        """Let `running` see a phase and how far it is; never raises for Ray."""
+        value = json.dumps(asdict(Phase(phase, time.time(), done_bytes, total_bytes)))
         with suppress(RayError):
             internal_kv._internal_kv_put(self._key, value, namespace=NAMESPACE)
 
@@ -165,20 +184,20 @@ def recent() -> list[Start]:
     return starts
 
 
-def running(application: str, *, since: float) -> dict[str, str]:
-    """Return the present phase of every replica of an application that is starting.
+def running(application: str, *, since: float) -> dict[str, Phase]:
+    """Return what every replica of an application that is starting is at, by its id.
 
     Args:
         application: Serve's name of it.
-        since: Unix seconds; what began before is of a replica that never ended its start.
+        since: Unix seconds; what was told before is of a replica that never ended its start.
     """
     phases = {}
     prefix = f"{PHASES}{application}/"
     for key in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
         value = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-        told = json.loads(value) if value else {"since": 0.0}
-        if told["since"] >= since:
-            phases[key.decode().removeprefix(prefix)] = str(told["phase"])
+        phase = Phase(**json.loads(value)) if value else None  # ended meanwhile
+        if phase and phase.told_at >= since:
+            phases[key.decode().removeprefix(prefix)] = phase
     return phases
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import ray
@@ -180,7 +181,7 @@ def _load(
     libraries = threading.Thread(target=_import_libraries, args=(spans,), daemon=True)
     libraries.start()
     with spans.span("download"):
-        brought = _bring(config, proven, commit)
+        brought = _bring(config, proven, commit, spans)
     spans.tell("libraries")
     libraries.join()
     from serve_app.engine.engine import Engine  # noqa: PLC0415
@@ -211,7 +212,9 @@ def _import_libraries(spans: ledger.Ledger) -> None:
     spans.follow({"libraries": time.monotonic() - started}, started_at=started_at)
 
 
-def _bring(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Brought:
+def _bring(
+    config: AppConfig, proven: NodeVerdict, commit: str | None, spans: ledger.Ledger
+) -> Brought:
     started = time.monotonic()
     log.info("model.downloading", repo_id=config.model.source, commit=commit)
     shared = config.model.share_weights and commit is not None and config.model.path is None
@@ -221,6 +224,7 @@ def _bring(config: AppConfig, proven: NodeVerdict, commit: str | None) -> Brough
         commit,
         offline=proven.receipt_age_s is not None,
         peers=Peers(config.model.source, str(commit)) if shared else None,
+        tell=partial(spans.tell, "download"),
     )
     keep_receipt(proven, config.model, config.access)  # once more: the license is here now
     log.info(

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve_app.config import parse_args
+from serve_app.ledger import Phase
 from serve_app.rollout.instance import AppState
 from serve_app.rollout.plan import by_name
+from serve_app.rollout.progress import Progress
 from serve_app.scaling import autoscaling
 from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT
 
@@ -34,7 +36,7 @@ class Serving(Protocol):
     def goal(self) -> dict[str, Any] | None: ...  # noqa: D102
     def apply(self, goal: dict[str, Any]) -> None: ...  # noqa: D102
     def states(self) -> dict[str, AppState]: ...  # noqa: D102
-    def phases(self, name: str, *, since: float) -> dict[str, str]: ...  # noqa: D102
+    def phases(self, name: str, *, since: float) -> dict[str, Phase]: ...  # noqa: D102
     def ask(self, name: str) -> str | None: ...  # noqa: D102
 
 
@@ -141,9 +143,9 @@ def _settle(
     deadline = time.monotonic() + timeout_s
     waiting = set(by_name(goal))
     shown: dict[str, AppState] = {}
-    began, told = time.time(), set[str]()
+    began, progress = time.time(), Progress()
     while waiting:
-        _tell_phases(serving, waiting, told, since=began)
+        _tell_phases(serving, waiting, progress, since=began)
         for name, state in serving.states().items():
             old = known.get(name)
             if name not in waiting or (old and state.deployed_s == old.deployed_s):
@@ -160,14 +162,10 @@ def _settle(
     return _ask_all(serving, goal)
 
 
-def _tell_phases(serving: Serving, names: set[str], told: set[str], *, since: float) -> None:
-    """Tell what the replicas that start are at, each phase once."""
+def _tell_phases(serving: Serving, names: set[str], progress: Progress, *, since: float) -> None:
     for name in sorted(names):
-        for replica, phase in sorted(serving.phases(name, since=since).items()):
-            line = f"{name}: {replica}: {phase}"
-            if line not in told:
-                _say(line)
-                told.add(line)
+        for line in progress.lines(serving.phases(name, since=since)):
+            _say(f"{name}: {line}")
 
 
 def _ask_all(serving: Serving, goal: dict[str, Any]) -> str | None:

@@ -84,7 +84,7 @@ class Instance:
             for name, app in serve.status().applications.items()
         }
 
-    def phases(self, name: str, *, since: float) -> dict[str, str]:
+    def phases(self, name: str, *, since: float) -> dict[str, ledger.Phase]:
         """Return what each replica of an application is at that has begun to start since then."""
         return ledger.running(name, since=since)
 

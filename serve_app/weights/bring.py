@@ -9,9 +9,10 @@ Whatever the source, a file counts only when its hash is the one that the Hub te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from serve_app.weights.store import Damaged, Store
 
 log = structlog.get_logger()
 
+Tell = Callable[[int, int], None]
+TELL_S = 2.0
 FETCHERS = 8  # files at a time from the Hub, as huggingface_hub does it
 
 
@@ -56,6 +59,7 @@ def bring(
     *,
     offline: bool = False,
     peers: Peers | None = None,
+    tell: Tell | None = None,
 ) -> Brought:
     """Bring the pinned commit into this node's cache; replicas of one node share it.
 
@@ -65,6 +69,7 @@ def bring(
         commit: 40 hex digits, from the gate.
         offline: take the copy that is here; the Hub is known not to answer.
         peers: the other nodes; None asks the Hub only.
+        tell: called every two seconds with the bytes that are here and those of the whole.
 
     Raises:
         AccessDenied: the Hub refuses although the probe was granted a moment ago.
@@ -81,7 +86,7 @@ def bring(
             return _here(store)
         hub = HubDownload(repo_id, access, commit)
         try:
-            brought = _fill(store, hub, peers)
+            brought = _fill(store, hub, peers, tell)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
@@ -110,12 +115,12 @@ def _here(store: Store) -> Brought:
     return Brought(directory, cache_bytes=sum(file.size for file in files))
 
 
-def _fill(store: Store, hub: HubDownload, peers: Peers | None) -> Brought:
+def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Brought:
     files = hub.files()
     missing = store.missing(files)
     hub_bytes = 0
     store.require_room(files, missing)
-    with peers.taking_part(store) if peers else nullcontext():
+    with peers.taking_part(store) if peers else nullcontext(), _telling(tell, store, files):
         if peers and missing:
             peers.fill(store, missing)
             missing = store.missing(missing)
@@ -128,6 +133,27 @@ def _fill(store: Store, hub: HubDownload, peers: Peers | None) -> Brought:
     if old := store.old_revisions(files):
         log.info("weights.outdated", repo_id=store.repo_id, revisions=old)
     return Brought(store.snapshot, hub_bytes, peer_bytes, max(0, total - hub_bytes - peer_bytes))
+
+
+@contextmanager
+def _telling(tell: Tell | None, store: Store, files: Sequence[HubFile]) -> Iterator[None]:
+    """Tell how much is here, whoever brings it, for as long as it comes."""
+    total = sum({file.etag: file.size for file in files}.values())
+    over = threading.Event()
+
+    def watch(tell: Tell) -> None:
+        while not over.wait(TELL_S):
+            tell(total - store.lacking_bytes(store.absent(files)), total)
+
+    watching = threading.Thread(target=watch, args=(tell,), daemon=True)
+    if tell:
+        watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if tell:
+            watching.join()
 
 
 def _fetch(store: Store, hub: HubDownload, files: Sequence[HubFile]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 
+from serve_app.ledger import Phase
 from serve_app.rollout.deploy import deploy, nudged
 from serve_app.rollout.instance import AppState
 from serve_app.rollout.plan import changes
@@ -43,7 +44,7 @@ class Scripted:
 
     def phases(self, name, *, since):
         assert since > 0
-        return {"replica-1": "download"}
+        return {"replica-1": Phase("download", since)}
 
     def ask(self, name):
         return self.answers.get(len(self.applied))

@@ -6,15 +6,18 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.access import download
 from serve_app.config import ModelConfig
 from serve_app.errors import AccessDenied, ModelLoadError
+from serve_app.weights import bring as weights_bring
 from serve_app.weights.bring import bring
 from tests.access.cases import MODEL, access, fake_token, sharded_files
 from tests.conftest import TINY_REPO
+from tests.weights.conftest import serve_other_bytes
 
 EXTRA = {
     "pytorch_model.bin": b"pickle",
@@ -136,3 +139,24 @@ def test_a_local_directory_is_taken_as_it_is(hub, tmp_path):
     model = ModelConfig(path=str(tmp_path))
     assert bring(model, access(hub, tmp_path, None), None).directory == tmp_path
     assert hub.log == []
+
+
+def test_the_bytes_are_told_as_they_come(tmp_path, monkeypatch):
+    """Growing, from what was begun, of the right total; and no more when all is here."""
+    monkeypatch.setattr(weights_bring, "TELL_S", 0.02)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
+    content = bytes(8 << 20)
+    repo = Repo(TINY_REPO, {"config.json": b"{}", "model.safetensors": content})
+    with LocalHub([repo]) as hub:
+        serve_other_bytes(repo.files(repo.sha)["model.safetensors"], content, pause_s=0.05)
+        config = access(hub, tmp_path, hub.issue_token())
+        told: list[tuple[int, int]] = []
+        bring(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
+        done = [each for each, _ in told]
+        assert {total for _, total in told} == {len(content) + 2}
+        assert done == sorted(done)
+        assert len(set(done)) > 3
+        bring(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
+        count = len(told)
+        time.sleep(0.1)
+        assert len(told) == count
