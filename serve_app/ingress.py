@@ -38,6 +38,7 @@ from serve_app.errors import (
 from serve_app.exposition import exposition
 from serve_app.metrics import AccessMetrics, IngressMetrics
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
+from serve_app.replicas import Replicas
 from serve_app.serve_config import SERVER_DEPLOYMENT
 
 log = structlog.get_logger()
@@ -253,6 +254,7 @@ class Ingress:
             commit=self._commit,
             access=self._watch.snapshot,
             metrics=exposition,
+            replicas=Replicas(serve.get_replica_context().app_name),
             on_finished=self._finished,
         )
         return SingleRequestId(app)

@@ -18,17 +18,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import ray
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
+
+from serve_app.controller import instance_details
 
 IMPORTED_AT = time.time()  # of the first of our modules that a replica imports
 NAMESPACE = "serve_app"
 PREFIX = "coldstart/"
 PHASES = "phase/"
 KEPT = 64  # starts of the whole cluster; older ones are forgotten
+LOST_S = 86400.0  # after which a phase is of a replica that never ended its start
 CONTROLLER_TIMEOUT_S = 5.0
 
 
@@ -169,7 +170,8 @@ def keep(start: Start) -> None:
     with suppress(RayError):
         internal_kv._internal_kv_put(key, json.dumps(asdict(start)), namespace=NAMESPACE)
         keys = sorted(internal_kv._internal_kv_list(PREFIX, namespace=NAMESPACE))
-        for old in keys[:-KEPT]:
+        lost = filter(_is_lost, internal_kv._internal_kv_list(PHASES, namespace=NAMESPACE))
+        for old in [*keys[:-KEPT], *lost]:
             internal_kv._internal_kv_del(old, namespace=NAMESPACE)
 
 
@@ -194,11 +196,21 @@ def running(application: str, *, since: float) -> dict[str, Phase]:
     phases = {}
     prefix = f"{PHASES}{application}/"
     for key in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
-        value = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-        phase = Phase(**json.loads(value)) if value else None  # ended meanwhile
+        phase = _phase(key)
         if phase and phase.told_at >= since:
             phases[key.decode().removeprefix(prefix)] = phase
     return phases
+
+
+def _phase(key: bytes) -> Phase | None:
+    value = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+    return Phase(**json.loads(value)) if value else None  # ended meanwhile
+
+
+def _is_lost(key: bytes) -> bool:
+    """Tell whether a phase is of a replica that was killed before it was ready."""
+    phase = _phase(key)
+    return phase is not None and phase.told_at < time.time() - LOST_S
 
 
 def _since(scheduled_at: float | None, spans: list[Span]) -> tuple[Span, ...]:
@@ -224,16 +236,8 @@ def _process_started_at() -> float | None:
 
 def _scheduled_at(application: str, replica: str) -> float | None:
     """Ask Serve's controller when it decided to start a replica."""
-    from ray.serve._private.constants import (  # noqa: PLC0415 (private in Ray 2.60)
-        SERVE_CONTROLLER_NAME,
-        SERVE_NAMESPACE,
-    )
-
     try:
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        details: Any = ray.get(
-            controller.get_serve_instance_details.remote(), timeout=CONTROLLER_TIMEOUT_S
-        )
+        details = instance_details(CONTROLLER_TIMEOUT_S)
         deployments = details["applications"][application]["deployments"].values()
         found = [entry for each in deployments for entry in each["replicas"]]
         told = [entry["start_time_s"] for entry in found if entry["replica_id"] == replica]

@@ -42,6 +42,7 @@ log = structlog.get_logger()
 # Serve restarts a failed constructor at once and for ever; holding it keeps one denied node
 # at no more than four tries a minute. Jitter spreads the replicas of a cluster.
 HOLD_S = (15.0, 30.0)
+FAULT_HOLD_S = (5.0, 10.0)  # of weights that cannot be loaded; the tries took their time already
 SAMPLE_INTERVAL_S = 2.0
 
 
@@ -70,8 +71,9 @@ class LLMServer:
             self._engine, brought = await asyncio.to_thread(
                 _load, config, proven, commit, self._ledger
             )
-        except AccessDenied:
-            await asyncio.sleep(random.uniform(*HOLD_S))  # noqa: S311 (spreads load, no secret)
+        except ServeAppError as error:
+            limits = HOLD_S if isinstance(error, AccessDenied) else FAULT_HOLD_S
+            await asyncio.sleep(random.uniform(*limits))  # noqa: S311 (spreads load, no secret)
             raise
         self._metrics.loaded(self._engine.load_report.total_s)
         # Told beside the first requests: what asks others must not delay them.

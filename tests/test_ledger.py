@@ -17,7 +17,11 @@ def asked(monkeypatch):
     monkeypatch.setattr(
         kv, "_internal_kv_put", lambda key, value, namespace: kept.update({key: value})
     )
-    monkeypatch.setattr(kv, "_internal_kv_del", lambda key, namespace: kept.pop(key, None))
+    monkeypatch.setattr(
+        kv,
+        "_internal_kv_del",
+        lambda key, namespace: kept.pop(key if isinstance(key, str) else key.decode(), None),
+    )
     monkeypatch.setattr(kv, "_internal_kv_get", lambda key, namespace: kept.get(key.decode()))
     monkeypatch.setattr(
         kv,
@@ -147,7 +151,9 @@ def test_the_cluster_remembers_the_latest_starts_only(monkeypatch):
     class Store:
         _internal_kv_put = staticmethod(lambda key, value, namespace: store.update({key: value}))
         _internal_kv_get = staticmethod(lambda key, namespace: store.get(key))
-        _internal_kv_list = staticmethod(lambda prefix, namespace: list(store))
+        _internal_kv_list = staticmethod(
+            lambda prefix, namespace: [key for key in store if key.startswith(prefix)]
+        )
         _internal_kv_del = staticmethod(lambda key, namespace: store.pop(key))
 
     monkeypatch.setattr(ledger, "internal_kv", Store)
@@ -172,3 +178,14 @@ def test_a_store_that_does_not_answer_fails_no_start(monkeypatch):
 
     monkeypatch.setattr(ledger, "internal_kv", Lost)
     ledger.keep(start_of(Span("check", 100.0, 1.0)))
+
+
+def test_a_replica_that_was_killed_while_it_started_is_forgotten_after_a_day(asked, monkeypatch):
+    """By the next start that is kept; one that still starts is not."""
+    for name, ago_s in (("lost", ledger.LOST_S + 1), ("slow", ledger.LOST_S - 60)):
+        with monkeypatch.context() as patch:
+            now = time.time() - ago_s
+            patch.setattr(time, "time", lambda now=now: now)
+            Ledger("llm", name).tell("download")
+    ledger.keep(start_of(Span("check", 1.0, 1.0)))
+    assert list(ledger.running("llm", since=0)) == ["slow"]

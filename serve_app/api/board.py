@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from serve_app.api.sse import dump
 from serve_app.errors import ServeAppError
 from serve_app.protocol import GenerationRequest, LLMEngine, Prompt, PromptTokens, TokenDelta
 
+Replicas = Callable[[], Awaitable[list[dict[str, Any]] | None]]
 PAGE = Path(__file__).with_name("page.html")
 RATE_WINDOW_S = 10
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
@@ -35,6 +36,7 @@ class Board:
     Args:
         engine: answers.
         about: what is served: model, commit, version.
+        replicas: returns what each replica is at, None for unknown; see `read_replicas`.
         clock: seconds, monotonic.
     """
 
@@ -42,24 +44,31 @@ class Board:
         self,
         engine: LLMEngine,
         about: dict[str, Any],
+        replicas: Replicas | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._about = about
+        self._replicas = replicas
         self._clock = clock
         self._started = clock()
-        self._running = self._finished = self._failed = self._tokens = 0
+        self._waiting = self._running = self._finished = self._failed = self._tokens = 0
         self._seconds: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW_S + 1)
         self._page = PAGE.read_bytes()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Pass deltas on and count them; see `LLMEngine.generate`."""
-        self._running += 1
+        self._waiting += 1
+        begun = False
         deltas: Any = self._engine.generate(request)
         open_completions = request.n
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
+                    if not begun:
+                        begun = True
+                        self._waiting -= 1
+                        self._running += 1
                     self._count(len(delta.token_ids))
                     if delta.finish_reason is not None:
                         open_completions -= 1
@@ -70,7 +79,8 @@ class Board:
             self._failed += 1
             raise
         finally:
-            self._running -= 1
+            self._running -= begun
+            self._waiting -= not begun
 
     async def ready(self) -> bool:
         """See `LLMEngine.ready`."""
@@ -89,13 +99,17 @@ class Board:
         return [Route("/", self._show), Route("/status", self._status)]
 
     def numbers(self) -> dict[str, Any]:
-        """Return what is served and how much, as plain data; tokens/s over ten seconds."""
+        """Return what is served and how much, as plain data; tokens/s over ten seconds.
+
+        A request waits until its first token and runs after it.
+        """
         now = self._clock()
         recent = sum(tokens for second, tokens in self._seconds if second >= now - RATE_WINDOW_S)
         return {
             **self._about,
             "uptime_s": round(now - self._started, 1),
             "requests": {
+                "waiting": self._waiting,
                 "running": self._running,
                 "finished": self._finished,
                 "failed": self._failed,
@@ -119,7 +133,10 @@ class Board:
         )
 
     async def _status(self, _request: Request) -> Response:
-        return Response(dump(self.numbers()), media_type="application/json")
+        replicas = await self._replicas() if self._replicas else None
+        return Response(
+            dump({**self.numbers(), "replicas": replicas}), media_type="application/json"
+        )
 
 
 def _policy(page: bytes) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve_app.config import parse_args
+from serve_app.errors import ConfigError
 from serve_app.ledger import Phase
 from serve_app.rollout.instance import AppState
 from serve_app.rollout.plan import by_name
@@ -146,7 +147,7 @@ def _settle(
     began, progress = time.time(), Progress()
     while waiting:
         _tell_phases(serving, waiting, progress, since=began)
-        for name, state in serving.states().items():
+        for name, state in _states(serving).items():
             old = known.get(name)
             if name not in waiting or (old and state.deployed_s == old.deployed_s):
                 continue  # still the state of the goal before
@@ -160,6 +161,15 @@ def _settle(
             return f"not running within {timeout_s:.0f} s: {', '.join(sorted(waiting))}"
         time.sleep(POLL_S if waiting else 0)
     return _ask_all(serving, goal)
+
+
+def _states(serving: Serving) -> dict[str, AppState]:
+    """Ask Serve; a controller that restarts meanwhile is asked again until the time is over."""
+    try:
+        return serving.states()
+    except ConfigError as error:
+        _say(error.message)
+        return {}
 
 
 def _tell_phases(serving: Serving, names: set[str], progress: Progress, *, since: float) -> None:

@@ -12,15 +12,15 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ServeDeploySchema, ServeInstanceDetails
 
 from serve_app import ledger
-from serve_app.errors import ServeAppError
+from serve_app.controller import instance_details
+from serve_app.errors import ConfigError, ServeAppError
 from serve_app.protocol import GenerationRequest, SamplingParams, TextPrompt
 from serve_app.serve_config import SERVER_DEPLOYMENT
 
@@ -28,6 +28,7 @@ CANARY = GenerationRequest(
     "canary", TextPrompt("Hello"), SamplingParams(max_tokens=4, temperature=0)
 )
 CANARY_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 30.0  # of Serve's controller; a restart of it takes less than ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,13 @@ class Instance:
         self._client: Any = _get_global_client()
 
     def goal(self) -> dict[str, Any] | None:
-        """Return the applications that Serve is told to run, as a config; None for none."""
-        details = ray.get(self._client._controller.get_serve_instance_details.remote())
-        found = [app.get("deployed_app_config") for app in details["applications"].values()]
+        """Return the applications that Serve is told to run, as a config; None for none.
+
+        Raises:
+            ConfigError: Serve's controller does not answer.
+        """
+        applications = _details()["applications"].values()
+        found = [app.get("deployed_app_config") for app in applications]
         applications = [config for config in found if config]
         return {"applications": applications} if applications else None
 
@@ -74,14 +79,19 @@ class Instance:
         self._client.deploy_apps(ServeDeploySchema.model_validate(goal), _blocking=False)
 
     def states(self) -> dict[str, AppState]:
-        """Return every application's state by name."""
+        """Return every application's state by name.
+
+        Raises:
+            ConfigError: Serve's controller does not answer.
+        """
+        status = ServeInstanceDetails(**_details())._get_status()
         return {
             name: AppState(
                 status=str(getattr(app.status, "value", app.status)),
                 message="\n".join(filter(None, [app.message, *_reasons(app)])),
                 deployed_s=app.last_deployed_time_s,
             )
-            for name, app in serve.status().applications.items()
+            for name, app in status.applications.items()
         }
 
     def phases(self, name: str, *, since: float) -> dict[str, ledger.Phase]:
@@ -97,6 +107,14 @@ class Instance:
             return answers.get(timeout=CANARY_TIMEOUT_S)
         except queue.Empty:
             return f"no answer within {CANARY_TIMEOUT_S:g} s"
+
+
+def _details() -> dict[str, Any]:
+    try:
+        return instance_details(ANSWER_TIMEOUT_S)
+    except (RayError, ValueError) as error:
+        kind = type(error).__name__
+        raise ConfigError(f"Serve's controller does not answer ({kind})") from None
 
 
 def _canary(name: str) -> str | None:

@@ -22,6 +22,7 @@ from serve_app.ledger import NAMESPACE
 
 NAME = "rollout"
 ANSWER_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0  # of a process that needs no CPU
 
 
 class _Turn:
@@ -37,7 +38,7 @@ def turn() -> Iterator[None]:
     """Hold the cluster's turn.
 
     Raises:
-        ConfigError: somebody else does; says who, and since when.
+        ConfigError: somebody else does; says who, and since when. Or the cluster starts nothing.
     """
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     holder = f"{getpass.getuser()} on {socket.gethostname()} (process {os.getpid()}), since {since}"
@@ -47,10 +48,20 @@ def turn() -> Iterator[None]:
     except ValueError:
         raise ConfigError(f"another rollout is under way: {_holder()}") from None
     try:
-        ray.get(held.holder.remote())
+        _wait_for(held)
         yield
     finally:
         ray.kill(held)
+
+
+def _wait_for(held: Any) -> None:
+    try:
+        ray.get(held.holder.remote(), timeout=START_TIMEOUT_S)
+    except RayError as error:
+        kind = type(error).__name__
+        raise ConfigError(
+            f"the cluster starts no process for the rollout's turn ({kind})"
+        ) from None
 
 
 def _holder() -> str:

@@ -1,5 +1,6 @@
 """The status page and its numbers."""
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -30,15 +31,15 @@ def request(name="r"):
 async def test_what_passes_is_counted():
     """Running while it runs, then finished; tokens per second over the last ten."""
     clock = Clock()
-    board = Board(FakeEngine(), ABOUT, clock)
+    board = Board(FakeEngine(), ABOUT, clock=clock)
     clock.now += 60
     stream = board.generate(request())
     await anext(stream)
-    assert board.numbers()["requests"] == {"running": 1, "finished": 0, "failed": 0}
+    assert board.numbers()["requests"] == {"waiting": 0, "running": 1, "finished": 0, "failed": 0}
     async for _ in stream:
         pass
     numbers = board.numbers()
-    assert numbers["requests"] == {"running": 0, "finished": 1, "failed": 0}
+    assert numbers["requests"] == {"waiting": 0, "running": 0, "finished": 1, "failed": 0}
     assert (numbers["generation_tokens"], numbers["tokens_per_s"]) == (3, 0.3)
     assert (numbers["uptime_s"], numbers["model"]) == (60, "org/name")
     clock.now += 11
@@ -51,13 +52,13 @@ async def test_failures_and_goodbyes_are_told_apart():
     with pytest.raises(EngineError):
         async for _ in board.generate(request()):
             pass
-    assert board.numbers()["requests"] == {"running": 0, "finished": 0, "failed": 1}
+    assert board.numbers()["requests"] == {"waiting": 0, "running": 0, "finished": 0, "failed": 1}
     engine = FakeEngine(("a", Pause()))
     board = Board(engine, ABOUT)
     stream = board.generate(request("gone"))
     await anext(stream)
     await stream.aclose()
-    assert board.numbers()["requests"] == {"running": 0, "finished": 0, "failed": 0}
+    assert board.numbers()["requests"] == {"waiting": 0, "running": 0, "finished": 0, "failed": 0}
     assert engine.closed_early == ["gone"]
 
 
@@ -80,7 +81,7 @@ async def test_the_numbers_are_an_answer_of_their_own():
     assert (await service.post(CHAT, HELLO)).status_code == 200
     assert len(service.records) == 1
     status = (await service.request("GET", "/status")).json()
-    assert status["requests"] == {"running": 0, "finished": 1, "failed": 0}
+    assert status["requests"] == {"waiting": 0, "running": 0, "finished": 1, "failed": 0}
     assert status["model"] == MODEL
     assert len(service.records) == 1
 
@@ -113,3 +114,33 @@ def test_every_field_has_a_name_and_every_id_is_one():
     assert not unnamed
     assert len(seen) == len(set(seen))
     assert set(re.findall(r'\$\("([a-z]+)"\)', page)) <= set(seen)
+
+
+async def test_replicas_are_told_as_they_are_found():
+    """With the numbers; null where nobody knows, as outside a cluster."""
+    found = [{"name": "a", "node": "gpu-1", "state": "STARTING", "phase": "load"}]
+
+    async def replicas():
+        return found
+
+    assert (await Service(replicas=replicas).request("GET", "/status")).json()["replicas"] == found
+    assert (await Service().request("GET", "/status")).json()["replicas"] is None
+
+
+async def test_a_request_waits_until_its_first_token():
+    """The page tells the queue from the batch; who leaves the queue is counted in neither."""
+    board = Board(FakeEngine((Pause(), "a")), ABOUT)
+    waiting = asyncio.ensure_future(anext(board.generate(request())))
+    await asyncio.sleep(0.01)
+    assert board.numbers()["requests"]["waiting"] == 1
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    at_rest = {"waiting": 0, "running": 0, "finished": 0, "failed": 0}
+    assert board.numbers()["requests"] == at_rest
+    board = Board(FakeEngine(), ABOUT)
+    stream = board.generate(request())
+    await anext(stream)
+    assert board.numbers()["requests"] == at_rest | {"running": 1}
+    await stream.aclose()
+    assert board.numbers()["requests"] == at_rest

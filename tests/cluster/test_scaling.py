@@ -1,6 +1,8 @@
 """Replicas follow the load, down to none and back, and nobody loses a request by it."""
 
+import threading
 import time
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -56,6 +58,25 @@ def replicas():
     return [actor["name"] for actor in actors if "#LLMServer#" in actor["name"]]
 
 
+@contextmanager
+def page_of(service):
+    """Look at the status page's replicas all the time; yields the states and phases seen."""
+    seen, over = set(), threading.Event()
+
+    def look():
+        while not over.wait(0.2):
+            replicas = httpx.get(f"{service.url}/status", timeout=10).json()["replicas"]
+            seen.update((replica["state"], replica["phase"]) for replica in replicas)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        looking.join()
+
+
 def test_from_none_to_two_and_back_loses_nothing(service):
     """A sleeping service is ready without waking, holds its first request, grows and shrinks."""
     service.put_app(scaling(service, 0, 2))
@@ -64,9 +85,12 @@ def test_from_none_to_two_and_back_loses_nothing(service):
     assert httpx.get(f"{service.url}/ready", timeout=10).status_code == 200
     time.sleep(1)
     assert replicas() == [], "being asked for readiness woke it"
-    with service.client() as client:
+    assert httpx.get(f"{service.url}/status", timeout=10).json()["replicas"] == []
+    with service.client() as client, page_of(service) as shown:
         answer = client.chat.completions.create(model="smol", messages=QUESTION, max_tokens=4)
         assert answer.choices[0].message.content
+    assert {"STARTING"} == {state for state, phase in shown if phase}
+    assert {phase for _, phase in shown} >= {"load"}
     with service.under_load(clients=8, tokens=40) as answered:
         until_replicas(2)
     with service.under_load() as trickle:

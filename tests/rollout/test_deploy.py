@@ -2,6 +2,7 @@
 
 import copy
 
+from serve_app.errors import ConfigError
 from serve_app.ledger import Phase
 from serve_app.rollout.deploy import deploy, nudged
 from serve_app.rollout.instance import AppState
@@ -85,6 +86,21 @@ def test_running_without_an_answer_is_a_failure():
     result = run(serving, config(least=2, most=2))
     assert result.status == "rolled_back"
     assert "does not answer: nothing" in result.reason
+
+
+def test_a_controller_that_restarts_meanwhile_is_asked_again(capsys):
+    """Its silence is told and is no failure of the rollout."""
+    serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
+    answers, silent = serving.states, [False, True, False, True]
+
+    def states():
+        if serving.applied and silent and silent.pop(0):
+            raise ConfigError("Serve's controller does not answer (ActorUnavailableError)")
+        return answers()
+
+    serving.states = states
+    assert run(serving, config()).status == "done"
+    assert "controller does not answer" in capsys.readouterr().err
 
 
 def test_a_first_rollout_that_fails_has_nothing_to_go_back_to():
