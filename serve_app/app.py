@@ -24,7 +24,7 @@ from serve_app.config import AppConfig, ReplicaConfig, parse_args
 from serve_app.errors import ConfigError
 from serve_app.ingress import Ingress
 from serve_app.scaling import autoscaling
-from serve_app.serve_config import SERVER_DEPLOYMENT
+from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
 from serve_app.server import LLMServer
 
 log = structlog.get_logger()
@@ -85,7 +85,7 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
         **_scale(config.replica),
     )(LLMServer)
     ingress = serve.deployment(
-        name="Ingress",
+        name=INGRESS_DEPLOYMENT,
         # An ingress that is lost cuts the streams of all replicas; two share them.
         num_replicas=min(2, config.replica.max_replicas),
         ray_actor_options={"num_cpus": 0},

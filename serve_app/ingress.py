@@ -36,9 +36,9 @@ from serve_app.errors import (
     ServeAppError,
 )
 from serve_app.exposition import exposition
+from serve_app.fleet import Fleet
 from serve_app.metrics import AccessMetrics, IngressMetrics
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
-from serve_app.replicas import Replicas
 from serve_app.serve_config import SERVER_DEPLOYMENT
 
 log = structlog.get_logger()
@@ -245,6 +245,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
+        context = serve.get_replica_context()
         app = create_app(
             self._engine,
             model_name=self._config.model.name,
@@ -254,7 +255,7 @@ class Ingress:
             commit=self._commit,
             access=self._watch.snapshot,
             metrics=exposition,
-            replicas=Replicas(serve.get_replica_context().app_name),
+            whole=Fleet(context.app_name, context.replica_tag),
             on_finished=self._finished,
         )
         return SingleRequestId(app)

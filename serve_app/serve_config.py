@@ -21,6 +21,7 @@ from serve_app.errors import ConfigError
 
 IMPORT_PATH = "serve_app.app:build_app"
 SERVER_DEPLOYMENT = "LLMServer"  # whose replicas load the weights
+INGRESS_DEPLOYMENT = "Ingress"  # whose replicas speak HTTP
 
 
 @dataclass(frozen=True, slots=True)

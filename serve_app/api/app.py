@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from serve_app.api.answers import Model
 from serve_app.api.auth import ApiKeys, RequireKey
-from serve_app.api.board import Board, Replicas
+from serve_app.api.board import Board, Whole
 from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, Generate
 from serve_app.api.middleware import Boundary, RequestId
 from serve_app.api.record import RequestRecord
@@ -63,7 +63,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     max_context_tokens: int | None = None,
     access: Callable[[], Mapping[str, Any]] | None = None,
     metrics: Callable[[], Awaitable[str]] | None = None,
-    replicas: Replicas | None = None,
+    whole: Whole | None = None,
     on_finished: Callable[[RequestRecord], None] | None = None,
 ) -> Starlette:
     """Wire the OpenAI-compatible application.
@@ -78,7 +78,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         max_context_tokens: the model's window, told in `/v1/models`.
         access: returns the last verdict of every node; None leaves `/access` out.
         metrics: returns Prometheus' text for `/metrics`; None leaves it out.
-        replicas: returns what each replica is at, for `/status`.
+        whole: the rest of the service, for `/status`; None if this is all of it.
         on_finished: called once at the end of every request that is not a healthy probe.
 
     Raises:
@@ -93,7 +93,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     if max_context_tokens is not None:
         card["max_model_len"] = max_context_tokens
     about = {"version": version, "model": model_name, "commit": commit}
-    board = Board(engine, about, replicas)
+    board = Board(engine, about, whole)
     pages = _Pages(engine, card, about, access, metrics)
     app = Starlette(
         routes=[

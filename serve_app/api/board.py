@@ -6,15 +6,16 @@ The page is one file without outside resources; it holds no data itself. It asks
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,10 +25,45 @@ from serve_app.api.sse import dump
 from serve_app.errors import ServeAppError
 from serve_app.protocol import GenerationRequest, LLMEngine, Prompt, PromptTokens, TokenDelta
 
-Replicas = Callable[[], Awaitable[list[dict[str, Any]] | None]]
 PAGE = Path(__file__).with_name("page.html")
 RATE_WINDOW_S = 10
+TELL_S = 1.0
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
+class Counts(TypedDict):
+    """What passed through one board; plain, so that it travels as JSON.
+
+    `waiting` requests have no token yet, `running` ones have; `recent` holds pairs of a Unix
+    second and the tokens that came in it.
+    """
+
+    waiting: int
+    running: int
+    finished: int
+    failed: int
+    generation_tokens: int
+    recent: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The rest of a service that several boards share.
+
+    Args:
+        replicas: what each is at, as plain data; None if nobody knows.
+        others: the other boards' counts.
+    """
+
+    replicas: list[dict[str, Any]] | None
+    others: tuple[Counts, ...]
+
+
+class Whole(Protocol):
+    """Where boards meet."""
+
+    def tell(self, counts: Counts) -> None: ...  # noqa: D102
+    async def look(self) -> View: ...  # noqa: D102
 
 
 class Board:
@@ -36,29 +72,33 @@ class Board:
     Args:
         engine: answers.
         about: what is served: model, commit, version.
-        replicas: returns what each replica is at, None for unknown; see `read_replicas`.
-        clock: seconds, monotonic.
+        whole: the other boards of the service; None if there are none.
+        clock: Unix seconds, which all boards share.
     """
 
     def __init__(
         self,
         engine: LLMEngine,
         about: dict[str, Any],
-        replicas: Replicas | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        whole: Whole | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine = engine
         self._about = about
-        self._replicas = replicas
+        self._whole = whole
         self._clock = clock
         self._started = clock()
-        self._waiting = self._running = self._finished = self._failed = self._tokens = 0
-        self._seconds: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW_S + 1)
+        self._counts = Counts(
+            waiting=0, running=0, finished=0, failed=0, generation_tokens=0, recent=[]
+        )
+        self._telling: asyncio.TimerHandle | None = None
         self._page = PAGE.read_bytes()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Pass deltas on and count them; see `LLMEngine.generate`."""
-        self._waiting += 1
+        counts = self._counts
+        counts["waiting"] += 1
+        self._changed()
         begun = False
         deltas: Any = self._engine.generate(request)
         open_completions = request.n
@@ -67,20 +107,20 @@ class Board:
                 async for delta in deltas:
                     if not begun:
                         begun = True
-                        self._waiting -= 1
-                        self._running += 1
+                        counts["waiting"] -= 1
+                        counts["running"] += 1
                     self._count(len(delta.token_ids))
                     if delta.finish_reason is not None:
                         open_completions -= 1
                         # Before the last delta is handed over: its reader may not come back.
-                        self._finished += open_completions == 0
+                        counts["finished"] += open_completions == 0
                     yield delta
         except ServeAppError:
-            self._failed += 1
+            counts["failed"] += 1
             raise
         finally:
-            self._running -= begun
-            self._waiting -= not begun
+            counts["running" if begun else "waiting"] -= 1
+            self._changed()
 
     async def ready(self) -> bool:
         """See `LLMEngine.ready`."""
@@ -98,32 +138,54 @@ class Board:
         """Return the page and its numbers."""
         return [Route("/", self._show), Route("/status", self._status)]
 
-    def numbers(self) -> dict[str, Any]:
-        """Return what is served and how much, as plain data; tokens/s over ten seconds.
+    def numbers(self, view: View) -> dict[str, Any]:
+        """Return what is served and how much by all boards, as plain data.
 
-        A request waits until its first token and runs after it.
+        Tokens per second are those of the last ten. A request waits until its first token.
         """
         now = self._clock()
-        recent = sum(tokens for second, tokens in self._seconds if second >= now - RATE_WINDOW_S)
+        boards = [self._counts, *view.others]
+        recent = sum(
+            tokens
+            for board in boards
+            for second, tokens in board["recent"]
+            if second >= now - RATE_WINDOW_S
+        )
         return {
             **self._about,
             "uptime_s": round(now - self._started, 1),
             "requests": {
-                "waiting": self._waiting,
-                "running": self._running,
-                "finished": self._finished,
-                "failed": self._failed,
+                "waiting": sum(board["waiting"] for board in boards),
+                "running": sum(board["running"] for board in boards),
+                "finished": sum(board["finished"] for board in boards),
+                "failed": sum(board["failed"] for board in boards),
             },
-            "generation_tokens": self._tokens,
+            "generation_tokens": sum(board["generation_tokens"] for board in boards),
             "tokens_per_s": round(recent / min(RATE_WINDOW_S, max(1.0, now - self._started)), 1),
+            "replicas": view.replicas,
         }
 
     def _count(self, tokens: int) -> None:
-        self._tokens += tokens
-        second = int(self._clock())
-        if self._seconds and self._seconds[-1][0] == second:
-            tokens += self._seconds.pop()[1]
-        self._seconds.append((second, tokens))
+        self._counts["generation_tokens"] += tokens
+        second, recent = int(self._clock()), self._counts["recent"]
+        if recent and recent[-1][0] == second:
+            recent[-1][1] += tokens
+            return
+        recent.append([second, tokens])
+        del recent[: -RATE_WINDOW_S - 1]
+        self._changed()
+
+    def _changed(self) -> None:
+        """Tell the other boards, a second later and all that came meanwhile at once."""
+        if self._whole and self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(TELL_S, self._tell, self._whole)
+
+    def _tell(self, whole: Whole) -> None:
+        self._telling = None
+        counts = self._counts.copy()
+        counts["recent"] = [list(pair) for pair in counts["recent"]]
+        asyncio.get_running_loop().run_in_executor(None, whole.tell, counts)
 
     async def _show(self, _request: Request) -> Response:
         return Response(
@@ -133,10 +195,8 @@ class Board:
         )
 
     async def _status(self, _request: Request) -> Response:
-        replicas = await self._replicas() if self._replicas else None
-        return Response(
-            dump({**self.numbers(), "replicas": replicas}), media_type="application/json"
-        )
+        view = await self._whole.look() if self._whole else View(None, ())
+        return Response(dump(self.numbers(view)), media_type="application/json")
 
 
 def _policy(page: bytes) -> str:

@@ -3,18 +3,25 @@
 import asyncio
 import base64
 import hashlib
+import json
 import re
+import time
 from html.parser import HTMLParser
+from typing import ClassVar
 
 import pytest
 
-from serve_app.api.board import PAGE, Board
+from serve_app.api import board as board_module
+from serve_app.api.board import PAGE, Board, View
 from serve_app.errors import EngineError
 from serve_app.protocol import GenerationRequest, TextPrompt
 from tests.api.harness import CHAT, HELLO, MODEL, Service
 from tests.fakes import FakeEngine, Pause
 
 ABOUT = {"model": "org/name", "commit": "c" * 40, "version": "1"}
+
+
+ALONE = View(None, ())
 
 
 class Clock:
@@ -35,15 +42,20 @@ async def test_what_passes_is_counted():
     clock.now += 60
     stream = board.generate(request())
     await anext(stream)
-    assert board.numbers()["requests"] == {"waiting": 0, "running": 1, "finished": 0, "failed": 0}
+    assert board.numbers(ALONE)["requests"] == {
+        "waiting": 0,
+        "running": 1,
+        "finished": 0,
+        "failed": 0,
+    }
     async for _ in stream:
         pass
-    numbers = board.numbers()
+    numbers = board.numbers(ALONE)
     assert numbers["requests"] == {"waiting": 0, "running": 0, "finished": 1, "failed": 0}
     assert (numbers["generation_tokens"], numbers["tokens_per_s"]) == (3, 0.3)
     assert (numbers["uptime_s"], numbers["model"]) == (60, "org/name")
     clock.now += 11
-    assert board.numbers()["tokens_per_s"] == 0
+    assert board.numbers(ALONE)["tokens_per_s"] == 0
 
 
 async def test_failures_and_goodbyes_are_told_apart():
@@ -52,13 +64,23 @@ async def test_failures_and_goodbyes_are_told_apart():
     with pytest.raises(EngineError):
         async for _ in board.generate(request()):
             pass
-    assert board.numbers()["requests"] == {"waiting": 0, "running": 0, "finished": 0, "failed": 1}
+    assert board.numbers(ALONE)["requests"] == {
+        "waiting": 0,
+        "running": 0,
+        "finished": 0,
+        "failed": 1,
+    }
     engine = FakeEngine(("a", Pause()))
     board = Board(engine, ABOUT)
     stream = board.generate(request("gone"))
     await anext(stream)
     await stream.aclose()
-    assert board.numbers()["requests"] == {"waiting": 0, "running": 0, "finished": 0, "failed": 0}
+    assert board.numbers(ALONE)["requests"] == {
+        "waiting": 0,
+        "running": 0,
+        "finished": 0,
+        "failed": 0,
+    }
     assert engine.closed_early == ["gone"]
 
 
@@ -116,15 +138,51 @@ def test_every_field_has_a_name_and_every_id_is_one():
     assert set(re.findall(r'\$\("([a-z]+)"\)', page)) <= set(seen)
 
 
-async def test_replicas_are_told_as_they_are_found():
-    """With the numbers; null where nobody knows, as outside a cluster."""
-    found = [{"name": "a", "node": "gpu-1", "state": "STARTING", "phase": "load"}]
+class Two:
+    """Another board beside this one."""
 
-    async def replicas():
-        return found
+    replicas: ClassVar = [{"name": "a", "node": "gpu-1", "state": "STARTING", "phase": "load"}]
 
-    assert (await Service(replicas=replicas).request("GET", "/status")).json()["replicas"] == found
+    def __init__(self):
+        self.told = []
+
+    def tell(self, counts):
+        self.told.append(counts)
+
+    async def look(self):
+        now = int(time.time())
+        other = {"waiting": 1, "running": 2, "finished": 30, "failed": 4}
+        return View(
+            self.replicas,
+            ({**other, "generation_tokens": 500, "recent": [[now - 60, 400], [now - 1, 100]]},),
+        )
+
+
+async def test_the_status_is_of_the_whole_service():
+    """Whichever ingress is asked; replicas as they are found, null where nobody knows."""
+    service = Service(whole=Two())
+    await service.post(CHAT, HELLO)
+    status = (await service.request("GET", "/status")).json()
+    assert status["requests"] == {"waiting": 1, "running": 2, "finished": 31, "failed": 4}
+    assert status["generation_tokens"] == 503
+    assert status["tokens_per_s"] == pytest.approx(103, abs=1)
+    assert status["replicas"] == Two.replicas
     assert (await Service().request("GET", "/status")).json()["replicas"] is None
+
+
+async def test_the_others_are_told_once_a_second_and_after_the_last_change(monkeypatch):
+    """Many requests are one message, and the last message has them all."""
+    monkeypatch.setattr(board_module, "TELL_S", 0.05)
+    whole = Two()
+    board = Board(FakeEngine(), ABOUT, whole)
+    for number in range(20):
+        async for _ in board.generate(request(str(number))):
+            pass
+    await asyncio.sleep(0.2)
+    assert 1 <= len(whole.told) <= 4
+    assert whole.told[-1]["finished"] == 20
+    assert whole.told[-1]["running"] == whole.told[-1]["waiting"] == 0
+    assert json.loads(json.dumps(whole.told[-1])) == whole.told[-1]
 
 
 async def test_a_request_waits_until_its_first_token():
@@ -132,15 +190,15 @@ async def test_a_request_waits_until_its_first_token():
     board = Board(FakeEngine((Pause(), "a")), ABOUT)
     waiting = asyncio.ensure_future(anext(board.generate(request())))
     await asyncio.sleep(0.01)
-    assert board.numbers()["requests"]["waiting"] == 1
+    assert board.numbers(ALONE)["requests"]["waiting"] == 1
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     at_rest = {"waiting": 0, "running": 0, "finished": 0, "failed": 0}
-    assert board.numbers()["requests"] == at_rest
+    assert board.numbers(ALONE)["requests"] == at_rest
     board = Board(FakeEngine(), ABOUT)
     stream = board.generate(request())
     await anext(stream)
-    assert board.numbers()["requests"] == at_rest | {"running": 1}
+    assert board.numbers(ALONE)["requests"] == at_rest | {"running": 1}
     await stream.aclose()
-    assert board.numbers()["requests"] == at_rest
+    assert board.numbers(ALONE)["requests"] == at_rest

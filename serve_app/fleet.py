@@ -1,0 +1,100 @@
+"""The application as a whole, for its status page: all replicas, and what all ingresses count.
+
+Each ingress counts what passes through it, and puts its counts into Ray's key-value store; Serve
+says which ingresses live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
+
+from serve_app import ledger
+from serve_app.access.placement import all_nodes
+from serve_app.api.board import Counts, View
+from serve_app.controller import instance_details
+from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
+
+FRESH_S = 1.0  # however many people look
+CONTROLLER_TIMEOUT_S = 2.0
+PREFIX = "board/"
+
+
+class Fleet:
+    """One ingress' way to the others.
+
+    Args:
+        application: Serve's name of it.
+        ingress: Serve's id of this replica of the ingress.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, application: str, ingress: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._application, self._ingress = application, ingress
+        self._clock = clock
+        self._asking = asyncio.Lock()
+        self._asked_at = -FRESH_S
+        self._view = View(None, ())
+
+    def tell(self, counts: Counts) -> None:
+        """Let the other ingresses see this one's counts; blocks, and never raises for Ray."""
+        key = f"{PREFIX}{self._application}/{self._ingress}"
+        with suppress(RayError):
+            internal_kv._internal_kv_put(key, json.dumps(counts), namespace=ledger.NAMESPACE)
+
+    async def look(self) -> View:
+        """Return the replicas and the other ingresses' counts; asks at most once a second."""
+        async with self._asking:
+            if self._clock() - self._asked_at >= FRESH_S:
+                self._view = await asyncio.to_thread(self._ask)
+                self._asked_at = self._clock()
+        return self._view
+
+    def _ask(self) -> View:
+        try:
+            details = instance_details(CONTROLLER_TIMEOUT_S)
+            deployments = details["applications"][self._application]["deployments"]
+            phases = ledger.running(self._application, since=time.time() - ledger.LOST_S)
+            names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
+            ingresses = {each["replica_id"] for each in deployments[INGRESS_DEPLOYMENT]["replicas"]}
+            counts = self._counts(ingresses)
+        except (RayError, ValueError, KeyError):
+            return View(None, ())
+        replicas = deployments[SERVER_DEPLOYMENT]["replicas"]
+        return View([_described(replica, phases, names) for replica in replicas], counts)
+
+    def _counts(self, living: set[str]) -> tuple[Counts, ...]:
+        """Return the counts of the other living ingresses, and forget those of the dead."""
+        prefix, found = f"{PREFIX}{self._application}/", []
+        for key in internal_kv._internal_kv_list(prefix, namespace=ledger.NAMESPACE):
+            name = key.decode().removeprefix(prefix)
+            if name not in living:
+                internal_kv._internal_kv_del(key, namespace=ledger.NAMESPACE)
+            elif name != self._ingress:
+                value = internal_kv._internal_kv_get(key, namespace=ledger.NAMESPACE)
+                found += [json.loads(value)] if value else []
+        return tuple(found)
+
+
+def _described(
+    replica: dict[str, Any], phases: dict[str, ledger.Phase], names: dict[str, str]
+) -> dict[str, Any]:
+    node, state = str(replica.get("node_id") or ""), replica["state"]
+    phase = phases.get(replica["replica_id"])
+    return {
+        "name": replica["replica_id"],
+        "node": names.get(node) or node[:12],
+        "state": str(getattr(state, "value", state)),
+        "phase": phase and phase.name,
+        "done_bytes": phase and phase.done_bytes,
+        "total_bytes": phase and phase.total_bytes,
+    }
