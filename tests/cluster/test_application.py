@@ -78,7 +78,8 @@ async def test_sixteen_streams_end_once_and_reach_both_replicas(service):
         assert [usage.completion_tokens <= 24 for usage in usages] == [True]
         assert len(ids) == 1
     assert len(busy_replicas(service)) == 2
-    shown = [httpx.get(f"{service.url}/status", timeout=10).json() for _ in range(12)]
+    async with httpx.AsyncClient(timeout=10) as asker:
+        shown = [(await asker.get(f"{service.url}/status")).json() for _ in range(12)]
     finished = {status["requests"]["finished"] for status in shown}
     assert len(finished) == 1, "it depends on which ingress is asked"
     assert finished.pop() >= 16
