@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,9 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     `access.token_file` wins, then the variable `access.token_env` if it is another one than
     HF_TOKEN, then huggingface_hub's order, in which HF_TOKEN has its place. Files are read at
     every call, so a rotated secret is seen. May ask the network where huggingface_hub would:
-    OIDC, OAuth refresh.
+    OIDC, OAuth refresh. From now on a crash of this process writes no core file.
     """
+    _write_no_core_file()
     try:
         found = _configured(access) or _implicit()
     except _Unusable as unusable:
@@ -121,6 +123,12 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     token = Token(value)
     report = TokenReport(found.source, token.fingerprint, warnings=warnings)
     return ResolvedToken(token, report)
+
+
+def _write_no_core_file() -> None:
+    """Keep a crash from putting the token on a disk; the limit can be raised again by hand."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def fingerprint(value: str) -> str:

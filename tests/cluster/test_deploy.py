@@ -4,6 +4,7 @@ import getpass
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -127,6 +128,31 @@ def serving_access():
         "applications"
     ]
     return applications["llm"]["deployed_app_config"]["args"]["access"]
+
+
+def test_ctrl_c_stops_the_watching_alone(service, tmp_path):
+    """What was applied goes on, and what serves meanwhile answers every request."""
+    app = service.config(replicas=1, access={"timeout_s": 3.5})
+    path = tmp_path / "app.yaml"
+    path.write_text(yaml.safe_dump({"applications": [app]}))
+    address = ray.get_runtime_context().gcs_address
+    with service.under_load() as answered:
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "serve_app", "deploy", str(path), "--address", address],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert any("llm: DEPLOYING" in line for line in watching.stderr)
+        watching.send_signal(signal.SIGINT)
+        _, rest = watching.communicate(timeout=30)
+        assert watching.returncode == 130
+        assert rest.endswith("no longer watching; what was applied goes on\n")
+        deadline = time.monotonic() + 60
+        while serving_access() != app["args"]["access"] or len(service.replicas()) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        service.wait("RUNNING")
+    assert set(answered) == {200}
 
 
 def test_one_rollout_at_a_time(service, deploy):
