@@ -1,10 +1,15 @@
-"""What Serve's controller tells of the whole instance; private in Ray 2.60, and so here alone."""
+"""What Serve's controller and Ray tell of the whole instance.
+
+Private in Ray 2.60, and so here alone.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import ray
+from ray._private import state
+from ray.serve._private.common import ReplicaID
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 
@@ -24,3 +29,40 @@ def instance_details(timeout_s: float) -> dict[str, Any]:
     asked: Any = controller.get_serve_instance_details.remote()
     details: dict[str, Any] = ray.get(asked, timeout=timeout_s)
     return details
+
+
+def replicas(application: str, timeout_s: float) -> dict[str, list[dict[str, Any]]]:
+    """Return an application's replicas by the name of their deployment.
+
+    Serve names no deployment while a build runs and after it failed, though the version before
+    serves on. Then the living actors count, each taken for running.
+
+    Args:
+        application: Serve's name of it.
+        timeout_s: how long the controller may take, in seconds.
+
+    Returns:
+        `replica_id`, `node_id` and `state` of each, and what else Serve tells.
+
+    Raises:
+        RayError: the controller does not answer.
+        ValueError: there is none.
+        KeyError: it does not know the application.
+    """
+    told = instance_details(timeout_s)["applications"][application]["deployments"]
+    if told:
+        return {name: deployment["replicas"] for name, deployment in told.items()}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for actor in state.actors(actor_state_name="ALIVE").values():
+        if not ReplicaID.is_full_id_str(actor["Name"]):
+            continue
+        replica = ReplicaID.from_full_id_str(actor["Name"])
+        if replica.deployment_id.app_name == application:
+            found.setdefault(replica.deployment_id.name, []).append(
+                {
+                    "replica_id": replica.unique_id,
+                    "node_id": actor["Address"]["NodeID"],
+                    "state": "RUNNING",
+                }
+            )
+    return found

@@ -19,7 +19,7 @@ from ray.experimental import internal_kv
 from serve_app import ledger
 from serve_app.access.placement import all_nodes
 from serve_app.api.board import Counts, View
-from serve_app.controller import instance_details
+from serve_app.controller import replicas
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
 
 FRESH_S = 1.0  # however many people look
@@ -61,16 +61,14 @@ class Fleet:
 
     def _ask(self) -> View:
         try:
-            details = instance_details(CONTROLLER_TIMEOUT_S)
-            deployments = details["applications"][self._application]["deployments"]
+            found = replicas(self._application, CONTROLLER_TIMEOUT_S)
             phases = ledger.running(self._application, since=time.time() - ledger.LOST_S)
             names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
-            ingresses = {each["replica_id"] for each in deployments[INGRESS_DEPLOYMENT]["replicas"]}
-            counts = self._counts(ingresses)
+            counts = self._counts({each["replica_id"] for each in found[INGRESS_DEPLOYMENT]})
         except (RayError, ValueError, KeyError):
             return View(None, ())
-        replicas = deployments[SERVER_DEPLOYMENT]["replicas"]
-        return View([_described(replica, phases, names) for replica in replicas], counts)
+        servers = found.get(SERVER_DEPLOYMENT, ())  # none while the service sleeps
+        return View([_described(replica, phases, names) for replica in servers], counts)
 
     def _counts(self, living: set[str]) -> tuple[Counts, ...]:
         """Return the counts of the other living ingresses, and forget those of the dead."""

@@ -42,7 +42,7 @@ log = structlog.get_logger()
 # Serve restarts a failed constructor at once and for ever; holding it keeps one denied node
 # at no more than four tries a minute. Jitter spreads the replicas of a cluster.
 HOLD_S = (15.0, 30.0)
-FAULT_HOLD_S = (5.0, 10.0)  # of weights that cannot be loaded; the tries took their time already
+FAULT_HOLD_S = (2.0, 4.0)  # of weights that cannot be loaded; each try takes its time already
 SAMPLE_INTERVAL_S = 2.0
 
 

@@ -26,8 +26,7 @@ def serve(monkeypatch):
         replica("c", "STARTING"),
     ]
     ingresses = [replica("me", "RUNNING"), replica("you", "RUNNING"), replica("new", "STARTING")]
-    deployments = {"LLMServer": {"replicas": found}, "Ingress": {"replicas": ingresses}}
-    details = {"applications": {"llm": {"deployments": deployments}}}
+    known = {"llm": {"LLMServer": found, "Ingress": ingresses}}
     kept = {}
 
     class Store:
@@ -40,7 +39,7 @@ def serve(monkeypatch):
 
     monkeypatch.setattr(fleet, "internal_kv", Store)
     phases = {"b": Phase("download", 1.0, 3, 10)}
-    monkeypatch.setattr(fleet, "instance_details", lambda timeout_s: details)
+    monkeypatch.setattr(fleet, "replicas", lambda name, timeout_s: known[name])
     monkeypatch.setattr(fleet.ledger, "running", lambda name, since: phases)
     monkeypatch.setattr(fleet, "all_nodes", lambda: NODES)
     return kept
@@ -75,10 +74,10 @@ async def test_an_ingress_sees_the_living_others_and_not_itself(serve):
 async def test_what_is_not_known_is_none(serve, monkeypatch, error):
     """A controller that does not answer, or is not there, fails no page."""
 
-    def fail(timeout_s):
+    def fail(name, timeout_s):
         raise error
 
-    monkeypatch.setattr(fleet, "instance_details", fail)
+    monkeypatch.setattr(fleet, "replicas", fail)
     assert await Fleet("llm", "me").look() == View(None, ())
 
 

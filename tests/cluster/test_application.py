@@ -171,6 +171,7 @@ def test_a_blocked_rollout_leaves_the_old_version_serving(service):
     took = time.monotonic() - began
     count = len(answered)
     time.sleep(1)
+    shown = httpx.get(f"{service.url}/status", timeout=10).json()
     done.set()
     asking.join()
     service.hub.set_behaviour(service.tokens["b"], Behaviour.granted)
@@ -185,6 +186,10 @@ def test_a_blocked_rollout_leaves_the_old_version_serving(service):
     assert service.builds() == before + 1
     assert len(answered) > count > 0
     assert took < 30
+    # Serve itself names no deployment now; the page does.
+    found = sorted((each["node"], each["state"]) for each in shown["replicas"])
+    assert found == [("a", "RUNNING"), ("b", "RUNNING")]
+    assert shown["requests"]["finished"] >= len(answered)
 
 
 def test_a_config_fault_is_told_in_the_status_without_a_traceback(service):
