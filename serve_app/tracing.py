@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 
-def otlp(file_name: str) -> list[SpanProcessor]:  # noqa: ARG001 (Serve's interface)
+def otlp() -> list[SpanProcessor]:
     """Return what sends spans by OTLP over HTTP, in batches and beside the requests.
 
     Serve calls it once in each process that handles requests. A collector that is away costs
     the spans and no request.
-
-    Args:
-        file_name: where Serve's own exporter would write; not used.
 
     Raises:
         ConfigError: the exporter's package is not installed on this node.

@@ -7,6 +7,7 @@ import threading
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
+from ray.serve._private.tracing_utils import _load_span_processors
 
 from serve_app.errors import ConfigError
 from serve_app.tracing import otlp
@@ -41,7 +42,7 @@ def test_spans_reach_the_collector_that_the_environment_names(collector, monkeyp
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_COMPRESSION", raising=False)
     provider = TracerProvider()
-    for processor in otlp("replica_tracing.json"):
+    for processor in _load_span_processors("serve_app.tracing:otlp", "x.json"):
         provider.add_span_processor(processor)
     with provider.get_tracer("test").start_as_current_span("generate"):
         pass
@@ -54,4 +55,4 @@ def test_a_missing_exporter_is_named(monkeypatch):
     name = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r"on every node: pip install 'serve-app\[otlp\]'"):
-        otlp("x")
+        otlp()

@@ -149,7 +149,9 @@ def test_ctrl_c_stops_the_watching_alone(service, tmp_path):
         assert watching.returncode == 130
         assert rest.endswith("no longer watching; what was applied goes on\n")
         deadline = time.monotonic() + 60
-        while len(replicas("llm", timeout_s=10)["LLMServer"]) == 1:  # the new one has begun to start
+        while (
+            len(replicas("llm", timeout_s=10)["LLMServer"]) == 1
+        ):  # the new one has begun to start
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert serving_access() == app["args"]["access"]
