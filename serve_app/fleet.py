@@ -25,6 +25,7 @@ from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
 FRESH_S = 1.0  # however many people look
 CONTROLLER_TIMEOUT_S = 2.0
 PREFIX = "board/"
+LICENSE = "license/"
 
 
 class Fleet:
@@ -65,10 +66,16 @@ class Fleet:
             phases = ledger.running(self._application, since=time.time() - ledger.LOST_S)
             names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
             counts = self._counts({each["replica_id"] for each in found[INGRESS_DEPLOYMENT]})
+            text = self._license()
         except (RayError, ValueError, KeyError):
             return View(None, ())
         servers = found.get(SERVER_DEPLOYMENT, ())  # none while the service sleeps
-        return View([_described(replica, phases, names) for replica in servers], counts)
+        return View([_described(replica, phases, names) for replica in servers], counts, text)
+
+    def _license(self) -> dict[str, Any] | None:
+        key = f"{LICENSE}{self._application}"
+        value = internal_kv._internal_kv_get(key, namespace=ledger.NAMESPACE)
+        return json.loads(value) if value else None
 
     def _counts(self, living: set[str]) -> tuple[Counts, ...]:
         """Return the counts of the other living ingresses, and forget those of the dead."""
@@ -81,6 +88,18 @@ class Fleet:
                 value = internal_kv._internal_kv_get(key, namespace=ledger.NAMESPACE)
                 found += [json.loads(value)] if value else []
         return tuple(found)
+
+
+def tell_license(application: str, text: dict[str, Any] | None) -> None:
+    """Let the status page say under which license text the weights lie; never raises for Ray.
+
+    Args:
+        application: Serve's name of it.
+        text: its title, sha256 and commit; None if there is none.
+    """
+    with suppress(RayError):
+        key = f"{LICENSE}{application}"
+        internal_kv._internal_kv_put(key, json.dumps(text), namespace=ledger.NAMESPACE)
 
 
 def _described(

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,11 @@ import ray
 import structlog
 from ray import serve
 
-from serve_app import ledger, logs, metrics
+from serve_app import fleet, ledger, logs, metrics
 from serve_app.access import verdict as verdicts
 from serve_app.access.placement import all_nodes
 from serve_app.access.prove import keep_receipt, prove_here
+from serve_app.access.receipt import license_in
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
@@ -155,6 +156,9 @@ class LLMServer:
         self._metrics.started(start.facts(), moved)
         log.info("replica.started", node_id=proven.node_id, **moved, **start.facts())
         ledger.keep(start)
+        text = license_in(brought.directory)
+        commit = {"commit": proven.commit}
+        fleet.tell_license(start.application, asdict(text) | commit if text else None)
         return start
 
     async def _tell_first_answer(self, asked_at: float, ttft_s: float) -> None:

@@ -7,7 +7,7 @@ from ray.exceptions import GetTimeoutError
 
 from serve_app import fleet
 from serve_app.api.board import View
-from serve_app.fleet import Fleet
+from serve_app.fleet import Fleet, tell_license
 from serve_app.ledger import Phase
 
 NODES = [{"NodeID": "1" * 56, "NodeName": "gpu-1"}, {"NodeID": "2" * 56, "NodeName": ""}]
@@ -29,9 +29,12 @@ def serve(monkeypatch):
     known = {"llm": {"LLMServer": found, "Ingress": ingresses}}
     kept = {}
 
+    def text(key):
+        return key if isinstance(key, str) else key.decode()
+
     class Store:
         _internal_kv_put = staticmethod(lambda key, value, namespace: kept.update({key: value}))
-        _internal_kv_get = staticmethod(lambda key, namespace: kept.get(key.decode()))
+        _internal_kv_get = staticmethod(lambda key, namespace: kept.get(text(key)))
         _internal_kv_del = staticmethod(lambda key, namespace: kept.pop(key.decode()))
         _internal_kv_list = staticmethod(
             lambda prefix, namespace: [key.encode() for key in kept if key.startswith(prefix)]
@@ -68,6 +71,16 @@ async def test_an_ingress_sees_the_living_others_and_not_itself(serve):
     assert (await Fleet("llm", "me").look()).others == (counts(2),)
     assert (await Fleet("llm", "you").look()).others == (counts(1),)
     assert set(serve) == {"board/llm/me", "board/llm/you", "board/other/you"}
+
+
+async def test_the_license_is_the_one_that_a_replica_found_last(serve):
+    """Of this application; none is an answer too."""
+    text = {"title": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT", "sha256": "ab" * 32, "commit": "c"}
+    tell_license("llm", text)
+    tell_license("other", None)
+    assert (await Fleet("llm", "me").look()).license == text
+    tell_license("llm", None)
+    assert (await Fleet("llm", "me").look()).license is None
 
 
 @pytest.mark.parametrize("error", [GetTimeoutError(), ValueError("no controller")])

@@ -116,6 +116,8 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
     if verdict.outcome is not Outcome.GRANTED or not verdict.commit or model.repo_id is None:
         return None
     now = time.time()
+    copy = f"models--{model.repo_id.replace('/', '--')}/snapshots/{verdict.commit}"
+    text = license_in(Path(constants.HF_HUB_CACHE) / copy)
     before = find(model, endpoint, fingerprint=verdict.token.fingerprint, commit=verdict.commit)
     receipt = Receipt(
         repo_id=model.repo_id,
@@ -127,7 +129,7 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
         account=verdict.token.account or (before.account if before else None),
         first_granted_at=before.first_granted_at if before else now,
         granted_at=now,
-        license_sha256=license_hash(model.repo_id, verdict.commit),
+        license_sha256=text.sha256 if text else None,
     )
     _write(receipt)
     return receipt
@@ -166,12 +168,27 @@ def stored(repo_id: str) -> Iterator[Receipt]:
                 yield receipt
 
 
-def license_hash(repo_id: str, commit: str) -> str | None:
-    """Return the SHA-256 of the license text in this node's copy of the commit, if it has one."""
-    copy = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}/snapshots/{commit}"
+@dataclass(frozen=True, slots=True)
+class License:
+    """The license text in a copy of the model.
+
+    Args:
+        title: its first line that is not empty, cleaned and shortened.
+        sha256: of the whole text.
+    """
+
+    title: str
+    sha256: str
+
+
+def license_in(copy: Path) -> License | None:
+    """Return the license text that lies in a model's directory, if there is one."""
     for name in LICENSES:
         with suppress(OSError):
-            return hashlib.sha256((copy / name).read_bytes()).hexdigest()
+            text = (copy / name).read_bytes()
+            lines = text.decode("utf-8", "replace").splitlines()
+            title = next((line.strip() for line in lines if line.strip()), name)
+            return License(sanitise(title, limit=120), hashlib.sha256(text).hexdigest())
     return None
 
 

@@ -53,10 +53,12 @@ class View:
     Args:
         replicas: what each is at, as plain data; None if nobody knows.
         others: the other boards' counts.
+        license: title and sha256 of the text beside the weights, and their commit.
     """
 
     replicas: list[dict[str, Any]] | None
     others: tuple[Counts, ...]
+    license: dict[str, Any] | None = None
 
 
 class Whole(Protocol):
@@ -151,8 +153,11 @@ class Board:
             for second, tokens in board["recent"]
             if second >= now - RATE_WINDOW_S
         )
+        text = view.license
         return {
             **self._about,
+            # Not the one of a version that is being replaced.
+            "license": text if text and text["commit"] == self._about["commit"] else None,
             "uptime_s": round(now - self._started, 1),
             "requests": {
                 "waiting": sum(board["waiting"] for board in boards),

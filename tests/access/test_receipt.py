@@ -113,7 +113,9 @@ def test_the_license_text_of_the_copy_is_hashed(cache):
     assert receipts.keep(granted(), MODEL, HUB).license_sha256 is None
     copy = cache / "models--acme--tiny" / "snapshots" / COMMIT
     copy.mkdir(parents=True)
-    (copy / "LICENSE.txt").write_text("be kind")
+    (copy / "LICENSE.txt").write_text("\n   BE KIND LICENSE 3.2\x1b[31m  \n\nbe kind")
     kept = receipts.keep(granted(), MODEL, HUB)
     assert len(kept.license_sha256) == 64
+    text = receipts.license_in(copy)
+    assert (text.title, text.sha256) == ("BE KIND LICENSE 3.2[31m", kept.license_sha256)
     assert json.loads(Path(files(cache)[0]).read_text())["license_sha256"] == kept.license_sha256

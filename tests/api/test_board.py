@@ -170,6 +170,14 @@ async def test_the_status_is_of_the_whole_service():
     assert (await Service().request("GET", "/status")).json()["replicas"] is None
 
 
+@pytest.mark.parametrize("commit", ["new", "old"])
+def test_the_license_is_of_the_commit_that_is_served(commit):
+    """During an update the other version's is nobody's business."""
+    text = {"title": "A LICENSE", "sha256": "ab" * 32, "commit": commit}
+    shown = Board(FakeEngine(), ABOUT | {"commit": "new"}).numbers(View([], (), text))
+    assert shown["license"] == (text if commit == "new" else None)
+
+
 async def test_the_others_are_told_once_a_second_and_after_the_last_change(monkeypatch):
     """Many requests are one message, and the last message has them all."""
     monkeypatch.setattr(board_module, "TELL_S", 0.05)

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def service(demo_model_dir):
-    with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:
+    files = {path.name: path for path in demo_model_dir.iterdir()}
+    repo = Repo(REPO, files | {"LICENSE": b"A LICENSE\n\nBe kind.\n"}, gated="manual")
+    with LocalHub([repo]) as hub:
         tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in ("a", "b")}
         nodes = [LogicalNode(name, token, SERVING, num_gpus=0) for name, token in tokens.items()]
         with cluster_of(*nodes) as running:
@@ -147,6 +149,8 @@ def test_readiness_version_and_grants_are_told(service):
         "b": "granted",
     }
     assert shown["commit"] == commit
+    text = httpx.get(f"{service.url}/status").json()["license"]
+    assert (text["title"], text["commit"], len(text["sha256"])) == ("A LICENSE", commit, 64)
 
 
 def test_a_blocked_rollout_leaves_the_old_version_serving(service):
