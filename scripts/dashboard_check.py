@@ -31,7 +31,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 DASHBOARD = ROOT / "configs" / "grafana" / "serve-app.json"
 RULES = ROOT / "configs" / "prometheus" / "rules.yaml"
-RATE_INTERVAL = "30s"  # Grafana's: four scrapes and more
+SCRAPE_S = 5
+SCRAPES = 6  # in Grafana's $__rate_interval, which has four and more
 START_TIMEOUT_S = 240
 
 
@@ -46,10 +47,13 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         state = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = options.url or stack.enter_context(_quickstart())
-        prometheus = stack.enter_context(_prometheus(url, state))
+        address = stack.enter_context(prometheus(url, state))
         _load(url, options.seconds)
         # The last half alone: what was seen only once, at the start, is gone when it is needed.
-        return _judge(prometheus, time.time() - options.seconds / 2)
+        empty = without_data(address, time.time() - options.seconds / 2)
+    if empty:
+        print(f"error: no data for {', '.join(empty)}", file=sys.stderr)
+    return int(bool(empty))
 
 
 def _free_port() -> int:
@@ -73,10 +77,18 @@ def _quickstart() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _prometheus(url: str, state: Path) -> Iterator[str]:
+def prometheus(url: str, state: Path, scrape_s: int = SCRAPE_S) -> Iterator[str]:
+    """Run a Prometheus that scrapes a service and judges its alerts; yields its address.
+
+    Args:
+        url: of the service.
+        state: an empty directory for its files.
+        scrape_s: seconds between two scrapes.
+    """
     target = {"targets": [urlsplit(url).netloc]}
-    job = {"job_name": "serve-app", "scrape_interval": "5s", "static_configs": [target]}
-    config = {"rule_files": [str(RULES)], "scrape_configs": [job]}
+    pace = {"scrape_interval": f"{scrape_s}s", "evaluation_interval": f"{scrape_s}s"}
+    job = {"job_name": "serve-app", "static_configs": [target]}
+    config = {"global": pace, "rule_files": [str(RULES)], "scrape_configs": [job]}
     (state / "prometheus.yaml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{_free_port()}"
     with (state / "prometheus.log").open("wb") as log:
@@ -136,35 +148,43 @@ def _load(url: str, seconds: int) -> None:
         raise SystemExit(f"error: the load test ended with {load.returncode}")
 
 
-def _judge(prometheus: str, begun: float) -> int:
+def without_data(address: str, begun: float, scrape_s: int = SCRAPE_S) -> list[str]:
+    """Put every expression of the dashboard; return the panels and alerts that show nothing.
+
+    Args:
+        address: of the Prometheus.
+        begun: Unix seconds; what was seen before does not count.
+        scrape_s: seconds between its scrapes.
+
+    Raises:
+        urllib.error.HTTPError: an expression that it does not take.
+    """
     empty = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
-            values = _values(prometheus, target["expr"], begun)
+            query = target["expr"].replace("$__rate_interval", f"{scrape_s * SCRAPES}s")
+            values = _values(address, query, begun, scrape_s)
             shown = f"highest {max(values):.4g}" if values else "NO DATA"
             if not values:
                 empty.append(panel["title"])
             print(f"{panel['title']:32} {target.get('legendFormat', ''):14} {shown}")
-    for rule in _ask(prometheus, "rules", {})["groups"][0]["rules"]:
+    for rule in _ask(address, "rules", {})["groups"][0]["rules"]:
         print(f"alert {rule['name']:26} {rule['health']}, {rule['state']}")
         if rule["health"] != "ok":
             empty.append(rule["name"])
-    if empty:
-        print(f"error: no data for {', '.join(dict.fromkeys(empty))}", file=sys.stderr)
-    return int(bool(empty))
+    return list(dict.fromkeys(empty))
 
 
-def _values(prometheus: str, expression: str, begun: float) -> list[float]:
+def _values(address: str, query: str, begun: float, step_s: int) -> list[float]:
     """Return the numbers of all series since then; NaN, the quotient of nothing, is none."""
-    query = expression.replace("$__rate_interval", RATE_INTERVAL)
-    asked = {"query": query, "start": begun, "end": time.time(), "step": 5}
-    series = _ask(prometheus, "query_range", asked)["result"]
+    asked = {"query": query, "start": begun, "end": time.time(), "step": step_s}
+    series = _ask(address, "query_range", asked)["result"]
     values = [float(value) for found in series for _, value in found["values"]]
     return [value for value in values if not math.isnan(value)]
 
 
-def _ask(prometheus: str, path: str, asked: dict[str, Any]) -> Any:
-    url = f"{prometheus}/api/v1/{path}?{urllib.parse.urlencode(asked)}"
+def _ask(address: str, path: str, asked: dict[str, Any]) -> Any:
+    url = f"{address}/api/v1/{path}?{urllib.parse.urlencode(asked)}"
     with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - loopback
         return json.load(answer)["data"]
 

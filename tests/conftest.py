@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ os.environ["HF_HOME"] = _hf_home.name
 (Path(_hf_home.name) / ".agent_harnesses.json").write_text(
     json.dumps({"standardEnvVars": [], "harnesses": {}})
 )
+
+# A shell starts what runs in its background with SIGINT ignored, and that is handed down: Ctrl-C
+# would do nothing in the programs that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from scripts.local_hub import LocalHub, Repo  # noqa: E402
 from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: E402

@@ -85,6 +85,7 @@ def cluster_of(
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # 10 s otherwise
         with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as home:  # sockets: short paths
             patch.setenv("RAY_TMPDIR", home)
             # Ray reads its environment when it is imported.

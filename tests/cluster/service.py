@@ -15,6 +15,26 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SERVING = {"role": "serving"}
 
 
+@contextmanager
+def meanwhile(act, *, every_s=0, clients=1):
+    """Do something all the time in threads of its own; what began is ended."""
+    over = threading.Event()
+
+    def repeat():
+        while not over.wait(every_s):
+            act()
+
+    threads = [threading.Thread(target=repeat) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 class Service:
     """One Serve instance on a cluster, deployed to as `serve run` does."""
 
@@ -120,28 +140,17 @@ class Service:
     @contextmanager
     def under_load(self, model="smol", *, clients=1, tokens=4):
         """Ask all the time; yields the list of statuses so far, each request adds one."""
-        answered, done = [], threading.Event()
+        answered = []
 
         def ask():
-            with self.client() as client:
-                while not done.is_set():
-                    try:
-                        client.chat.completions.create(
-                            model=model, messages=QUESTION, max_tokens=tokens
-                        )
-                        answered.append(200)
-                    except openai.APIError as error:
-                        answered.append(getattr(error, "status_code", 0))
+            try:
+                client.chat.completions.create(model=model, messages=QUESTION, max_tokens=tokens)
+                answered.append(200)
+            except openai.APIError as error:
+                answered.append(getattr(error, "status_code", 0))
 
-        asking = [threading.Thread(target=ask) for _ in range(clients)]
-        for thread in asking:
-            thread.start()
-        try:
+        with self.client() as client, meanwhile(ask, clients=clients):
             yield answered
-        finally:
-            done.set()
-            for thread in asking:
-                thread.join()
 
     def logged(self, event, deployment="*"):
         """Return the log lines of an event as objects."""

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from serve_app.rollout.deploy import deploy
 from serve_app.rollout.instance import Instance
 from tests.cluster.conftest import LogicalNode, cluster_of
+from tests.cluster.service import meanwhile
 
 pytestmark = pytest.mark.cluster
 NEVER = "/nonexistent/go"
@@ -82,19 +82,9 @@ class Versions:
     @contextmanager
     def asked(self):
         """Ask all the time; yields the answers so far."""
-        answers, over = [], threading.Event()
-
-        def ask():
-            while not over.wait(0.05):
-                answers.append(self.says(timeout_s=10))
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        try:
+        answers = []
+        with meanwhile(lambda: answers.append(self.says(timeout_s=10)), every_s=0.05):
             yield answers
-        finally:
-            over.set()
-            asking.join()
 
 
 def actors():

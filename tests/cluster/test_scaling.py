@@ -1,6 +1,5 @@
 """Replicas follow the load, down to none and back, and nobody loses a request by it."""
 
-import threading
 import time
 from contextlib import contextmanager
 
@@ -13,7 +12,7 @@ from serve_app.config import ReplicaConfig
 from serve_app.rollout.deploy import nudged
 from serve_app.scaling import autoscaling
 from tests.cluster.conftest import LogicalNode, cluster_of
-from tests.cluster.service import QUESTION, REPO, SERVING, Service
+from tests.cluster.service import QUESTION, REPO, SERVING, Service, meanwhile
 
 pytestmark = [
     pytest.mark.cluster,
@@ -61,20 +60,14 @@ def replicas():
 @contextmanager
 def page_of(service):
     """Look at the status page's replicas all the time; yields the states and phases seen."""
-    seen, over = set(), threading.Event()
+    seen = set()
 
     def look():
-        while not over.wait(0.2):
-            replicas = httpx.get(f"{service.url}/status", timeout=10).json()["replicas"]
-            seen.update((replica["state"], replica["phase"]) for replica in replicas)
+        replicas = httpx.get(f"{service.url}/status", timeout=10).json()["replicas"]
+        seen.update((replica["state"], replica["phase"]) for replica in replicas)
 
-    looking = threading.Thread(target=look)
-    looking.start()
-    try:
+    with meanwhile(look, every_s=0.2):
         yield seen
-    finally:
-        over.set()
-        looking.join()
 
 
 def test_from_none_to_two_and_back_loses_nothing(service):
