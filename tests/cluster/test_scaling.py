@@ -88,7 +88,7 @@ def test_from_none_to_two_and_back_loses_nothing(service):
         until_replicas(2)
     with service.under_load() as trickle:
         until_replicas(1)
-    assert len(answered) > 8
+    assert len(answered) >= 8  # each client at least once
     assert len(trickle) > 8
     assert set(answered) | set(trickle) == {200}
 
