@@ -138,9 +138,9 @@ def _deploy(options: argparse.Namespace) -> int:
     how = _rollout_options(options)
     goal, apps = serve_config.read_whole(options.config)
     code, verdicts = _gate_before_rollout(apps, options)
-    if code:
-        return code
     with command.connected(options.address):
+        if code:
+            return code if how.dry_run else command.blocked(code, verdicts)
         return command.run(goal, apps, verdicts, how)
 
 
@@ -151,10 +151,10 @@ def _rollback(options: argparse.Namespace) -> int:
     how = _rollout_options(options)
     with command.connected(options.address):
         good = command.former()
-    code, _ = _gate_before_rollout(serve_config.served(good.goal), options)
-    if code:
-        return code
+    code, verdicts = _gate_before_rollout(serve_config.served(good.goal), options)
     with command.connected(options.address):
+        if code:
+            return command.blocked(code, verdicts)
         return command.roll_back(good, how)
 
 

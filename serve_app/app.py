@@ -10,14 +10,15 @@ retry; the version that served goes on serving.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import structlog
 from ray import serve
 from ray.serve import Application
 
-from serve_app import logs
-from serve_app.access.placement import actor_options
+from serve_app import logs, tally
+from serve_app.access.placement import actor_options, applications_of
 from serve_app.access.preflight import RolloutBlocked, require_access
 from serve_app.access.verdict import Verdict
 from serve_app.config import AppConfig, ReplicaConfig, parse_args
@@ -26,6 +27,7 @@ from serve_app.ingress import Ingress
 from serve_app.scaling import autoscaling
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
 from serve_app.server import LLMServer
+from serve_app.tally import Result
 
 log = structlog.get_logger()
 
@@ -51,11 +53,14 @@ def build_app(args: dict[str, Any]) -> Application:
     except ConfigError as error:
         raise RolloutBlocked(f"The config is wrong:\n{error.message}") from None
     logs.configure_serve(config.logging)
+    began = time.monotonic()
     try:
         verdict = require_access(config)
     except RolloutBlocked:
         log.error("rollout.blocked", repo_id=config.model.source)
+        _count(config, Result.BLOCKED, time.monotonic() - began)
         raise
+    _count(config, Result.APPROVED, verdict.duration_s)
     log.info(
         "rollout.approved",
         repo_id=config.model.source,
@@ -66,6 +71,12 @@ def build_app(args: dict[str, Any]) -> Application:
         deferred=verdict.is_deferred,
     )
     return bind(config, verdict)
+
+
+def _count(config: AppConfig, result: Result, duration_s: float) -> None:
+    # Serve does not tell a builder the name of its application.
+    for name in applications_of(config):
+        tally.note(name, result, duration_s=duration_s)
 
 
 def bind(config: AppConfig, verdict: Verdict) -> Application:

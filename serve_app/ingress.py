@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app import __version__, logs
+from serve_app import __version__, logs, tally
 from serve_app.access.placement import placements_of
 from serve_app.access.preflight import preflight
 from serve_app.access.verdict import Verdict
@@ -37,7 +38,7 @@ from serve_app.errors import (
 )
 from serve_app.exposition import exposition
 from serve_app.fleet import Fleet
-from serve_app.metrics import AccessMetrics, IngressMetrics
+from serve_app.metrics import REPEAT_S, AccessMetrics, IngressMetrics, RolloutMetrics
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 from serve_app.serve_config import SERVER_DEPLOYMENT
 
@@ -241,7 +242,8 @@ class Ingress:
             on_verdict=access.show,
         )
         loop = asyncio.get_running_loop()
-        self._watching = [loop.create_task(work) for work in (self._watch.run(), access.keep())]
+        told = (self._watch.run(), access.keep(), tell_rollouts())
+        self._watching = [loop.create_task(work) for work in told]
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
@@ -268,6 +270,17 @@ class Ingress:
     def _finished(self, record: RequestRecord) -> None:
         self._metrics.observe(record)
         write_record(record)
+
+
+async def tell_rollouts() -> None:
+    """Publish how this application's rollouts ended, until cancelled."""
+    shown = RolloutMetrics()
+    name = serve.get_replica_context().app_name
+    while True:
+        with suppress(RayError):
+            for result, ends in (await asyncio.to_thread(tally.told, name)).items():
+                shown.show(result, **asdict(ends))
+        await asyncio.sleep(REPEAT_S)
 
 
 def recheck(config: AppConfig, commit: str | None) -> Verdict:

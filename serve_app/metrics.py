@@ -145,6 +145,37 @@ class AccessMetrics:
             self._lasting.repeat()
 
 
+class RolloutMetrics:
+    """How the application's rollouts ended; every ingress tells the same, so take the maximum."""
+
+    def __init__(self) -> None:
+        self._ended = metrics.Counter(
+            "serve_app_rollouts_total",
+            description="Gates and rollouts of the application by result; max, not sum.",
+            tag_keys=("result",),
+        )
+        self._at = metrics.Gauge(
+            "serve_app_rollout_last_timestamp_seconds",
+            description="When a gate or rollout last ended with this result, in Unix time.",
+            tag_keys=("result",),
+        )
+        self._took = metrics.Gauge(
+            "serve_app_rollout_last_duration_seconds",
+            description="How long that gate or rollout took.",
+            tag_keys=("result",),
+        )
+        self._counted: dict[str, int] = {}
+
+    def show(self, result: str, *, count: int, at: float, duration_s: float) -> None:
+        """Publish one result: how often, when last in Unix seconds, and how long that took."""
+        tags = {"result": result}
+        if (more := count - self._counted.get(result, 0)) > 0:  # Ray refuses to add nothing
+            self._ended.inc(more, tags=tags)
+            self._counted[result] = count
+        self._at.set(at, tags=tags)
+        self._took.set(duration_s, tags=tags)
+
+
 class ServerMetrics:
     """What one replica is doing."""
 
@@ -157,6 +188,11 @@ class ServerMetrics:
         self._lasting = _Lasting()
         self._load = metrics.Gauge(
             "serve_app_model_load_seconds", description="Loading and warm-up of this replica."
+        )
+        self._model = metrics.Gauge(
+            "serve_app_model_info",
+            description="1 for the model and the commit that this replica serves.",
+            tag_keys=("model", "commit"),  # type: ignore[arg-type]
         )
         self._weights = metrics.Counter(
             "serve_app_weights_bytes_total",
@@ -199,9 +235,10 @@ class ServerMetrics:
         """Count one access check."""
         self._checks.inc(1, tags={"outcome": verdict.outcome})
 
-    def loaded(self, seconds: float) -> None:
-        """Record how long loading took."""
+    def loaded(self, seconds: float, *, model: str, commit: str | None) -> None:
+        """Record what is served now, and how long loading took."""
         self._lasting.set(self._load, seconds)
+        self._lasting.set(self._model, 1.0, model=model, commit=commit or "")
 
     def started(self, phases: Mapping[str, float], weights_bytes: Mapping[str, int]) -> None:
         """Publish a start: seconds by `<phase>_s`, and the model's bytes by source."""

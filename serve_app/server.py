@@ -76,7 +76,8 @@ class LLMServer:
             limits = HOLD_S if isinstance(error, AccessDenied) else FAULT_HOLD_S
             await asyncio.sleep(random.uniform(*limits))  # noqa: S311 (spreads load, no secret)
             raise
-        self._metrics.loaded(self._engine.load_report.total_s)
+        took_s = self._engine.load_report.total_s
+        self._metrics.loaded(took_s, model=config.model.source, commit=commit)
         # Told beside the first requests: what asks others must not delay them.
         telling = asyncio.to_thread(self._tell_start, proven, brought, time.time())
         self._start = asyncio.create_task(telling)

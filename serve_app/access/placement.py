@@ -51,6 +51,11 @@ def placements_of(config: AppConfig) -> tuple[Placement, ...]:
     return tuple(found) or (asked_by(config),)
 
 
+def applications_of(config: AppConfig) -> list[str]:
+    """Return the names of the applications that Serve is rolling out with these args."""
+    return [app.name for app in _goal_applications() if _is_of(app, config)]
+
+
 def placement_of(
     config: AppConfig,
     runtime_env: Mapping[str, Any],
@@ -168,11 +173,15 @@ def _goal_applications() -> list[ServeApplicationSchema]:
     return list(goal.values())
 
 
-def _placement(application: ServeApplicationSchema, config: AppConfig) -> Placement | None:
+def _is_of(application: ServeApplicationSchema, config: AppConfig) -> bool:
     try:
-        if parse_args(application.args) != config:
-            return None
+        return parse_args(application.args) == config
     except ConfigError:
+        return False
+
+
+def _placement(application: ServeApplicationSchema, config: AppConfig) -> Placement | None:
+    if not _is_of(application, config):
         return None
     return placement_of(config, application.runtime_env or {}, application.deployments)
 

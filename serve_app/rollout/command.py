@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from serve_app import tally
 from serve_app.access.placement import find_cluster
 from serve_app.access.report import sanitise
 from serve_app.access.verdict import Verdict
@@ -19,9 +20,10 @@ from serve_app.errors import ConfigError
 from serve_app.rollout import history
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.instance import Instance
-from serve_app.rollout.plan import changes, needs
+from serve_app.rollout.plan import by_name, changes, needs
 from serve_app.rollout.turn import turn
-from serve_app.serve_config import ServedApp
+from serve_app.serve_config import IMPORT_PATH, ServedApp
+from serve_app.tally import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,22 @@ def run(
         return _roll(serving, goal, before, options)
 
 
+def blocked(code: int, verdicts: Mapping[str, Verdict]) -> int:
+    """Count a rollout that ended at the gate, on the connected cluster.
+
+    Args:
+        code: the gate's exit code.
+        verdicts: by the name of the application.
+
+    Returns:
+        The exit code.
+    """
+    for name, verdict in verdicts.items():
+        if not verdict.approved:
+            tally.note(name, Result.BLOCKED, duration_s=verdict.duration_s)
+    return code
+
+
 def former() -> history.Good:
     """Return the newest config that served well on the connected cluster and does not now.
 
@@ -114,6 +132,9 @@ def _roll(
     serving: Instance, goal: dict[str, Any], before: dict[str, Any] | None, options: Options
 ) -> int:
     result = deploy(serving, goal, timeout_s=options.timeout_s, former=before)
+    for name, app in by_name(goal).items():
+        if app.get("import_path") == IMPORT_PATH:
+            tally.note(name, Result(result.status), duration_s=result.duration_s)
     if result.status == "done" and (serves := serving.goal()):
         history.remember(serves)
     return report(result, as_json=options.as_json)

@@ -15,10 +15,12 @@ import yaml
 from ray.serve.context import _get_global_client
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
+from serve_app import tally
 from serve_app.__main__ import main
 from serve_app.controller import replicas
 from serve_app.errors import ConfigError
 from serve_app.rollout.turn import turn
+from serve_app.tally import Result
 from tests.cluster.conftest import LogicalNode, cluster_of
 from tests.cluster.service import REPO, SERVING, Service
 
@@ -109,6 +111,28 @@ def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy, demo
     assert set(answered) == {200}
     assert service.wait("RUNNING").status == "RUNNING"
     assert {state for state, _ in service.replicas()} == {"RUNNING"}
+
+
+def test_the_service_tells_how_its_rollouts_ended(service):
+    """Also of those that left no replica; each gate of a build too, and the commit that serves."""
+    told = tally.told("llm")
+    assert {result: told[result].count for result in told if result != Result.APPROVED} == {
+        Result.BLOCKED: 1,
+        Result.DONE: 2,
+        Result.ROLLED_BACK: 1,
+    }
+    assert told[Result.APPROVED].count >= 3
+    commit = service.hub.commits()[REPO]["main"]
+    expected = [
+        r'rollouts_total\{[^}]*result="blocked"[^}]*\} 1\.0',
+        r'rollouts_total\{[^}]*result="rolled_back"[^}]*\} 1\.0',
+        r'rollout_last_timestamp_seconds\{[^}]*result="done"[^}]*\} 1\.\d+e\+09',
+        rf'model_info\{{[^}}]*commit="{commit}"[^}}]*\}} 1\.0',
+    ]
+    deadline = time.monotonic() + 40  # Ray exports every 10 s
+    while missing := [each for each in expected if not re.search(each, service.metrics())]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(1)
 
 
 def test_going_back_goes_to_what_served_before(service, deploy):

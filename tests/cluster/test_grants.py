@@ -51,7 +51,7 @@ def gauge(service, node, outcome):
 
 
 def test_a_withdrawn_grant_is_told_while_every_request_is_answered(service):
-    """Within one interval and a round at /access, then as a gauge, once in the log; likewise back."""
+    """Within one interval at /access, then as a gauge, once in the log; likewise its return."""
     with service.under_load() as answered:
         service.hub.set_behaviour(service.tokens["a"], Behaviour.never_asked)
         took = until(lambda: outcomes(service)["a"] == "license_not_accepted", 20)

@@ -1,0 +1,85 @@
+"""How the rollouts of each application ended, in the cluster's memory.
+
+A build and a command end long before anybody scrapes them, and a blocked one leaves no replica
+that could count it. So each writes its end into Ray's key-value store, and the ingress that
+serves meanwhile exports it. One key for each application and result, named by the count: to
+create the next number is to have counted, so that no two writers take the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
+
+from serve_app.ledger import NAMESPACE
+
+PREFIX = "rollouts/"
+
+
+class Result(StrEnum):
+    """How a gate or a rollout ended."""
+
+    APPROVED = "approved"  # the gate of a build
+    BLOCKED = "blocked"  # the gate of a build, or of a command before it touched Serve
+    DONE = "done"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"  # nothing to go back to, or it did not come back
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The rollouts of one application that ended alike.
+
+    Args:
+        count: how many, since the cluster started.
+        at: Unix seconds of the last one.
+        duration_s: of the last one.
+    """
+
+    count: int
+    at: float
+    duration_s: float
+
+
+def note(application: str, result: Result, *, duration_s: float) -> None:
+    """Count one end; never raises for Ray, because no rollout may fail by being counted."""
+    prefix = f"{PREFIX}{application}/{result}/"
+    with suppress(RayError):
+        number = max(_numbers(prefix), default=0) + 1
+        while internal_kv._internal_kv_put(
+            f"{prefix}{number}",
+            json.dumps(asdict(Ends(number, time.time(), duration_s))),
+            overwrite=False,
+            namespace=NAMESPACE,
+        ):  # True: somebody else counted this one at the same moment
+            number += 1
+        for old in _numbers(prefix):
+            if old < number:
+                internal_kv._internal_kv_del(f"{prefix}{old}", namespace=NAMESPACE)
+
+
+def told(application: str) -> dict[Result, Ends]:
+    """Return what was counted of an application, by result.
+
+    Raises:
+        RayError: the cluster does not answer.
+    """
+    found = {}
+    for result in Result:
+        prefix = f"{PREFIX}{application}/{result}/"
+        for number in sorted(_numbers(prefix)):
+            value = internal_kv._internal_kv_get(f"{prefix}{number}", namespace=NAMESPACE)
+            if value is not None:  # counted on meanwhile
+                found[result] = Ends(**json.loads(value))
+    return found
+
+
+def _numbers(prefix: str) -> list[int]:
+    keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
+    return [int(key.decode().removeprefix(prefix)) for key in keys]

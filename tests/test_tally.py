@@ -1,0 +1,83 @@
+"""The cluster's memory of how rollouts ended."""
+
+import time
+
+import pytest
+from ray.exceptions import GetTimeoutError
+from ray.serve.metrics import Counter, Gauge
+
+from serve_app import tally
+from serve_app.metrics import RolloutMetrics
+from serve_app.tally import Result
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Keep the cluster's memory in a dictionary."""
+    values = {}
+
+    class Store:
+        @staticmethod
+        def _internal_kv_put(key, value, *, overwrite, namespace):
+            assert not overwrite
+            known = key in values
+            values.setdefault(key, value)
+            return known
+
+        _internal_kv_get = staticmethod(lambda key, namespace: values.get(key))
+        _internal_kv_del = staticmethod(lambda key, namespace: values.pop(key))
+        _internal_kv_list = staticmethod(
+            lambda prefix, namespace: [key.encode() for key in values if key.startswith(prefix)]
+        )
+
+    monkeypatch.setattr(tally, "internal_kv", Store)
+    return values
+
+
+def test_each_result_of_each_application_counts_by_itself(kept):
+    """With the time and the length of the last one; one key each, however many there were."""
+    for seconds in (1.0, 2.0, 3.0):
+        tally.note("llm", Result.BLOCKED, duration_s=seconds)
+    tally.note("llm", Result.DONE, duration_s=30.0)
+    tally.note("other", Result.FAILED, duration_s=5.0)
+    told = tally.told("llm")
+    assert {result: ends.count for result, ends in told.items()} == {"blocked": 3, "done": 1}
+    assert told[Result.BLOCKED].duration_s == 3.0
+    assert abs(told[Result.BLOCKED].at - time.time()) < 60
+    assert len(kept) == 3
+    assert tally.told("nobody") == {}
+
+
+def test_two_who_count_at_once_are_two(kept, monkeypatch):
+    """The number that somebody else took in between is not taken again."""
+    tally.note("llm", Result.DONE, duration_s=1.0)
+    monkeypatch.setattr(tally, "_numbers", lambda prefix: [])  # as seen before the first counted
+    tally.note("llm", Result.DONE, duration_s=2.0)
+    monkeypatch.undo()
+    assert sorted(kept) == ["rollouts/llm/done/1", "rollouts/llm/done/2"]
+
+
+def test_a_cluster_that_does_not_answer_costs_the_count_alone(monkeypatch):
+    """A rollout does not fail by being counted."""
+
+    class Gone:
+        @staticmethod
+        def _internal_kv_list(prefix, namespace):
+            raise GetTimeoutError("gone")
+
+    monkeypatch.setattr(tally, "internal_kv", Gone)
+    tally.note("llm", Result.DONE, duration_s=1.0)
+    with pytest.raises(GetTimeoutError):
+        tally.told("llm")
+
+
+def test_the_counter_grows_by_what_is_new(monkeypatch):
+    """A new ingress begins with all that was counted before; the gauges are set each time."""
+    added, was_set = [], []
+    monkeypatch.setattr(Counter, "inc", lambda _self, value, tags: added.append((value, tags)))
+    monkeypatch.setattr(Gauge, "set", lambda _self, value, tags: was_set.append((value, tags)))
+    shown = RolloutMetrics()
+    for count in (3, 3, 5):
+        shown.show("blocked", count=count, at=100.0, duration_s=2.0)
+    assert added == [(3, {"result": "blocked"}), (2, {"result": "blocked"})]
+    assert was_set == [(100.0, {"result": "blocked"}), (2.0, {"result": "blocked"})] * 3
