@@ -8,7 +8,8 @@ import yaml
 
 from serve_app.__main__ import main
 from serve_app.errors import ConfigError
-from serve_app.loadtest.capacity import Demand, Measured, merge, patch, recommend
+from serve_app.loadtest.capacity import HEADROOM, Demand, Measured, merge, patch, recommend
+from serve_app.loadtest.search import PRECISION
 from serve_app.loadtest.served import served
 from serve_app.loadtest.slo import Slo
 
@@ -21,12 +22,17 @@ MEASURED = Measured(
 
 
 def test_numbers_follow_from_the_measurement():
-    """Two replicas held 10/s, so one is planned for 4/s; a queue drains 6/s for 0.8 s."""
+    """Two replicas held 10/s, so one is planned for 4.25/s; a queue drains 6/s for 0.8 s."""
     parts = recommend(MEASURED, Demand(peak=30, low=5, replicas=2), Slo(ttft_s=1.0))
     assert parts == {
         "replica": {"target_ongoing_requests": 12.0, "min_replicas": 2, "max_replicas": 8},
         "api": {"max_queued_requests": 4},
     }
+
+
+def test_a_third_more_than_proposed_is_past_what_the_search_saw_break():
+    """However the bracket lies, so that a person who tries it sees the limit."""
+    assert HEADROOM * 1.3 > PRECISION
 
 
 def test_a_small_peak_still_has_a_replica_and_a_place():

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from serve_app.__main__ import main
+from serve_app.loadtest.capacity import HEADROOM
 from tests.loadtest.scripted import Scripted, serving
 
 ROOT = Path(__file__).parents[2]
@@ -122,10 +123,10 @@ def test_capacity_writes_a_patch_with_its_evidence(tmp_path, capsys):
     limit = report["search"]["holds"]
     assert 25 < limit < 130  # 100 a second, less what the bunching of arrivals costs
     proposed, overload = report["stages"][-2:]
-    assert proposed["rate"] == pytest.approx(limit * 0.8)
+    assert proposed["rate"] == pytest.approx(limit * HEADROOM)
     assert overload["rate"] == pytest.approx(limit * 1.3)
     args = yaml.safe_load(patch.read_text())["applications"][0]["args"]
-    assert args["replica"]["max_replicas"] == pytest.approx(500 / (limit * 0.8), abs=1)
+    assert args["replica"]["max_replicas"] == pytest.approx(500 / (limit * HEADROOM), abs=1)
     assert args["api"]["max_queued_requests"] >= 1
     assert str(patch) in out
 
