@@ -81,11 +81,35 @@ def test_an_environment_that_is_ready_is_left_alone(checkout):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    ("audited", "code", "last"), [(0, 0, "test"), (4, 0, "test"), (1, 1, "audit"), (2, 2, "audit")]
+)
+def test_ci_stops_at_a_vulnerability_and_says_what_is_not_known(tmp_path, audited, code, last):
+    """What could not be determined does not pass in silence."""
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    for name in ("check", "audit", "test"):
+        script = tmp_path / "scripts" / name
+        script.write_text(
+            f'#!/bin/sh\necho "{name} $*"\nexit {audited if name == "audit" else 0}\n'
+        )
+        script.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == code
+    said = [line.strip() for line in done.stdout.splitlines()]
+    assert said[:2] == ["check", "audit"]
+    assert said[-1] == last
+    assert any("not known" in line for line in said) == (audited == 4)
+
+
 def test_every_script_stops_at_the_first_error():
     """A failed check must not look like a passed one."""
     scripts = [*(ROOT / "scripts").glob("[a-z]*"), ROOT / ".ci" / "run"]
     shells = [
         path for path in scripts if path.is_file() and path.read_text().startswith("#!/bin/sh")
     ]
-    assert len(shells) >= 6
+    assert len(shells) >= 7
     assert all("\nset -eu\n" in path.read_text() for path in shells)
