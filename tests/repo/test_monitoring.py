@@ -2,10 +2,16 @@
 
 import json
 import re
+import shutil
+import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
+import pytest
 import yaml
 
+from scripts import dashboard_check
 from scripts.reference import tables
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,3 +104,55 @@ def test_every_alert_has_a_test_in_which_it_fires():
         if case["exp_alerts"]
     }
     assert fired == set(alerts())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "rules", "configs/prometheus/rules.yaml"),
+        ("test", "rules", "tests/repo/data/rules_test.yaml"),
+    ],
+    ids=" ".join,
+)
+def promtool_agrees(words):
+    """The rules parse, and each alert fires and stays silent as its test says."""
+    done = subprocess.run(
+        ["promtool", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rule_groups(address):
+    with urllib.request.urlopen(f"{address}/api/v1/rules", timeout=10) as answer:
+        return json.load(answer)["data"]["groups"]
+
+
+@pytest.mark.timeout(120)
+def a_prometheus_takes_every_rule(tmp_path, monkeypatch):
+    """Every group is loaded whole, and no rule fails when it is evaluated."""
+    monkeypatch.setattr(dashboard_check, "START_TIMEOUT_S", 30)
+    with dashboard_check.prometheus("http://127.0.0.1:9", tmp_path, scrape_s=1) as address:
+        deadline = time.monotonic() + 30
+        groups = rule_groups(address)
+        while time.monotonic() < deadline and any(
+            rule["health"] == "unknown" for group in groups for rule in group["rules"]
+        ):
+            time.sleep(0.2)
+            groups = rule_groups(address)
+    loaded = {group["name"]: [rule["name"] for rule in group["rules"]] for group in groups}
+    assert loaded == {
+        group["name"]: [rule["alert"] for rule in group["rules"]] for group in RULES["groups"]
+    }
+    faults = {
+        rule["name"]: rule.get("lastError", rule["health"])
+        for group in groups
+        for rule in group["rules"]
+        if rule["health"] != "ok"
+    }
+    assert faults == {}
+
+
+if shutil.which("promtool"):  # more tests where there is a Prometheus; not counted elsewhere
+    test_promtool_agrees = promtool_agrees
+if shutil.which("prometheus"):
+    test_a_prometheus_takes_every_rule = a_prometheus_takes_every_rule

@@ -22,10 +22,10 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def install(directory, **variables):
+def install(directory, *arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "VIRTUAL_ENV"))}
     return subprocess.run(
-        [directory / "scripts" / "install"],
+        [directory / "scripts" / "install", *arguments],
         env=environment | variables,
         capture_output=True,
         text=True,
@@ -62,8 +62,9 @@ def test_a_registry_out_of_reach_is_one_sentence(checkout):
     assert not (checkout / ".venv" / "installed").exists()  # the next run goes on
 
 
-def test_an_environment_that_is_ready_is_left_alone(checkout):
-    """Again in under three seconds, without a word."""
+@pytest.fixture
+def ready(checkout):
+    """A copy whose environment has nothing to do."""
     stamp = subprocess.run(
         "cat pyproject.toml scripts/constraints.txt scripts/install | cksum",
         shell=True,
@@ -75,10 +76,109 @@ def test_an_environment_that_is_ready_is_left_alone(checkout):
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)
     (checkout / ".venv" / "installed").write_text(stamp)
+    return checkout
+
+
+def test_an_environment_that_is_ready_is_left_alone(ready):
+    """Again in under three seconds, without a word."""
     began = time.monotonic()
-    done = install(checkout, PYTHON=sys.executable)
+    done = install(ready, PYTHON=sys.executable)
     assert time.monotonic() - began < 3
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("arguments", [("--tool",), ("--tools", "now"), ("",)], ids=" ".join)
+def test_an_option_that_is_not_there_is_refused(checkout, arguments):
+    """Before anything is installed, and the message names the one there is."""
+    done = install(checkout, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: scripts/install takes --tools or nothing")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (checkout / ".venv").exists()
+
+
+APT_GET = """\
+echo "$@" >>"$0.asked"
+case "$*" in *"$REFUSED") exit 100 ;; esac
+[ "$1" = update ] || for program in "$4" promtool; do cp "$0" "${0%/*}/$program"; done
+"""
+
+
+@pytest.fixture
+def programs(ready):
+    """A PATH that holds little; `add` puts one more in it."""
+    path = ready / "programs"
+    path.mkdir()
+    for name in ("cat", "cksum", "cp", "dirname"):
+        (path / name).symlink_to(shutil.which(name))
+
+    def add(*names, script=""):
+        for name in names:
+            (path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (path / name).chmod(0o755)
+        return path
+
+    add("id", script="echo 0")
+    return add
+
+
+def install_tools(ready, path, refused="nothing"):
+    return install(ready, "--tools", PYTHON=sys.executable, PATH=str(path), REFUSED=refused)
+
+
+def test_tools_that_are_there_are_left_alone(ready, programs):
+    """Without a word, and apt-get is not asked."""
+    path = programs("g++", "promtool", "prometheus", "chromium")
+    programs("apt-get", script=APT_GET)
+    done = install_tools(ready, path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (path / "apt-get.asked").exists()
+
+
+@pytest.mark.parametrize("whose", ["root without apt-get", "not root"])
+def test_tools_that_nobody_may_install_are_one_line(ready, programs, whose):
+    """What is missing and what is not tried without it; the rest of the work goes on."""
+    path = programs("g++")
+    if whose == "not root":
+        programs("id", script="echo 1000")
+        programs("apt-get", script=APT_GET)
+    done = install_tools(ready, path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("Missing here: prometheus chromium (")
+    assert "alert rules" in line
+    assert "in a browser" in line
+    assert "native engine" not in line
+    assert not (path / "apt-get.asked").exists()
+
+
+def test_root_gets_the_tools_that_are_missing(ready, programs):
+    """One by one, without what they merely recommend; nothing is left to say."""
+    path = programs("apt-get", script=APT_GET)
+    programs("chromium")
+    done = install_tools(ready, path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("Installing g++ prometheus with apt-get")
+    assert (path / "apt-get.asked").read_text().splitlines() == [
+        "update",
+        "install -y --no-install-recommends g++",
+        "install -y --no-install-recommends prometheus",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("refused", "missing"),
+    [("chromium", "chromium"), ("update", ""), ("", "g++ prometheus chromium")],
+)
+def test_a_tool_that_apt_get_does_not_give_is_said(ready, programs, refused, missing):
+    """A distribution without one of them has the others."""
+    done = install_tools(ready, programs("apt-get", script=APT_GET), refused)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stdout.splitlines() if line.startswith("Missing here: ")]
+    assert [line.partition(" (")[0] for line in said] == ["Missing here: " + missing] * bool(
+        missing
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +189,7 @@ def test_ci_stops_at_a_vulnerability_and_says_what_is_not_known(tmp_path, audite
     (tmp_path / ".ci").mkdir()
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
-    for name in ("check", "audit", "test"):
+    for name in ("install", "check", "audit", "test"):
         script = tmp_path / "scripts" / name
         script.write_text(
             f'#!/bin/sh\necho "{name} $*"\nexit {audited if name == "audit" else 0}\n'
@@ -100,7 +200,7 @@ def test_ci_stops_at_a_vulnerability_and_says_what_is_not_known(tmp_path, audite
     )
     assert done.returncode == code
     said = [line.strip() for line in done.stdout.splitlines()]
-    assert said[:2] == ["check", "audit"]
+    assert said[:3] == ["install --tools", "check", "audit"]
     assert said[-1] == last
     assert any("not known" in line for line in said) == (audited == 4)
 
