@@ -2,14 +2,15 @@
 
 Serve alone has no time limit of a build, says RUNNING before anybody asked, and after a failed
 build leaves the old version without autoscaling, even when the old file is applied again
-unchanged (Ray 2.60). So a rollback here changes one delay of the autoscaler by a hundredth of
-a second, which registers it anew and restarts nothing.
+unchanged (Ray 2.60). So a rollback here changes one delay of the autoscaler by less than a
+tenth of a second, which registers it anew and restarts nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import random
 import sys
 import time
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT
 POLL_S = 0.5
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 UPSCALE_DELAY_S = 30.0  # Serve's default
-NUDGE_S = 0.01
+NUDGE_S = (0.01, 0.1)
 
 
 class Serving(Protocol):
@@ -98,7 +99,11 @@ def _put(serving: Serving, goal: dict[str, Any], timeout_s: float) -> str | None
 
 
 def nudged(goal: dict[str, Any]) -> dict[str, Any]:
-    """Return a config that does the same but is not the same, where autoscaling needs it."""
+    """Return a config that does the same but is not the same, where autoscaling needs it.
+
+    The change is drawn by chance: what served before the failed build may have been nudged too,
+    and a fixed one from the same old file would make the very same config again.
+    """
     goal = copy.deepcopy(goal)
     for app in goal["applications"]:
         if app.get("import_path") != IMPORT_PATH:
@@ -115,8 +120,11 @@ def nudged(goal: dict[str, Any]) -> dict[str, Any]:
         scaling = server["autoscaling_config"] = server.get("autoscaling_config") or autoscaling(
             replica
         )
-        delay_s = scaling.get("upscale_delay_s", UPSCALE_DELAY_S) + NUDGE_S
-        scaling["upscale_delay_s"] = round(delay_s, 2)
+        delay_s = scaling.get("upscale_delay_s", UPSCALE_DELAY_S)
+        if 0 < delay_s - replica.upscale_delay_s < NUDGE_S[1]:
+            delay_s = replica.upscale_delay_s  # nudged before: nudges do not add up
+        nudge_s = random.uniform(*NUDGE_S)  # noqa: S311 (no secret)
+        scaling["upscale_delay_s"] = round(delay_s + nudge_s, 6)
     return goal
 
 
