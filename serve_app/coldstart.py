@@ -1,4 +1,4 @@
-"""The `coldstart` command: the latest starts of every replica as waterfalls."""
+"""The `coldstart` command: the latest starts of every replica as waterfalls, against forecasts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from serve_app import ledger
 from serve_app.access.placement import find_cluster
 from serve_app.access.report import sanitise
 from serve_app.errors import ConfigError
+from serve_app.forecast import Forecast, before, fetched_bytes, forecast
 from serve_app.ledger import Start
 
 WIDTH = 48  # characters of the whole start
@@ -27,7 +28,7 @@ def run(address: str | None, *, as_json: bool = False) -> int:
 
     Args:
         address: of the Ray cluster; None takes RAY_ADDRESS, or what `ray start` recorded.
-        as_json: print one JSON object for each start.
+        as_json: print one JSON object for each start; `forecast` is null where none was possible.
 
     Returns:
         The exit code: 0 if a start is known, else 4.
@@ -37,7 +38,11 @@ def run(address: str | None, *, as_json: bool = False) -> int:
     """
     starts = _recent(address)
     for start in starts:
-        print(json.dumps(facts(start)) if as_json else "\n".join(waterfall(start)) + "\n")
+        expected = forecast(before(start, starts), fetch_bytes=fetched_bytes(start))
+        if as_json:
+            print(json.dumps(facts(start) | {"forecast": expected and asdict(expected)}))
+        else:
+            print("\n".join(waterfall(start, expected)) + "\n")
     if not starts:
         print("No replica has started on this cluster yet.", file=sys.stderr)
     return 0 if starts else 4
@@ -56,10 +61,20 @@ def facts(start: Start) -> dict[str, Any]:
     return asdict(start) | {"started_at": start.started_at, "spans": spans}
 
 
-def waterfall(start: Start) -> Iterator[str]:
-    """Draw a start: one bar for each phase, on the scale of the whole until ready."""
+def waterfall(start: Start, expected: Forecast | None) -> Iterator[str]:
+    """Draw a start: one bar for each phase, on the scale of the whole until ready.
+
+    Args:
+        start: what was.
+        expected: what the starts before it made one expect; stands in brackets.
+    """
     moment = datetime.fromtimestamp(start.started_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     yield f"{start.application} {start.replica} on {start.node}: {start.ready_s:.1f} s, {moment}"
+    if expected is None:
+        yield "  no earlier start to forecast it from"
+    else:
+        learned = f"{expected.starts} earlier start{'s' if expected.starts > 1 else ''}"
+        yield f"  forecast [{expected.ready_s:.1f} s] from {learned}"
     moved = [f"{size:,} bytes from {name}" for name, size in start.weights_bytes.items() if size]
     if moved:
         yield f"  {', '.join(moved)}"
@@ -69,7 +84,9 @@ def waterfall(start: Start) -> Iterator[str]:
         bar = BAR * max(1, round(span.duration_s * scale))
         # The first token comes with the first request, long after the start perhaps.
         offset = WIDTH if at_s > start.ready_s else round(at_s * scale)
-        yield f"  {span.phase:<12}{span.duration_s:>8.2f} s  {' ' * offset}{bar}"
+        foretold = expected and expected.phases.get(span.phase)
+        told = "" if foretold is None else f"[{foretold:.2f}]"
+        yield f"  {span.phase:<12}{span.duration_s:>8.2f} s {told:>9}  {' ' * offset}{bar}"
 
 
 def _recent(address: str | None) -> list[Start]:

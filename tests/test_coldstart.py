@@ -1,6 +1,7 @@
 """The `coldstart` command on its way to a cluster; what it prints is in `test_ledger.py`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -42,3 +43,17 @@ def test_every_start_is_shown(starts, capsys):
     first, _ = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["spans"] == [{"phase": "check", "at_s": 0.0, "duration_s": 1.0}]
     assert first["weights_bytes"] == {"hub": 1}
+
+
+def test_each_start_stands_beside_what_those_before_it_foretold(starts, capsys):
+    """The first has none; the second has the first's, and its own never."""
+    later = replace(START, spans=(Span("check", 200.0, 3.0),), ready_s=3.0, weights_bytes={})
+    starts += [replace(START, weights_bytes={}), later]
+    assert main(["coldstart"]) == 0
+    first, second = capsys.readouterr().out.strip().split("\n\n")
+    assert "no earlier start to forecast it from" in first
+    assert "forecast [1.0 s] from 1 earlier start\n" in second
+    assert "3.00 s    [1.00]" in second
+    assert main(["coldstart", "--json"]) == 0
+    told = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
+    assert told == [None, {"ready_s": 1.0, "phases": {"check": 1.0, "download": 0.0}, "starts": 1}]

@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from serve_app import coldstart, ledger
+from serve_app.forecast import Forecast
 from serve_app.ledger import Ledger, Span, Start
 
 
@@ -125,10 +126,12 @@ def test_the_waterfall_is_to_scale():
     start = start_of(
         Span("schedule", 100.0, 5.0), Span("check", 105.0, 2.5), Span("warm_up", 107.5, 2.5)
     )
-    lines = list(coldstart.waterfall(start))
+    lines = list(coldstart.waterfall(start, Forecast(9.0, {"check": 2.25}, 3)))
     assert lines[0] == "llm abc on node-a: 10.0 s, 1970-01-01T00:01:40Z"
-    assert lines[1] == "  5 bytes from hub, 7 bytes from cache"
-    bars = [line.partition(" s  ")[2] for line in lines[2:]]
+    assert lines[1] == "  forecast [9.0 s] from 3 earlier starts"
+    assert lines[2] == "  5 bytes from hub, 7 bytes from cache"
+    assert [line[25:34].strip() for line in lines[3:]] == ["", "[2.25]", ""]
+    bars = [line[36:] for line in lines[3:]]
     assert [bar.count("=") for bar in bars] == [24, 12, 12]
     assert [len(bar) - len(bar.lstrip()) for bar in bars] == [0, 24, 36]
 
@@ -138,7 +141,7 @@ def test_the_first_token_stands_behind_the_start_however_late_it_came():
     start = ledger.with_first_token(
         start_of(Span("check", 100.0, 10.0)), asked_at=86_500.0, ttft_s=0.1
     )
-    *_, last = coldstart.waterfall(start)
+    *_, last = coldstart.waterfall(start, None)
     assert last.startswith("  first_token     0.10 s")
     assert len(last) < 100
     assert coldstart.facts(start)["spans"][-1]["at_s"] == 86_400.0

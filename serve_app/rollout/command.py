@@ -18,9 +18,10 @@ from serve_app.access.report import sanitise
 from serve_app.access.verdict import Verdict
 from serve_app.errors import ConfigError
 from serve_app.rollout import history
+from serve_app.rollout.changes import by_name, changes
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.instance import Instance
-from serve_app.rollout.plan import by_name, changes, needs
+from serve_app.rollout.plan import needs
 from serve_app.rollout.turn import turn
 from serve_app.serve_config import IMPORT_PATH, ServedApp
 from serve_app.tally import Result

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from serve_app.config import parse_args
 from serve_app.errors import ConfigError
 from serve_app.ledger import Phase
+from serve_app.rollout.changes import by_name
 from serve_app.rollout.instance import AppState
-from serve_app.rollout.plan import by_name
 from serve_app.rollout.progress import Progress
 from serve_app.scaling import autoscaling
 from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -15,27 +15,12 @@ from serve_app.access.collect import Lost
 from serve_app.access.placement import placement_of
 from serve_app.access.verdict import Verdict
 from serve_app.errors import ServeAppError
+from serve_app.forecast import forecast
 from serve_app.serve_config import ServedApp
 from serve_app.weights.bring import lacking_bytes
 
 LOOK_TIMEOUT_S = 30.0
 UNKNOWN_BYTES = -1
-
-
-def changes(before: dict[str, Any] | None, goal: dict[str, Any]) -> list[str]:
-    """Tell what a config would do, one line for each application."""
-    old = by_name(before or {"applications": []})
-    new = by_name(goal)
-    lines = []
-    for name, app in new.items():
-        if name not in old:
-            lines.append(f"{name}: new")
-        elif app == old[name]:
-            lines.append(f"{name}: unchanged, nothing restarts")
-        else:
-            keys = sorted(k for k in {*app, *old[name]} if app.get(k) != old[name].get(k))
-            lines.append(f"{name}: changes {', '.join(keys)}; replicas are replaced one by one")
-    return [*lines, *(f"{name}: removed" for name in old if name not in new)]
 
 
 def needs(app: ServedApp, verdict: Verdict) -> Iterator[str]:
@@ -52,40 +37,50 @@ def needs(app: ServedApp, verdict: Verdict) -> Iterator[str]:
                 f"{app.name}: no replica can start beside those that run: with no spare GPU the "
                 "rollout waits until --timeout, and goes back"
             )
-    if app.config.model.path is None:
-        yield from _bytes(app, verdict)
-    yield forecast(app.name)
+    lacking = _lacking(app, verdict) if app.config.model.path is None else []
+    for node, size in lacking:
+        told = f"{size:,} bytes to fetch" if size else "has the weights"
+        yield f"{app.name}: {node}: {'its cache could not be looked at' if size is None else told}"
+    yield from forecasts(app.name, max((size or 0 for _, size in lacking), default=0))
 
 
-def forecast(application: str) -> str:
-    """Tell how long a replica of an application takes to be ready, by its earlier starts."""
+def forecasts(application: str, most_bytes: int) -> Iterator[str]:
+    """Tell how long a replica takes to be ready, by the earlier starts of its application.
+
+    Args:
+        application: its name.
+        most_bytes: to fetch on the node that lacks most.
+    """
     try:
-        took = [start.ready_s for start in ledger.recent() if start.application == application]
+        earlier = [start for start in ledger.recent() if start.application == application]
     except RayError:
-        took = []
-    if not took:
-        return f"{application}: no earlier start to judge the time by"
-    return (
+        earlier = []
+    if not earlier:
+        yield f"{application}: no earlier start to judge the time by"
+        return
+    took = [start.ready_s for start in earlier]
+    yield (
         f"{application}: a replica was ready after {statistics.median(took):.0f} s "
         f"(median of {len(took)} starts, {min(took):.0f} to {max(took):.0f} s)"
     )
+    for size in dict.fromkeys((0, most_bytes)):
+        where = f"where {size:,} bytes are to be fetched" if size else "where the weights are"
+        if (expected := forecast(earlier, fetch_bytes=size)) is None:
+            yield f"{application}: forecast {where}: none, no replica fetched before"
+        else:
+            yield f"{application}: forecast {where}: {expected.ready_s:.0f} s"
 
 
-def by_name(goal: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a config's applications by their names."""
-    return {app.get("name", "default"): app for app in goal["applications"]}
-
-
-def _bytes(app: ServedApp, verdict: Verdict) -> Iterator[str]:
+def _lacking(app: ServedApp, verdict: Verdict) -> list[tuple[str, int | None]]:
+    """Return each node's name and the bytes that it must fetch; None if it could not be asked."""
     placement = placement_of(app.config, app.runtime_env, app.deployments)
     nodes: NodeTasks[int] = NodeTasks(node_task(_look), int, placement)
     model, access = app.config.model, app.config.access
+    lacking: list[tuple[str, int | None]] = []
     for node, answer in nodes.ask_all(model, access, verdict.commit, timeout_s=LOOK_TIMEOUT_S):
-        if isinstance(answer, Lost) or answer == UNKNOWN_BYTES:
-            told = "its cache could not be looked at"
-        else:
-            told = f"{answer:,} bytes to fetch" if answer else "has the weights"
-        yield f"{app.name}: {node.name}: {told}"
+        known = None if isinstance(answer, Lost) or answer == UNKNOWN_BYTES else answer
+        lacking.append((node.name, known))
+    return lacking
 
 
 def _look(model: Any, access: Any, commit: str) -> int:

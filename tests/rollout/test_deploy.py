@@ -6,7 +6,6 @@ from serve_app.errors import ConfigError
 from serve_app.ledger import Phase
 from serve_app.rollout.deploy import deploy, nudged
 from serve_app.rollout.instance import AppState
-from serve_app.rollout.plan import changes
 from serve_app.serve_config import IMPORT_PATH
 
 
@@ -135,19 +134,3 @@ def test_a_nudge_changes_nothing_but_one_delay_and_each_time_again():
     assert nudged(config()) == config()
     foreign = {"applications": [{"name": "x", "import_path": "other:app"}]}
     assert nudged(foreign) == foreign
-
-
-def test_the_plan_names_what_changes():
-    """New, unchanged, changed by key, removed."""
-    before = {"applications": config("a")["applications"] + config("b")["applications"]}
-    goal = {
-        "applications": config("b")["applications"] + config("c", route_prefix="/c")["applications"]
-    }
-    assert changes(before, goal) == [
-        "b: unchanged, nothing restarts",
-        "c: new",
-        "a: removed",
-    ]
-    assert changes(config(), config(most=2)) == [
-        "llm: changes args; replicas are replaced one by one"
-    ]

@@ -1,0 +1,123 @@
+"""What differs between what serves and a new config, and what Serve does about it.
+
+Serve 2.60 builds an application anew for a change of its code, environment or `args:`, and then
+replaces all of its replicas; a deployment's actor options replace that deployment's without a
+build; bounds, limits and health checks are set in place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SHOWN = 12  # lines of one application
+WIDTH = 60  # characters of one value
+BUILT = frozenset({"import_path", "runtime_env", "args"})
+IN_PLACE = frozenset(
+    {
+        "num_replicas",
+        "autoscaling_config",
+        "max_ongoing_requests",
+        "max_queued_requests",
+        "user_config",
+        "health_check_period_s",
+        "health_check_timeout_s",
+    }
+)
+REPLACED = frozenset({"ray_actor_options"})
+UNKNOWN = "replicas may be replaced"
+UNSET = object()
+
+
+def changes(before: Mapping[str, Any] | None, goal: Mapping[str, Any]) -> Iterator[str]:
+    """Tell what a config would do, application by application.
+
+    Args:
+        before: what Serve is told to run; None if nothing.
+        goal: the new config.
+    """
+    old = by_name(before or {"applications": []})
+    new = by_name(goal)
+    for name, app in new.items():
+        if name not in old:
+            yield f"{name}: new"
+        elif app == old[name]:
+            yield f"{name}: unchanged, nothing restarts"
+        else:
+            keys = sorted(_differing(old[name], app))
+            yield f"{name}: changes {', '.join(keys)}; {_effect(old[name], app)}"
+            leaves = [f"{name}: {line}" for line in _leaves("", _keyed(old[name]), _keyed(app))]
+            yield from leaves[:SHOWN]
+            if more := leaves[SHOWN:]:
+                yield f"{name}: and {len(more)} more"
+    yield from (f"{name}: removed" for name in old if name not in new)
+
+
+def by_name(goal: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a config's applications by their names."""
+    return {app.get("name", "default"): app for app in goal["applications"]}
+
+
+def _effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    keys = _differing(old, new)
+    if keys & BUILT:
+        return "a new build with the gate, then all its replicas are replaced, new ones first"
+    if keys == {"route_prefix"}:
+        return "nothing restarts"
+    return _effect_of_overrides(old, new) if keys == {"deployments"} else UNKNOWN
+
+
+def _effect_of_overrides(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    before, after = _deployments(old), _deployments(new)
+    fields = {
+        name: _differing(before.get(name, {}), after.get(name, {}))
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    }
+    if any(_policy_differs(before.get(name, {}), after.get(name, {})) for name in fields):
+        return "another way of scaling: a new build with the gate, all its replicas are replaced"
+    if all(changed <= IN_PLACE for changed in fields.values()):
+        return "set in place, nothing restarts"
+    if all(changed <= IN_PLACE | REPLACED for changed in fields.values()):
+        hit = ", ".join(sorted(name for name, changed in fields.items() if changed & REPLACED))
+        return f"no build: replicas of {hit} are replaced, and each proves its own access"
+    return UNKNOWN
+
+
+def _policy_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    was, will = old.get("autoscaling_config"), new.get("autoscaling_config")
+    return bool(was) != bool(will) or bool(was and will and was.get("policy") != will.get("policy"))
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
+
+
+def _deployments(app: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = {each["name"]: dict(each) for each in app.get("deployments") or ()}
+    return {name: {k: v for k, v in each.items() if k != "name"} for name, each in found.items()}
+
+
+def _keyed(app: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an application whose deployments are found by name and not by place."""
+    return {**app, "deployments": _deployments(app)} if "deployments" in app else dict(app)
+
+
+def _leaves(path: str, old: Any, new: Any) -> Iterator[str]:
+    trees = [tree for tree in (old, new) if isinstance(tree, Mapping)]
+    if trees and all(tree in (UNSET, None) or isinstance(tree, Mapping) for tree in (old, new)):
+        for key in dict.fromkeys(key for tree in trees for key in tree):
+            was, will = (
+                tree.get(key, UNSET) if isinstance(tree, Mapping) else UNSET for tree in (old, new)
+            )
+            yield from _leaves(f"{path}.{key}" if path else str(key), was, will)
+    elif old != new:
+        yield f"{path}: {_shown(old)} -> {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    if value is UNSET:
+        return "default"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
