@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.chaos_table import report, starts
 from scripts.chaos_table.faults import FAULTS
+from scripts.chaos_table.growth import growth
 from scripts.chaos_table.rollouts import rollouts
 from scripts.chaos_table.stage import stage_for
 
@@ -18,6 +19,7 @@ MEASURED = {
     **{f"{nodes} nodes": partial(starts.hub_bytes, nodes) for nodes in (1, 2, 4)},
     "second replica": starts.second_replica,
     "rollouts": rollouts,
+    "growth": growth,
 }
 
 

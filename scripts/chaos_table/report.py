@@ -68,6 +68,14 @@ ROLLOUTS_HEAD = (
     "e2e p50, s",
     "p99, s",
 )
+GROWTH_TEXT = (
+    "## Scaling up after rollouts that did not go through",
+    "",
+    "One replica of a tiny random model that may become two, {per_s:.0f} streams a second of",
+    "{tokens} tokens each. From the beginning of that load to the second replica that runs; what",
+    "does not come is waited for {waited_s:.0f} s.",
+)
+GROWTH_HEAD = ("before the load", "exit", "Serve says", "second replica, s", "sent", "failed")
 SECOND_TEXT = (
     "## A second replica on a warm node",
     "",
@@ -130,8 +138,8 @@ def write(faults: Collection[str]) -> None:
     """Write `results.md` of everything that was kept; the faults in this order."""
     rows = list(filter(None, map(_kept, faults)))
     nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
-    second, rollouts = _kept("second replica"), _kept("rollouts")
-    told = [*rows, *nodes, *filter(None, (second, rollouts))]
+    second, rollouts, growth = map(_kept, ("second replica", "rollouts", "growth"))
+    told = [*rows, *nodes, *filter(None, (second, rollouts, growth))]
     lines = ["# What is lost when something breaks, and what starts cost", ""]
     lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in told})
     if rows:
@@ -142,6 +150,9 @@ def write(faults: Collection[str]) -> None:
         text = [line.format(**rollouts) for line in ROLLOUTS_TEXT]
         cells = map(_rollout_cells, rollouts["rollouts"])
         lines += ["", *text, "", *_table(ROLLOUTS_HEAD, cells)]
+    if growth:
+        text = [line.format(**growth) for line in GROWTH_TEXT]
+        lines += ["", *text, "", *_table(GROWTH_HEAD, map(_growth_cells, growth["rounds"]))]
     if nodes:
         lines += ["", *NODES_TEXT, "", *_table(NODES_HEAD, map(_nodes_cells, nodes))]
     if second:
@@ -156,7 +167,8 @@ def write(faults: Collection[str]) -> None:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+    # A cell is one line, whatever a docstring or an error's text looks like.
+    return [f"| {' | '.join(' '.join(str(cell).split()) for cell in line)} |" for line in lines]
 
 
 def _failed(row: dict[str, Any]) -> str:
@@ -166,6 +178,11 @@ def _failed(row: dict[str, Any]) -> str:
 def _rollout_cells(row: dict[str, Any]) -> list[object]:
     names = ("rollout", "exit_code", "told", "seconds", "sent")
     return [*(row[name] for name in names), _failed(row), row["p50_s"], row["p99_s"]]
+
+
+def _growth_cells(row: dict[str, Any]) -> list[object]:
+    facts = [row["before"], row["exit_code"], row["status"]]
+    return [*facts, _seconds(row["grown_s"]), row["sent"], _failed(row)]
 
 
 def _fault_cells(row: dict[str, Any]) -> list[object]:

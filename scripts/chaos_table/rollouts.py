@@ -46,7 +46,7 @@ def rollouts() -> dict[str, Any]:
     """A good, a blocked and a failing deploy and a rollback, under 20 streams a second."""
     with TemporaryDirectory(prefix="chaos-") as scratch:
         model = make_model(Path(scratch) / "model", **LLAMA)
-        broken = _with_cut_weights(model)
+        broken = with_cut_weights(model)
         with stage_for(SETUP, model, others=(broken,)) as stage:
             done = _all(stage)
             answers = stage.load.answers
@@ -59,28 +59,28 @@ def rollouts() -> dict[str, Any]:
 
 def _all(stage: Stage) -> list[Rollout]:
     """Run them; the first deploy, before the load, makes the version that the second changes."""
-    first = _command(stage, "deploy", stage.config())
+    first = command(stage, "deploy", stage.config())
     if first.returncode != 0:
         raise RuntimeError(first.stderr)
 
     def blocked() -> subprocess.CompletedProcess[str]:
         stage.hub.set_behaviour(stage.tokens["b"], Behaviour.never_asked)
         try:
-            return _command(stage, "deploy", stage.config(api={"max_queued_requests": 301}))
+            return command(stage, "deploy", stage.config(api={"max_queued_requests": 301}))
         finally:
             stage.hub.set_behaviour(stage.tokens["b"], Behaviour.granted)
 
     def corrupt() -> subprocess.CompletedProcess[str]:
         config = stage.config()
         config["args"]["model"]["repo_id"] = CORRUPT
-        return _command(stage, "deploy", config)
+        return command(stage, "deploy", config)
 
     good = stage.config(api={"max_queued_requests": 300})
     kinds: dict[str, Callable[[], subprocess.CompletedProcess[str]]] = {
-        "good": lambda: _command(stage, "deploy", good),
+        "good": lambda: command(stage, "deploy", good),
         "blocked, one node's token has no grant": blocked,
         "failing, the weights are cut short": corrupt,
-        "rollback": lambda: _command(stage, "rollback"),
+        "rollback": lambda: command(stage, "rollback"),
     }
     with stage.load:
         return [_under_load(name, roll) for name, roll in kinds.items()]
@@ -96,20 +96,21 @@ def _under_load(name: str, roll: Callable[[], subprocess.CompletedProcess[str]])
     return Rollout(name, began, time.monotonic(), result.returncode, told)
 
 
-def _command(
-    stage: Stage, command: str, config: dict[str, Any] | None = None
+def command(
+    stage: Stage, name: str, config: dict[str, Any] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Run `deploy` or `rollback` as a person does."""
     given = ["--timeout", "2m", "--address", stage.cluster.address]
     if config is not None:
         path = stage.homes["a"] / "app.yaml"
         http = {"host": "127.0.0.1", "port": stage.service.port}
         path.write_text(yaml.safe_dump({"http_options": http, "applications": [config]}))
         given = [str(path), *given]
-    told = [sys.executable, "-m", "serve_app", command, *given]
+    told = [sys.executable, "-m", "serve_app", name, *given]
     return subprocess.run(told, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
-def _with_cut_weights(model: Path) -> Repo:
+def with_cut_weights(model: Path) -> Repo:
     """Return a repository whose weights lack their end; its hashes are right."""
     files = {str(path.relative_to(model)): path.read_bytes() for path in model.iterdir()}
     weights = files["model.safetensors"]

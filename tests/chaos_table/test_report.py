@@ -28,7 +28,7 @@ def test_a_row_counts_kinds_and_times_from_the_fault(tmp_path, monkeypatch):
         struck_at=10.0,
         recovered_at=24.0,
     )
-    row = report.summarise(ended, "replica killed", "It dies.", "of two")
+    row = report.summarise(ended, "replica killed", "It\n    dies.", "of two")
     assert row["failed"] == {"error event engine_dead": 1, "http 503 not_ready": 1}
     assert (row["answers_again_s"], row["whole_again_s"]) == (3.5, 14.0)
     report.keep("replica killed", row)
