@@ -57,3 +57,16 @@ def test_each_start_stands_beside_what_those_before_it_foretold(starts, capsys):
     assert main(["coldstart", "--json"]) == 0
     told = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
     assert told == [None, {"ready_s": 1.0, "phases": {"check": 1.0, "download": 0.0}, "starts": 1}]
+
+
+def test_a_start_that_fetched_stands_beside_those_that_fetched(starts, capsys):
+    """By their rate, ten bytes a second; where none did, nothing is foretold."""
+
+    def fetched(at, seconds, size):
+        spans = (Span("download", at, seconds),)
+        return replace(START, spans=spans, ready_s=seconds, weights_bytes={"peer": size})
+
+    starts += [fetched(100.0, 1.0, 0), fetched(200.0, 60.0, 600), fetched(300.0, 9.0, 200)]
+    assert main(["coldstart", "--json"]) == 0
+    told = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
+    assert told == [None, None, {"ready_s": 20.0, "phases": {"download": 20.0}, "starts": 2}]

@@ -53,6 +53,7 @@ def test_the_ledger_tells_every_start(service):
     """`coldstart` draws each replica's phases, which cover the time until it was ready."""
     starts = [json.loads(line) for line in run_coldstart(service, "--json").splitlines()]
     assert {start["node"] for start in starts} == {"a", "b"}
+    assert starts[0]["forecast"] is None, "nothing was before the first"
     for start in starts:
         phases = {span["phase"]: span for span in start["spans"]}
         wanted = {"imports", "check", "download", "libraries", "weights", "assemble", "warm_up"}
