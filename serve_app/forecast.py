@@ -4,8 +4,9 @@
           + every phase but the two that run beside each other
           + the longer of `download` and `libraries`
 
-each the median of the earlier starts. `download` is the bytes to fetch by the median rate of
-those that fetched, or, with nothing to fetch, the median of those that fetched nothing.
+each the median of the earlier starts, 0 where one had no such phase. `download` is the bytes to
+fetch by the median rate of those that fetched, or, with nothing to fetch, the median of those
+that fetched nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def forecast(earlier: Sequence[Start], *, fetch_bytes: int) -> Forecast | None:
         return None
     known = [_seconds(start) for start in earlier]
     names = dict.fromkeys(name for phases in known for name in phases)
-    phases = {name: statistics.median(p[name] for p in known if name in p) for name in names}
+    # A worker that Ray had at hand spares a start some phases: they count as nothing there.
+    phases = {name: statistics.median(p.get(name, 0.0) for p in known) for name in names}
     phases["download"] = download_s
     between = statistics.median(
         start.ready_s - _covered(phases) for start, phases in zip(earlier, known, strict=True)

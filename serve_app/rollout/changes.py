@@ -11,9 +11,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from serve_app.logs import scrub
+
 SHOWN = 12  # lines of one application
 WIDTH = 60  # characters of one value
-BUILT = frozenset({"import_path", "runtime_env", "args"})
+BUILT = frozenset({"import_path", "runtime_env", "args", "autoscaling_policy"})
 IN_PLACE = frozenset(
     {
         "num_replicas",
@@ -26,6 +28,8 @@ IN_PLACE = frozenset(
     }
 )
 REPLACED = frozenset({"ray_actor_options"})
+VERSION = frozenset({"request_router_config", "deployment_actors"})  # of the code, as Serve counts
+NEW_BUILD = "a new build with the gate, then all its replicas are replaced, new ones first"
 UNKNOWN = "replicas may be replaced"
 UNSET = object()
 
@@ -42,7 +46,7 @@ def changes(before: Mapping[str, Any] | None, goal: Mapping[str, Any]) -> Iterat
     for name, app in new.items():
         if name not in old:
             yield f"{name}: new"
-        elif app == old[name]:
+        elif not _differing(old[name], app):  # null is the same as not set
             yield f"{name}: unchanged, nothing restarts"
         else:
             keys = sorted(_differing(old[name], app))
@@ -62,7 +66,7 @@ def by_name(goal: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     keys = _differing(old, new)
     if keys & BUILT:
-        return "a new build with the gate, then all its replicas are replaced, new ones first"
+        return NEW_BUILD
     if keys == {"route_prefix"}:
         return "nothing restarts"
     return _effect_of_overrides(old, new) if keys == {"deployments"} else UNKNOWN
@@ -75,8 +79,10 @@ def _effect_of_overrides(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for name in {**before, **after}
         if before.get(name) != after.get(name)
     }
-    if any(_policy_differs(before.get(name, {}), after.get(name, {})) for name in fields):
-        return "another way of scaling: a new build with the gate, all its replicas are replaced"
+    if any(_policy_differs(before.get(name, {}), after.get(name, {})) for name in fields) or any(
+        changed & VERSION for changed in fields.values()
+    ):
+        return NEW_BUILD
     if all(changed <= IN_PLACE for changed in fields.values()):
         return "set in place, nothing restarts"
     if all(changed <= IN_PLACE | REPLACED for changed in fields.values()):
@@ -112,6 +118,8 @@ def _leaves(path: str, old: Any, new: Any) -> Iterator[str]:
                 tree.get(key, UNSET) if isinstance(tree, Mapping) else UNSET for tree in (old, new)
             )
             yield from _leaves(f"{path}.{key}" if path else str(key), was, will)
+    elif old != new and ".env_vars." in f".{path}.":
+        yield f"{path}: changed"  # its value may be anything, a secret too
     elif old != new:
         yield f"{path}: {_shown(old)} -> {_shown(new)}"
 
@@ -119,5 +127,6 @@ def _leaves(path: str, old: Any, new: Any) -> Iterator[str]:
 def _shown(value: Any) -> str:
     if value is UNSET:
         return "default"
-    text = json.dumps(value, ensure_ascii=False)
+    # A new file holds no token; what a plain `serve deploy` put there was never looked at.
+    text = json.dumps(scrub(value), ensure_ascii=False)
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"

@@ -64,7 +64,7 @@ def run(
     """
     serving = Instance(goal)
     for line in changes(serving.goal(), goal):
-        _say(sanitise(line))  # what `serve deploy` put there before was never checked
+        _say(line)
     for app in apps:
         for line in needs(app, verdicts[app.name]):
             _say(line)

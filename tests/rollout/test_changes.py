@@ -63,18 +63,20 @@ def test_many_changes_are_counted():
         (
             scaled(num_replicas=2),
             scaled(autoscaling_config={"max_replicas": 3}),
-            "another way of scaling: a new build",
+            "a new build with the gate",
         ),
         (
             scaled(autoscaling_config={"max_replicas": 2, "policy": {"policy_function": "a:b"}}),
             scaled(autoscaling_config={"max_replicas": 2, "policy": {"policy_function": "c:d"}}),
-            "another way of scaling: a new build",
+            "a new build with the gate",
         ),
         (
             scaled(ray_actor_options={"num_gpus": 1}),
             scaled(ray_actor_options={"num_gpus": 2}, num_replicas=2),
             "no build: replicas of LLMServer are replaced, and each proves its own access",
         ),
+        (config(), scaled(request_router_config={"a": 1}), "a new build with the gate"),
+        (config(), config(route_prefix=None), "unchanged"),
         (config(), scaled(graceful_shutdown_timeout_s=5), "replicas may be replaced"),
         (config(), config(external_scaler_enabled=True), "replicas may be replaced"),
         (scaled(num_replicas=2), scaled(num_replicas=2) | {"x": 1}, "unchanged"),
@@ -90,3 +92,13 @@ def test_a_value_in_the_place_of_a_tree_is_a_change_of_its_own():
     """Nothing is compared for ever."""
     *_, line = changes(config(args={"engine": {"a": 1}}), config(args={"engine": 5}))
     assert line == 'llm: args.engine: {"a": 1} -> 5'
+
+
+def test_no_variables_value_is_repeated():
+    """What a plain `serve deploy` put there may be a key of any form."""
+    secret = "Zx" * 12
+    before = config(runtime_env={"env_vars": {"KEY": secret, "GONE": secret}})
+    goal = config(runtime_env={"env_vars": {"KEY": "other"}})
+    for lines in (list(changes(before, goal)), list(changes(config(), before))):
+        assert secret not in "".join(lines)
+        assert "llm: runtime_env.env_vars.KEY: changed" in lines
