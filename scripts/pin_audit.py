@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 CONSTRAINTS = Path(__file__).parent / "constraints.txt"
 LIMIT_S = 110.0
 CLEAN, VULNERABLE, NOT_KNOWN = 0, 1, 4
@@ -68,7 +70,7 @@ def pins(text: str) -> list[Pin]:
         pin = re.match(r"([\w.-]+)==([^\s;]+)\s*(?:;|$)", line)
         if pin is None:
             raise ValueError(f"this line pins no version: {line}")
-        found.append((_name(pin[1]), pin[2]))
+        found.append((canonicalize_name(pin[1]), pin[2]))
     if not found:
         raise ValueError("nothing is pinned")
     return found
@@ -124,7 +126,7 @@ def judge(wanted: list[Pin], answer: str) -> tuple[list[str], list[str]]:
         for package in json.loads(answer)["dependencies"]:
             if "skip_reason" in package:
                 continue
-            name, version = _name(package["name"]), package["version"]
+            name, version = canonicalize_name(package["name"]), package["version"]
             vulnerable += [_line(name, version, fault) for fault in package["vulns"]]
             audited.add((name, version))
     except (ValueError, KeyError, TypeError) as error:
@@ -140,10 +142,6 @@ def _line(name: str, version: str, fault: dict[str, object]) -> str:
     fixed = fault["fix_versions"]
     where = ", ".join(map(str, fixed)) if isinstance(fixed, list) and fixed else "no version yet"
     return f"{name} {version}: {ids}; fixed in {where}"
-
-
-def _name(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 if __name__ == "__main__":

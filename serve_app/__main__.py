@@ -138,9 +138,11 @@ def _deploy(options: argparse.Namespace) -> int:
     how = _rollout_options(options)
     goal, apps = serve_config.read_whole(options.config)
     code, verdicts = _gate_before_rollout(apps, options)
+    if code and how.dry_run:
+        return code
     with command.connected(options.address):
         if code:
-            return code if how.dry_run else command.blocked(code, verdicts)
+            return command.blocked(code, verdicts)
         return command.run(goal, apps, verdicts, how)
 
 

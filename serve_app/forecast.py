@@ -56,7 +56,7 @@ def forecast(earlier: Sequence[Start], *, fetch_bytes: int) -> Forecast | None:
     phases = {name: statistics.median(p.get(name, 0.0) for p in known) for name in names}
     phases["download"] = download_s
     between = statistics.median(
-        start.ready_s - _covered(phases) for start, phases in zip(earlier, known, strict=True)
+        start.ready_s - _covered(own) for start, own in zip(earlier, known, strict=True)
     )
     return Forecast(max(0.0, between) + _covered(phases), phases, len(earlier))
 

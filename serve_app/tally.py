@@ -70,13 +70,15 @@ def told(application: str) -> dict[Result, Ends]:
     Raises:
         RayError: the cluster does not answer.
     """
+    prefix, newest = f"{PREFIX}{application}/", dict[str, int]()
+    for key in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
+        result, _, counted = key.decode().removeprefix(prefix).partition("/")
+        newest[result] = max(int(counted), newest.get(result, 0))
     found = {}
-    for result in Result:
-        prefix = f"{PREFIX}{application}/{result}/"
-        for number in sorted(_numbers(prefix)):
-            value = internal_kv._internal_kv_get(f"{prefix}{number}", namespace=NAMESPACE)
-            if value is not None:  # counted on meanwhile
-                found[result] = Ends(**json.loads(value))
+    for result, number in newest.items():
+        value = internal_kv._internal_kv_get(f"{prefix}{result}/{number}", namespace=NAMESPACE)
+        if value is not None:  # counted on meanwhile
+            found[Result(result)] = Ends(**json.loads(value))
     return found
 
 

@@ -9,17 +9,15 @@ left.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scripts.chaos_table.load import OK, Load
+from scripts.chaos_table.load import Load, failures
 from scripts.chaos_table.nodes import Setup
 from scripts.chaos_table.rollouts import CORRUPT, LLAMA, command, with_cut_weights
 from scripts.chaos_table.stage import Stage, stage_for
-from scripts.local_hub import Behaviour
 from serve_app.config import ReplicaConfig
 from serve_app.scaling import autoscaling
 from tests.models import make_model
@@ -35,7 +33,7 @@ Before = Callable[[], int | None]
 
 
 def growth() -> dict[str, Any]:
-    """Measure four states of a service under the same load."""
+    """Measure a service under the same load after each of five rollouts."""
     with TemporaryDirectory(prefix="chaos-") as scratch:
         model = make_model(Path(scratch) / "model", **LLAMA)
         with stage_for(SETUP, model, others=(with_cut_weights(model),)) as stage:
@@ -52,24 +50,20 @@ def _all(stage: Stage) -> list[dict[str, Any]]:
     def deploy(repo_id: str | None = None, **changes: Any) -> int:
         return command(stage, "deploy", _config(stage, repo_id, **changes)).returncode
 
-    def blocked(roll: Before) -> int | None:
-        stage.hub.set_behaviour(stage.tokens["b"], Behaviour.never_asked)
-        try:
-            return roll()
-        finally:
-            stage.hub.set_behaviour(stage.tokens["b"], Behaviour.granted)
+    def blocked() -> int:
+        with stage.withdrawn("b"):
+            return deploy(api={"max_queued_requests": 301})
 
-    def past_us() -> None:
-        stage.service.put_app(_config(stage, api={"max_queued_requests": 302}))
-        stage.service.wait("DEPLOY_FAILED", timeout_s=60)
+    def blocked_past_us() -> None:
+        with stage.withdrawn("b"):
+            stage.service.put_app(_config(stage, api={"max_queued_requests": 302}))
+            stage.service.wait("DEPLOY_FAILED", timeout_s=60)
 
     states: dict[str, Before] = {
         "`serve-app deploy`, done": deploy,
-        "`serve-app deploy`, blocked": lambda: blocked(
-            lambda: deploy(api={"max_queued_requests": 301})
-        ),
+        "`serve-app deploy`, blocked": blocked,
         "`serve-app deploy` of cut weights, rolled back": lambda: deploy(CORRUPT),
-        "plain `serve deploy`, its build blocked": lambda: blocked(past_us),
+        "plain `serve deploy`, its build blocked": blocked_past_us,
         "`serve-app rollback` after that": lambda: command(stage, "rollback").returncode,
     }
     return [_round(stage, name, before) for name, before in states.items()]
@@ -86,7 +80,7 @@ def _config(stage: Stage, repo_id: str | None = None, **changes: Any) -> dict[st
 
 def _round(stage: Stage, name: str, before: Before) -> dict[str, Any]:
     code = before()
-    status = str(stage.told_by_serve()["status"])
+    status = stage.told_by_serve()["status"]
     _shrunk(stage, name)
     load = Load(stage.service.url, "chaos", per_s=SETUP.per_s, tokens=SETUP.tokens)
     with load:
@@ -98,10 +92,10 @@ def _round(stage: Stage, name: str, before: Before) -> dict[str, Any]:
     return {
         "before": name,
         "exit_code": "" if code is None else code,
-        "status": getattr(status, "value", status).removeprefix("ApplicationStatus."),
+        "status": str(getattr(status, "value", status)),
         "grown_s": grown_s,
         "sent": len(load.answers),
-        "failed": dict(Counter(f"{a.kind} {a.code}".strip() for a in load.answers if a.kind != OK)),
+        "failed": failures(load.answers),
     }
 
 

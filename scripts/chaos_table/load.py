@@ -6,6 +6,8 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -31,6 +33,11 @@ class Answer:
     ended: float
     kind: str
     code: str = ""
+
+
+def failures(answers: Iterable[Answer]) -> dict[str, int]:
+    """Count those that did not end well, by kind and code."""
+    return dict(Counter(f"{a.kind} {a.code}".strip() for a in answers if a.kind != OK))
 
 
 class Load:

@@ -6,13 +6,12 @@ import json
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos_table.load import OK
+from scripts.chaos_table.load import OK, failures
 from scripts.chaos_table.stage import Stage
 
 PLACE = Path(__file__).parent
@@ -93,9 +92,6 @@ def summarise(stage: Stage, name: str, what: str, note: str) -> dict[str, Any]:
     """
     answers = sorted(stage.load.answers, key=lambda answer: answer.began)
     struck = stage.struck_at or answers[0].began
-    failed = Counter(
-        f"{answer.kind} {answer.code}".strip() for answer in answers if answer.kind != OK
-    )
     later = [answer.ended for answer in answers if answer.kind == OK and answer.began >= struck]
     last = max((answer.began for answer in answers if answer.kind != OK), default=None)
     return {
@@ -104,7 +100,7 @@ def summarise(stage: Stage, name: str, what: str, note: str) -> dict[str, Any]:
         "note": note,
         "streams_lost": stage.streams_lost,
         "sent": len(answers),
-        "failed": dict(failed),
+        "failed": failures(answers),
         "before_fault_failed": sum(a.kind != OK and a.ended < struck for a in answers),
         "answers_again_s": _since(struck, min(later, default=None)),
         "last_failed_sent_s": _since(struck, last),

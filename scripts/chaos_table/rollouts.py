@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from scripts.chaos_table.load import OK, Answer
+from scripts.chaos_table.load import OK, Answer, failures
 from scripts.chaos_table.nodes import Setup
 from scripts.chaos_table.stage import Stage, stage_for
-from scripts.local_hub import Behaviour, Repo
+from scripts.local_hub import Repo
 from tests.models import make_model
 
 CORRUPT = "acme/corrupt"
@@ -64,11 +63,8 @@ def _all(stage: Stage) -> list[Rollout]:
         raise RuntimeError(first.stderr)
 
     def blocked() -> subprocess.CompletedProcess[str]:
-        stage.hub.set_behaviour(stage.tokens["b"], Behaviour.never_asked)
-        try:
+        with stage.withdrawn("b"):
             return command(stage, "deploy", stage.config(api={"max_queued_requests": 301}))
-        finally:
-            stage.hub.set_behaviour(stage.tokens["b"], Behaviour.granted)
 
     def corrupt() -> subprocess.CompletedProcess[str]:
         config = stage.config()
@@ -127,7 +123,7 @@ def _row(rollout: Rollout, answers: list[Answer]) -> dict[str, Any]:
         "told": rollout.told,
         "seconds": round(rollout.ended - rollout.began - 2 * QUIET_S, 1),
         "sent": len(meant),
-        "failed": dict(Counter(f"{a.kind} {a.code}".strip() for a in meant if a.kind != OK)),
+        "failed": failures(meant),
         "p50_s": round(seconds[len(seconds) // 2], 3),
         "p99_s": round(seconds[int(len(seconds) * 0.99)], 3),
     }

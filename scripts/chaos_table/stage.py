@@ -97,6 +97,15 @@ class Stage:
             raise RuntimeError(status.message)
         return time.monotonic() - began
 
+    @contextmanager
+    def withdrawn(self, node: str) -> Iterator[None]:
+        """Take the grant from a node's token, for as long as the block takes."""
+        self.hub.set_behaviour(self.tokens[node], Behaviour.never_asked)
+        try:
+            yield
+        finally:
+            self.hub.set_behaviour(self.tokens[node], Behaviour.granted)
+
     def scale(self, replicas: int) -> None:
         """Change the number of replicas, which builds nothing, and wait until it is so."""
         app = self.config()

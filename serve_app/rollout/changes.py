@@ -79,8 +79,9 @@ def _effect_of_overrides(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for name in {**before, **after}
         if before.get(name) != after.get(name)
     }
-    if any(_policy_differs(before.get(name, {}), after.get(name, {})) for name in fields) or any(
-        changed & VERSION for changed in fields.values()
+    if any(
+        changed & VERSION or _policy_differs(before.get(name, {}), after.get(name, {}))
+        for name, changed in fields.items()
     ):
         return NEW_BUILD
     if all(changed <= IN_PLACE for changed in fields.values()):

