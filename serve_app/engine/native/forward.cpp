@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -24,15 +25,20 @@ namespace {
 constexpr int COLUMNS = 32;  // of a panel, and tokens of a block of the cache
 constexpr int LANES = 16;
 #ifdef __AVX512F__
-constexpr int ROWS = 12;  // 24 accumulators, 2 columns and 1 broadcast in 32 registers
+constexpr int WIDTH = 16;  // of a register
+constexpr int ROWS = 12;   // 24 accumulators, 2 columns and 1 broadcast in 32 registers
 #else
-constexpr int ROWS = 3;
+constexpr int WIDTH = 8;  // AVX2's; the products' sums must stay in registers
+constexpr int ROWS = 6;   // of half a panel: 12 accumulators, 2 columns, 1 broadcast in 16
 #endif
+constexpr int WIDENED = 256;  // inputs of a row that are widened at a time, to stay in the cache
 constexpr int MAX_HEAD = 512;
 constexpr int ROW_GROUP = 96;  // rows that pass a panel while it is in the nearest caches
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef float Part __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t PartInts __attribute__((vector_size(4 * WIDTH)));
 
 struct bfloat16 {
     uint16_t bits;
@@ -130,73 +136,109 @@ inline Floats exponential(Floats x) {
 }
 
 // How a number type is laid out in a panel: DEPTH successive inputs of a column side by side.
+// A row's numbers go into a product as `Input`.
 template <class T>
 struct Packed;
 
 template <>
 struct Packed<float> {
     static constexpr int DEPTH = 1;
-    struct Column {
-        Floats values;
-    };
-    static Column column(const float* from) { return {load(from)}; }
-    static Floats add(Floats sum, const float* row, Column column) {
-        return sum + splat(*row) * column.values;
+    typedef float Input;
+    typedef Part Column;
+    static Column column(const float* from) {
+        Column column;
+        std::memcpy(&column, from, sizeof column);
+        return column;
     }
+    static Part add(Part sum, const float* row, Column column) { return sum + *row * column; }
 };
 
 template <>
 struct Packed<bfloat16> {
     static constexpr int DEPTH = 2;
 #ifdef __AVX512BF16__
-    struct Column {
-        __m512bh values;
-    };
-    static Column column(const bfloat16* from) { return {(__m512bh)_mm512_loadu_ps(from)}; }
-    static Floats add(Floats sum, const bfloat16* row, Column column) {
+    typedef bfloat16 Input;
+    typedef __m512bh Column;
+    static Column column(const bfloat16* from) { return (__m512bh)_mm512_loadu_ps(from); }
+    static Part add(Part sum, const bfloat16* row, Column column) {
         int32_t pair;
         std::memcpy(&pair, row, 4);
-        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair),
-                                        column.values);
+        return (Part)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), column);
     }
 #else
+    typedef float Input;
     struct Column {
-        Floats even, odd;
+        Part even, odd;
     };
     static Column column(const bfloat16* from) {
-        Ints pairs;
+        PartInts pairs;
         std::memcpy(&pairs, from, sizeof pairs);
-        Ints even = pairs << 16, odd = pairs & int32_t(0xffff0000);
+        PartInts even = pairs << 16, odd = pairs & int32_t(0xffff0000);
         Column column;
         std::memcpy(&column.even, &even, sizeof even);
         std::memcpy(&column.odd, &odd, sizeof odd);
         return column;
     }
-    static Floats add(Floats sum, const bfloat16* row, Column column) {
-        return sum + splat(widen(row[0])) * column.even + splat(widen(row[1])) * column.odd;
+    static Part add(Part sum, const float* row, Column column) {
+        return sum + row[0] * column.even + row[1] * column.odd;
     }
 #endif
 };
+
+// PARTS registers of a panel's columns, for R rows; `tile` says what of.
+template <class T, int R, int PARTS, bool ADD>
+void strip(const typename Packed<T>::Input* rows, size_t stride, const T* panel, int depth,
+           float* out, size_t out_stride) {
+    using P = Packed<T>;
+    Part sums[R][PARTS];
+    for (int r = 0; r < R; r++)
+        for (int part = 0; part < PARTS; part++)
+            if (ADD)
+                std::memcpy(&sums[r][part], out + r * out_stride + part * WIDTH, sizeof(Part));
+            else
+                sums[r][part] = Part{};
+    for (int k = 0; k < depth; k += P::DEPTH, panel += COLUMNS * P::DEPTH) {
+        typename P::Column columns[PARTS];
+        for (int part = 0; part < PARTS; part++)
+            columns[part] = P::column(panel + part * WIDTH * P::DEPTH);
+        for (int r = 0; r < R; r++)
+            for (int part = 0; part < PARTS; part++)
+                sums[r][part] = P::add(sums[r][part], rows + r * stride + k, columns[part]);
+    }
+    for (int r = 0; r < R; r++)
+        for (int part = 0; part < PARTS; part++)
+            std::memcpy(out + r * out_stride + part * WIDTH, &sums[r][part], sizeof(Part));
+}
+
+// A whole panel, in as many strips as leave the sums in registers.
+template <class T, int R, bool ADD>
+void panel_of(const typename Packed<T>::Input* rows, size_t stride, const T* panel, int depth,
+              float* out, size_t out_stride) {
+    constexpr int PARTS = WIDTH == LANES ? COLUMNS / WIDTH : R <= 2 ? 4 : 2;
+    for (int column = 0; column < COLUMNS; column += PARTS * WIDTH)
+        strip<T, R, PARTS, ADD>(rows, stride, panel + column * Packed<T>::DEPTH, depth,
+                                out + column, out_stride);
+}
 
 // out[r][0..32) (+)= rows[r][0..depth) * panel; the panel is [depth / DEPTH][32][DEPTH].
 template <class T, int R, bool ADD>
 void tile_of(const T* rows, size_t stride, const T* panel, int depth, float* out,
              size_t out_stride) {
-    using P = Packed<T>;
-    Floats sums[R][2];
-    for (int r = 0; r < R; r++)
-        for (int half = 0; half < 2; half++)
-            sums[r][half] = ADD ? load(out + r * out_stride + half * LANES) : Floats{};
-    for (int k = 0; k < depth; k += P::DEPTH, panel += COLUMNS * P::DEPTH) {
-        auto left = P::column(panel), right = P::column(panel + LANES * P::DEPTH);
-        for (int r = 0; r < R; r++) {
-            const T* row = rows + r * stride + k;
-            sums[r][0] = P::add(sums[r][0], row, left);
-            sums[r][1] = P::add(sums[r][1], row, right);
+    if constexpr (std::is_same_v<T, typename Packed<T>::Input>) {
+        panel_of<T, R, ADD>(rows, stride, panel, depth, out, out_stride);
+    } else {
+        alignas(64) float wide[R][WIDENED];
+        for (int begin = 0; begin < depth; begin += WIDENED) {
+            const int size = std::min(WIDENED, depth - begin);
+            for (int r = 0; r < R; r++)
+                for (int i = 0; i < size; i++) wide[r][i] = widen(rows[r * stride + begin + i]);
+            const T* part = panel + size_t(begin) * COLUMNS;
+            if (ADD || begin)
+                panel_of<T, R, true>(wide[0], WIDENED, part, size, out, out_stride);
+            else
+                panel_of<T, R, false>(wide[0], WIDENED, part, size, out, out_stride);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int half = 0; half < 2; half++) store(out + r * out_stride + half * LANES, sums[r][half]);
 }
 
 template <class T, bool ADD = false, int R = ROWS>
