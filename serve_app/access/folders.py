@@ -163,8 +163,13 @@ class Folder:
         return os.listdir(self._descriptor)  # noqa: PTH208 (a path knows no descriptor)
 
     def open_lock(self, name: str) -> int:
-        """Return a descriptor of a file that is there for its lock alone."""
-        return os.open(name, os.O_RDWR | os.O_CREAT | _OWN, 0o660, dir_fd=self._descriptor)
+        """Return a descriptor of a file that is there for its lock alone; `Linked` for a link."""
+        try:
+            return os.open(name, os.O_RDWR | os.O_CREAT | _OWN, 0o660, dir_fd=self._descriptor)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise Linked(self.path / name) from None
+            raise
 
     def _open(self, name: str, flags: int, mode: str, bits: int = 0o644) -> BinaryIO:
         try:

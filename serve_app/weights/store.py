@@ -16,7 +16,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,16 +63,17 @@ class Store:
         Raises:
             ModelLoadError: the cache cannot be used.
         """
-        try:
-            self._open("blobs", create=True).close()
-            self._open("snapshots", create=True).close()
-            folder = Folder.at(cache(), OWN, create=True)
-            with folder.enter("verified", create=True) as verified:
-                verified.enter(self._name, create=True).close()
-        except OSError as error:
-            raise ModelLoadError(f"the cache {cache()} cannot be used: {error.strerror}") from None
         lock = self.repo_id.replace("/", "--") + ".lock"
-        with folder, exclusive(folder, lock, self.progress) as is_alone:
+        with ExitStack() as stack:
+            try:
+                self._open("blobs", create=True).close()
+                self._open("snapshots", create=True).close()
+                folder = stack.enter_context(Folder.at(cache(), OWN, create=True))
+                Folder.at(cache(), OWN, "verified", self._name, create=True).close()
+                is_alone = stack.enter_context(exclusive(folder, lock, self.progress))
+            except OSError as error:
+                message = f"the cache {cache()} cannot be used: {error.strerror}"
+                raise ModelLoadError(message) from None
             self._suffix = "incomplete" if is_alone else f"{secrets.token_hex(4)}.incomplete"
             try:
                 yield
