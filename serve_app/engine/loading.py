@@ -7,7 +7,6 @@ the architecture must attend through transformers' attention interface.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from serve_app.checkpoint.architectures import LAYER_TYPES
+from serve_app.checkpoint.directory import check_checkpoint
+from serve_app.checkpoint.runnable import Loader
 from serve_app.config import ModelConfig
 from serve_app.engine.attention.interface import NAME
 from serve_app.errors import ModelLoadError
 
-INDEX = "model.safetensors.index.json"
-# Kinds of layers whose attention is causal over all tokens or over a sliding window.
-LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 # Rotary embeddings that change with the longest sequence of a batch beyond the trained window.
 BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -79,7 +78,7 @@ def load(
     torch.set_num_threads(max(1, int(num_cpus)))
     device_map = _device_map(num_gpus)
     started = time.monotonic()
-    _check_files(model_dir)
+    _check_files(model_dir, Loader(dtype=model.dtype, num_gpus=num_gpus))
     dtype: torch.dtype = getattr(torch, model.dtype)
     loaded = _load_weights(model_dir, dtype, device_map)
     weights_s = time.monotonic() - started
@@ -112,32 +111,16 @@ def _device_map(num_gpus: float) -> str | None:
     return "auto" if num_gpus > 1 else "cuda:0"
 
 
-def _check_files(model_dir: Path) -> None:
-    """Look at every weight file before loading: missing or cut ones get their name said."""
-    if not (model_dir / "config.json").is_file():
-        raise ModelLoadError(f"{model_dir} has no config.json; it is not a model's directory.")
-    index = model_dir / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelLoadError(f"{INDEX} is damaged; download the model again.") from None
-    else:
-        names = sorted(path.name for path in model_dir.glob("*.safetensors"))
-    if not names:
-        raise ModelLoadError(
-            f"{model_dir} holds no safetensors weights; other formats can run code and are refused."
-        )
-    for name in names:
-        try:
-            with safe_open(model_dir / name, framework="pt"):
-                pass
-        except OSError:
-            raise ModelLoadError(f"The weight file {name} is missing or unreadable.") from None
-        except SafetensorError as error:
-            raise ModelLoadError(
-                f"The weight file {name} is damaged ({error}); download the model again."
-            ) from None
+def _check_files(model_dir: Path, loader: Loader) -> None:
+    """Look at every file before a library does: strangers wrote them."""
+    try:
+        check_checkpoint(model_dir, loader)
+    except ModelLoadError as fault:
+        remedy = f" {fault.details['remedy']}" if "remedy" in fault.details else ""
+        message = fault.message.rstrip(".")
+        raise ModelLoadError(f"The model cannot be loaded: {message}.{remedy}") from None
+    except OSError as error:
+        raise ModelLoadError(f"{error.filename} cannot be read: {error.strerror}.") from None
 
 
 def _load_weights(model_dir: Path, dtype: torch.dtype, device_map: str | None) -> Any:
