@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -26,6 +25,7 @@ from serve_app.config import ModelConfig
 from serve_app.engine.attention.interface import NAME
 from serve_app.errors import ModelLoadError
 
+LIBRARY_WORDS = 300  # characters of what a library says; for an unknown type it lists hundreds
 # Rotary embeddings that change with the longest sequence of a batch beyond the trained window.
 BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -124,21 +124,17 @@ def _check_files(model_dir: Path, loader: Loader) -> None:
 
 
 def _load_weights(model_dir: Path, dtype: torch.dtype, device_map: str | None) -> Any:
-    try:
-        with _no_progress_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                model_dir,
-                dtype=dtype,
-                device_map=device_map,
-                attn_implementation=NAME,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    # What transformers raises for a file, an unknown architecture, a shape, a lack of memory.
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(f"The model cannot be loaded: {error}") from error
+    with _in_one_sentence("The model"), _no_progress_bar():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     if absent := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"The weights lack {len(absent)} of the model's tensors, the first is {absent[0]}."
@@ -163,12 +159,10 @@ def _check_model(model: Any, dtype: torch.dtype) -> None:
 
 
 def _load_tokenizer(model_dir: Path) -> Any:
-    try:
+    with _in_one_sentence("The tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             model_dir, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelLoadError(f"The tokenizer cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise ModelLoadError("The repository has no tokenizer.json, or it cannot be made.")
     return tokenizer
@@ -189,8 +183,24 @@ def _eos_token_ids(model: Any) -> frozenset[int]:
     ids: set[int] = set()
     for source in (model.generation_config, model.config.get_text_config()):
         value = getattr(source, "eos_token_id", None)
-        ids.update([value] if isinstance(value, int) else value or ())
+        told = value if isinstance(value, list) else [value]
+        ids.update(each for each in told if isinstance(each, int) and not isinstance(each, bool))
     return frozenset(ids)
+
+
+@contextmanager
+def _in_one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a stranger's files into one sentence.
+
+    A file, a shape, an unknown architecture, a lack of memory, a number where a mapping was
+    expected: the libraries raise anything for it, the tokenizers' `Exception` itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        said = words if len(words) <= LIBRARY_WORDS else words[:LIBRARY_WORDS] + "..."
+        raise ModelLoadError(f"{what} cannot be loaded: {said}") from error
 
 
 @contextmanager
