@@ -46,6 +46,7 @@ from serve_app.errors import AccessDenied, ModelLoadError
 TRIES = 4  # of a file, as long as nothing to speak of comes of it
 PROGRESS_BYTES = 64 << 10  # or the rest of the file: what counts as something
 BUDGET_S = 120.0  # of the listing, retries and waits included
+PAGE_S = 20.0  # of one page of it, at the least
 SMALL_S = 60.0  # likewise of a small file that is read before the download
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 # Faults that are not the caller's access.
