@@ -246,7 +246,7 @@ def check_endpoint(value: str) -> str:
 
 
 def is_plain_http(url: str) -> bool:
-    """Tell whether what is sent to a URL leaves this machine in clear text."""
+    """Return whether what is sent to a URL leaves this machine in clear text."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 

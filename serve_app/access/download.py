@@ -105,7 +105,7 @@ class HubDownload:
         return chosen
 
     def fetch(self, file: HubFile, appending: Appending) -> None:
-        """Bring the rest of a file that may be here in part, over HTTP.
+        """Fetch the rest of a file that may be here in part, over HTTP.
 
         Args:
             file: one of `files`.
@@ -113,7 +113,7 @@ class HubDownload:
 
         Raises:
             AccessDenied: the Hub refuses although the probe was granted a moment ago.
-            ModelLoadError: the bytes cannot be brought here.
+            ModelLoadError: the bytes cannot be fetched.
         """
         tries, before = 0, -PROGRESS_BYTES
         with self._failures(file):
@@ -154,9 +154,9 @@ class HubDownload:
         return None
 
     def _key(self, answer: Answer, url: str) -> xet.XetKey:
-        told = answer.headers
-        store, secret = told.get("x-xet-cas-url", ""), told.get("x-xet-access-token", "")
-        expires = whole_number(told.get("x-xet-token-expiration"))
+        headers = answer.headers
+        store, secret = headers.get("x-xet-cas-url", ""), headers.get("x-xet-access-token", "")
+        expires = whole_number(headers.get("x-xet-token-expiration"))
         try:
             check_endpoint(store)
             is_safe = is_plain_http(self._endpoint) or not is_plain_http(store)
@@ -240,7 +240,7 @@ class HubDownload:
 
     @contextmanager
     def _failures(self, file: HubFile | None = None) -> Iterator[None]:
-        """Turn what goes wrong into the package's errors, one sentence each."""
+        """Raise what goes wrong as the package's errors, one sentence each."""
         what = f"{self._repo_id} at {self._commit}"
         try:
             yield

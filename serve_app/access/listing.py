@@ -137,7 +137,7 @@ def read_listing(repo_id: str, commit: str) -> Entries | None:
         kept = parse_json(read_limited(place, CACHED_BYTES))
         if kept["format_version"] != TREE_CACHE_FORMAT_VERSION:
             return None
-        entries = {path: TreeCacheEntry.from_json(told) for path, told in kept["files"].items()}
+        entries = {path: TreeCacheEntry.from_json(info) for path, info in kept["files"].items()}
         for path, entry in entries.items():
             _check(path, entry)
     except (OSError, KeyError, TypeError, AttributeError, ModelLoadError, Masked):
@@ -196,12 +196,12 @@ def _check(path: str, entry: TreeCacheEntry) -> None:
         raise ModelLoadError(f"the list of files has one whose name {fault}: {shown(path)}")
     for size in (entry.size, 0 if entry.lfs_size is None else entry.lfs_size):
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FILE_BYTES:
-            raise ModelLoadError(f"the list of files tells no size of {shown(path)} that can be")
+            raise ModelLoadError(f"the list of files has no possible size of {shown(path)}")
     hashes = [entry.blob_id, *(each for each in (entry.lfs_sha256, entry.xet_hash) if each)]
     if any(isinstance(each, str) and _MASK.fullmatch(each) for each in hashes):
         raise Masked(path)
     if not all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes):
-        raise ModelLoadError(f"the list of files tells no hash of {shown(path)} that can be")
+        raise ModelLoadError(f"the list of files has no possible hash of {shown(path)}")
 
 
 def _etag(entry: TreeCacheEntry) -> str:
@@ -225,5 +225,5 @@ def _cursor(answer: Answer) -> str | None:
     except ValueError:
         found = ""
     if not found:
-        raise ModelLoadError("the list of files goes on, but does not tell where")
+        raise ModelLoadError("the list of files goes on, but does not say where")
     return found

@@ -183,14 +183,14 @@ def _eos_token_ids(model: Any) -> frozenset[int]:
     ids: set[int] = set()
     for source in (model.generation_config, model.config.get_text_config()):
         value = getattr(source, "eos_token_id", None)
-        told = value if isinstance(value, list) else [value]
-        ids.update(each for each in told if isinstance(each, int) and not isinstance(each, bool))
+        values = value if isinstance(value, list) else [value]
+        ids.update(each for each in values if isinstance(each, int) and not isinstance(each, bool))
     return frozenset(ids)
 
 
 @contextmanager
 def _in_one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever a library raises over a stranger's files into one sentence.
+    """Raise whatever a library raises over a stranger's files as one sentence.
 
     A file, a shape, an unknown architecture, a lack of memory, a number where a mapping was
     expected: the libraries raise anything for it, the tokenizers' `Exception` itself.

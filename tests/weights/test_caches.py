@@ -106,7 +106,7 @@ def test_without_notes_it_is_hashed_and_serves(hub, tmp_path, read_only):
 
 
 def test_a_damaged_one_is_named_and_not_served(hub, tmp_path, read_only):
-    """Nor can it be mended."""
+    """Nor can it be repaired."""
     blob = (Store(TINY_REPO, commit_of(hub)).snapshot / WEIGHTS).resolve()
     blob.chmod(0o644)
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")

@@ -52,7 +52,7 @@ def tree(folder):
 
 
 def refused(config, own_cache, hub):
-    """Bring the model; it has to fail in one sentence that holds no secret."""
+    """Fetch the model; it has to fail in one sentence that holds no secret."""
     began = time.monotonic()
     with pytest.raises((ModelLoadError, AccessDenied)) as caught:
         bring(MODEL, config, COMMIT)
