@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
+from typing import Any
 
 import structlog
 
@@ -124,12 +125,18 @@ class Engine:
                 vocab_size=loaded.vocab_size,
                 max_context_tokens=assembly.max_context_tokens,
                 eos_token_ids=loaded.eos_token_ids,
+                defaults=loaded.defaults if engine.generation_config == "auto" else {},
+                reasoning=model.reasoning == "think",
+                trust_templates=api.trust_request_chat_template,
             ),
             max_context_tokens=assembly.max_context_tokens,
             limits=Limits(
                 engine.max_running_requests, api.max_queued_requests, api.max_queued_tokens
             ),
         )
+        conversations = self._encoder.conversations
+        if conversations.has_template and not conversations.shows_tools():
+            log.warning("template.hides_tools", repo_id=model.source)
         started = time.monotonic()
         warm_up(self._loop, self._encoder, key=next(self._keys))
         self.load_report = LoadReport(
@@ -193,6 +200,14 @@ class Engine:
         """Return the text of ids; see `LLMEngine.detokenize`."""
         return self._encoder.detokenize(token_ids)
 
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return each id as the vocabulary writes it; see `LLMEngine.token_strings`."""
+        return self._encoder.strings(token_ids)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        return self._encoder.tokenizer_info()
+
     @property
     def alive(self) -> bool:
         """Whether the engine thread does its work."""
@@ -222,13 +237,18 @@ class Engine:
     def _completion(
         self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence
     ) -> Completion:
+        params = request.sampling
         return Completion(
-            self._encoder.decode,
-            stop=request.sampling.stop,
+            self._encoder.decoder(params),
+            stop=params.stop,
             prompt_tokens=len(encoded.tokens),
             context=encoded.tokens if encoded.continues else (),
             piece=self._encoder.piece,
             scores_prompt=sequence.sampling.prompt_logprobs is not None,
+            include_stop=params.include_stop,
+            stop_strings=encoded.stop_strings,
+            thinking=encoded.thinking,
+            shown_prompt=encoded.tokens if params.return_prompt_ids else (),
         )
 
     def _submit(

@@ -13,6 +13,7 @@ from serve_app.protocol import FinishReason, Timing
 if TYPE_CHECKING:
     from serve_app.engine.adjust import Adjuster
     from serve_app.engine.drafting import Drafter
+    from serve_app.engine.reasoning import AfterThoughts
     from serve_app.engine.structure import Grammar
 
 
@@ -43,7 +44,7 @@ class SamplingPlan:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    grammar: Grammar | None = None
+    grammar: Grammar | AfterThoughts | None = None
 
     @property
     def adjusts(self) -> bool:
