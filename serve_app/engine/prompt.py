@@ -17,7 +17,6 @@ from typing import Any
 from jinja2 import TemplateError
 
 from serve_app.engine.sequence import SamplingPlan
-from serve_app.engine.structure import GrammarCompiler
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.protocol import (
     ChatPrompt,
@@ -93,8 +92,7 @@ class PromptEncoder:
         self._backend.no_padding()
         self.vocab_size = vocab_size
         self._max_context_tokens = max_context_tokens
-        self._eos_token_ids = eos_token_ids
-        self._grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
+        self.eos_token_ids = eos_token_ids
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     async def encode(self, request: GenerationRequest) -> EncodedRequest:
@@ -105,7 +103,7 @@ class PromptEncoder:
                 parameter out of range, a conversation that the chat template refuses.
             ContextLengthExceeded: prompt and completion do not fit the window.
         """
-        if _chars(request.prompt) > THREAD_CHARS or request.sampling.structure is not None:
+        if _chars(request.prompt) > THREAD_CHARS:
             return await asyncio.to_thread(self.encode_now, request)
         return self.encode_now(request)
 
@@ -119,6 +117,11 @@ class PromptEncoder:
             sampling=self._plan(request.sampling),
             continues=not _begins_an_answer(request.prompt),
         )
+
+    def dump_tokenizer(self) -> str:
+        """Return the tokenizer's JSON, with tokens that its other files add."""
+        text: str = self._backend.to_str()
+        return text
 
     async def tokenize(self, prompt: Prompt) -> list[int]:
         """Return a prompt's ids; long ones are encoded off the event loop.
@@ -241,12 +244,10 @@ class PromptEncoder:
         )
 
     def _plan(self, params: SamplingParams) -> SamplingPlan:
-        own = frozenset() if params.ignore_eos else self._eos_token_ids
+        # What is complete under a structure has to end.
+        ignores = params.ignore_eos and params.structure is None
+        own = frozenset() if ignores else self.eos_token_ids
         seed = random.getrandbits(64) if params.seed is None else params.seed
-        grammar = None
-        if params.structure is not None:
-            grammar = self._grammars.compile(params.structure)
-            own = self._eos_token_ids  # a text that is whole has to end
         return SamplingPlan(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -262,7 +263,6 @@ class PromptEncoder:
             min_tokens=params.min_tokens,
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
-            grammar=grammar,
         )
 
 
