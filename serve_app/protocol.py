@@ -93,10 +93,18 @@ class Structure:
         kind: which language `definition` is in. `json_object` has none, `choice` is a JSON
             list of strings, `json_schema` a JSON schema as text, `grammar` one in Lark's syntax.
         definition: the text of the schema, expression or grammar.
+        strict: refuse a JSON schema of which something cannot be enforced; otherwise that is left
+            to whoever reads the answer. A subschema may say otherwise, see `SUBSCHEMA`.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
     definition: str = ""
+    strict: bool = False
+
+
+# The keyword that makes a part of a JSON schema one of its own, the root of its references:
+# {"strict": bool, "name": what to call it in an error}. Several tools stand in one schema so.
+SUBSCHEMA = "x-serve-app"
 
 
 @dataclass(frozen=True, slots=True)

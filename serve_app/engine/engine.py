@@ -14,7 +14,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -25,6 +27,9 @@ from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.admission import Admission, Limits
 from serve_app.engine.assembly import assemble
 from serve_app.engine.completion import Completion
+from serve_app.engine.grammar.late import LateMatcher, Thoughts
+from serve_app.engine.grammar.matcher import Matcher, Worker
+from serve_app.engine.grammar.pool import GrammarPool
 from serve_app.engine.loading import load
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.prompt import EncodedRequest, PromptEncoder
@@ -34,7 +39,7 @@ from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats, LoadReport
 from serve_app.engine.stream import Stream, by_key, hand_over
 from serve_app.engine.warm_up import warm_up
-from serve_app.errors import EngineDead, EngineError
+from serve_app.errors import EngineDead, EngineError, InvalidRequest, Overloaded
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 
 log = structlog.get_logger()
@@ -45,6 +50,8 @@ CLOSE_TIMEOUT_S = 60.0
 # delta is. Many streams share it: each waits its turn, and what comes meanwhile goes along.
 DELTAS_PER_S = 400
 MAX_DELTA_INTERVAL_S = 0.1
+# A completion that was cancelled keeps its place in a grammar's worker until the next step.
+SPARE_SLOTS = 64
 
 
 class Engine:
@@ -72,6 +79,12 @@ class Engine:
         self.max_context_tokens = max_context_tokens
         self.vocab_size = encoder.vocab_size
         self._encoder = encoder
+        self._grammars = GrammarPool(
+            encoder.dump_tokenizer,
+            vocab_size=encoder.vocab_size,
+            eos_token_ids=encoder.eos_token_ids,
+            slots=2 * limits.open + SPARE_SLOTS,
+        )
         self._loop = EngineLoop(scheduler, runner, deliver=self._deliver, died=self._died)
         self._admission = Admission(self._loop, limits)
         self._keys = itertools.count()
@@ -165,7 +178,9 @@ class Engine:
         self.check()
         self._admission.require(request.n)
         encoded = await self._encoder.encode(request)
-        sequences, stream = self._submit(encoded, request)
+        structure = request.sampling.structure
+        grammar = None if structure is None else await self._grammars.compile(structure)
+        sequences, stream = self._submit(encoded, request, grammar)
         lead = sequences[0]
         running = {
             sequence.key: (index, sequence, self._completion(request, encoded, sequence))
@@ -187,6 +202,14 @@ class Engine:
         finally:
             for sequence in sequences:
                 self._forget(sequence.key)
+
+    def prepare_grammars(self) -> None:
+        """Have structured output ready before it is asked for; blocks for a second.
+
+        A tokenizer that cannot be used for it is no error here: the request that asks is refused.
+        """
+        with suppress(InvalidRequest):
+            self._grammars.start()
 
     async def ready(self) -> bool:
         """Tell whether a request sent now would be answered."""
@@ -233,6 +256,7 @@ class Engine:
         self._end(EngineDead("The engine was closed."), "The engine was closed.")
         if self._loop.is_alive():
             self._loop.stop(CLOSE_TIMEOUT_S)
+        self._grammars.close()
 
     def _completion(
         self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence
@@ -252,7 +276,7 @@ class Engine:
         )
 
     def _submit(
-        self, encoded: EncodedRequest, request: GenerationRequest
+        self, encoded: EncodedRequest, request: GenerationRequest, grammar: Worker | None
     ) -> tuple[list[Sequence], Stream]:
         """Queue one sequence a completion; all but the first wait for its prompt."""
         stream = Stream(asyncio.get_running_loop(), self._delta_interval)
@@ -261,6 +285,7 @@ class Engine:
             self.check()
             tokens = len(encoded.tokens) + encoded.max_tokens
             self._admission.require(request.n, request.n * tokens)
+            matchers = _open(grammar, request.n, self._encoder.thoughts_of(encoded))
             for index in range(request.n):
                 sequence = Sequence(
                     key=next(self._keys),
@@ -270,6 +295,7 @@ class Engine:
                     sampling=encoded.sampling.of_completion(index),
                     reuse=index > 0 or request.sampling.prompt_logprobs is None,
                     parent=sequences[0] if index else None,
+                    matcher=matchers[index],
                 )
                 sequences.append(sequence)
                 self._streams[sequence.key] = stream
@@ -320,6 +346,24 @@ class Engine:
             streams, self._streams = set(self._streams.values()), {}
         for stream in streams:
             stream.fail(EngineError(message))
+
+
+def _open(
+    grammar: Worker | None, count: int, thoughts: Thoughts | None
+) -> list[Matcher | None]:
+    """Begin the walks of a request's completions, behind their thoughts; all of them or none."""
+    if grammar is None:
+        return [None] * count
+    matchers: list[Matcher] = []
+    begin = None if thoughts is None else partial(LateMatcher, thoughts=thoughts)
+    try:
+        while len(matchers) < count:
+            matchers.append(grammar.open(begin))
+    except Overloaded:
+        for matcher in matchers:
+            matcher.close()
+        raise
+    return [*matchers]
 
 
 def _peak_rss() -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 
+from serve_app.engine.grammar import matcher as grammars
 from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sampled, Sequence, StepPlan, Update
@@ -43,6 +44,10 @@ STEP_ERRORS = (
 MAX_FAILURES = 4
 # Finished requests that the drain rate is measured over.
 RATE_WINDOW = 64
+
+
+# Where all sequences wait for masks, commands are looked at so often.
+IDLE_WAIT_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,9 @@ class EngineLoop:
             Exception: one of STEP_ERRORS, when no way is left.
         """
         plan = self._plan()
+        if not plan.rows and not plan.moves:
+            self._wait_for_masks()
+            return []
         try:
             sampled = self._runner.step(plan)
         except STEP_ERRORS as error:
@@ -199,7 +207,7 @@ class EngineLoop:
         updates: list[Update] = []
         if alone:
             key = plan.rows[0].sequence.key
-            self._scheduler.discard(key)
+            self._drop(key, trusted=False)
             updates.append(Update(key, fault="The model cannot compute this request."))
         # Some layers, or some moves, may be done and others not: nothing in the cache is sure.
         self._scheduler.restart(isolate=not (alone or short))
@@ -211,7 +219,7 @@ class EngineLoop:
         wrong = {
             each.row.sequence.key: len(each.row.drafts) + 1 - len(each.tokens)
             for each in sampled
-            if each.row.drafts and each.tokens
+            if each.late or (each.row.drafts and each.tokens)
         }
         self._scheduler.commit(plan, wrong)
         self._steps += 1
@@ -225,13 +233,19 @@ class EngineLoop:
     def _account(self, sampled: Sampled, now: float) -> Iterator[Update]:
         sequence = sampled.row.sequence
         if sampled.broken:
-            self._scheduler.discard(sequence.key)
+            self._drop(sequence.key, trusted=False)
             yield Update(sequence.key, fault="The model's output is not a number.")
+            return
+        if sampled.refused is not None:
+            self._drop(sequence.key)
+            yield Update(sequence.key, fault=sampled.refused, refused=True)
             return
         sequence.scored += len(sampled.prompt)
         if not sampled.tokens:
-            yield Update(sequence.key, prompt=sampled.prompt)
-        sequence.first_s = sequence.first_s or (now if sampled.tokens else 0.0)
+            if sampled.prompt:
+                yield Update(sequence.key, prompt=sampled.prompt)
+            return
+        sequence.first_s = sequence.first_s or now
         sequence.latest_s = now
         for token in sampled.tokens:
             self._generation_tokens += 1
@@ -239,10 +253,28 @@ class EngineLoop:
             yield Update(
                 sequence.key, token, finish_reason, score=sampled.score, prompt=sampled.prompt
             )
+            if finish_reason is None and sequence.matcher is not None:
+                sequence.matcher.advance(token)  # its mask comes while others do their work
             if finish_reason is not None:
-                self._scheduler.remove(sequence.key)
+                self._drop(sequence.key)
                 self._finished.append((time.monotonic(), sequence.limit))
                 return
+
+    def _wait_for_masks(self) -> None:
+        """Sleep until one of the running sequences has its mask; all of them wait for one."""
+        matchers = [s.matcher for s in self._scheduler.sequences if s.matcher is not None]
+        grammars.wait(matchers, IDLE_WAIT_S, until_all=False)
+
+    def _drop(self, key: int, *, trusted: bool = True) -> None:
+        """Take a sequence out, wherever it is.
+
+        Args:
+            key: of the sequence; one that is not here is no error.
+            trusted: whether others may find what was computed of it.
+        """
+        gone = self._scheduler.remove(key) if trusted else self._scheduler.discard(key)
+        if gone is not None and gone.matcher is not None:
+            gone.matcher.close()
 
     def _run(self) -> None:
         try:
@@ -265,7 +297,7 @@ class EngineLoop:
             if isinstance(command, Stop):
                 return False
             if isinstance(command, Cancel):
-                self._scheduler.remove(command.key)
+                self._drop(command.key)
             else:
                 self._scheduler.add(command)
 

@@ -18,10 +18,10 @@ from typing import Any
 from serve_app.engine.conversation import ChatRenderer
 from serve_app.engine.defaults import resolved
 from serve_app.engine.detokenizer import Decode
-from serve_app.engine.reasoning import CLOSE, OPEN, AfterThoughts, Thinking, thinking_after
+from serve_app.engine.grammar.late import Thoughts
+from serve_app.engine.reasoning import CLOSE, OPEN, Thinking, thinking_after
 from serve_app.engine.sequence import SamplingPlan
 from serve_app.engine.special_tokens import SpecialTokens, describe_tokenizer
-from serve_app.engine.structure import Grammar, GrammarCompiler
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.protocol import (
     ChatPrompt,
@@ -107,12 +107,11 @@ class PromptEncoder:
         self._backend.no_padding()
         self.vocab_size = vocab_size
         self._max_context_tokens = max_context_tokens
-        self._eos_token_ids = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         self._special = SpecialTokens(self._backend)
         self._defaults = defaults
         self._reasoning = reasoning
         self.conversations = ChatRenderer(tokenizer, trust_templates=trust_templates)
-        self._grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     async def encode(self, request: GenerationRequest) -> EncodedRequest:
@@ -123,7 +122,7 @@ class PromptEncoder:
                 parameter out of range, a conversation that the chat template refuses.
             ContextLengthExceeded: prompt and completion do not fit the window.
         """
-        if _chars(request.prompt) > THREAD_CHARS or request.sampling.structure is not None:
+        if _chars(request.prompt) > THREAD_CHARS:
             return await asyncio.to_thread(self.encode_now, request)
         return self.encode_now(request)
 
@@ -135,11 +134,16 @@ class PromptEncoder:
         return EncodedRequest(
             tokens=encoded.ids,
             max_tokens=self._max_tokens(len(encoded.ids), request),
-            sampling=self._plan(params, encoded.thinking),
+            sampling=self._plan(params),
             continues=not _begins_an_answer(request.prompt),
             thinking=encoded.thinking,
             stop_strings=self._special.stop_ids(params.stop),
         )
+
+    def dump_tokenizer(self) -> str:
+        """Return the tokenizer's JSON, with tokens that its other files add."""
+        text: str = self._backend.to_str()
+        return text
 
     async def tokenize(self, prompt: Prompt) -> list[int]:
         """Return a prompt's ids; long ones are encoded off the event loop.
@@ -178,6 +182,17 @@ class PromptEncoder:
         """Return the text of ids without special tokens."""
         text: str = self._backend.decode(ids, skip_special_tokens=True)
         return text
+
+    def thoughts_of(self, request: EncodedRequest) -> Thoughts | None:
+        """Return what a structure has to let pass before it begins; None for nothing."""
+        if request.thinking in (None, Thinking.OVER):
+            return None
+        return Thoughts(
+            start=request.thinking,
+            open_id=self._special.id_of(OPEN),
+            piece=lambda token: self.piece(token)[0],
+            ends=self.eos_token_ids,
+        )
 
     def decoder(self, params: SamplingParams) -> Decode:
         """Return what turns a completion's ids into the text that was asked for."""
@@ -258,12 +273,11 @@ class PromptEncoder:
             max_context_tokens=window,
         )
 
-    def _plan(self, params: SamplingParams, thinking: Thinking | None) -> SamplingPlan:
-        own = frozenset() if params.ignore_eos else self._eos_token_ids
+    def _plan(self, params: SamplingParams) -> SamplingPlan:
+        # What is complete under a structure has to end.
+        ignores = params.ignore_eos and params.structure is None
+        own = frozenset() if ignores else self.eos_token_ids
         seed = random.getrandbits(64) if params.seed is None else params.seed
-        grammar = self._grammar(params, thinking)
-        if grammar is not None:
-            own = self._eos_token_ids  # a text that is whole has to end
         return SamplingPlan(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -279,23 +293,6 @@ class PromptEncoder:
             min_tokens=params.min_tokens,
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
-            grammar=grammar,
-        )
-
-    def _grammar(
-        self, params: SamplingParams, thinking: Thinking | None
-    ) -> Grammar | AfterThoughts | None:
-        if params.structure is None:
-            return None
-        grammar = self._grammars.compile(params.structure)
-        if thinking in (None, Thinking.OVER):
-            return grammar
-        return AfterThoughts(
-            grammar,
-            start=thinking,
-            open_id=self._special.id_of(OPEN),
-            piece=lambda token: self.piece(token)[0],
-            eos=self._eos_token_ids,
         )
 
 

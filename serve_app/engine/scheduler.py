@@ -71,6 +71,11 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}  # by key, oldest first
 
     @property
+    def sequences(self) -> Iterable[Sequence]:
+        """Those with a region, oldest first."""
+        return self._running.values()
+
+    @property
     def running(self) -> int:
         """Sequences with a region."""
         return len(self._running)
@@ -118,14 +123,19 @@ class Scheduler:
                 return waiting
         return None
 
-    def discard(self, key: int) -> None:
+    def discard(self, key: int) -> Sequence | None:
         """Take a running sequence out whose numbers are broken: nobody may find them."""
         if running := self._running.pop(key, None):
             self._release(running)
             self._cache.distrust(running.chain)
+        return running
 
     def plan(self) -> StepPlan:
-        """Choose the rows of the next step; empty only when there is no sequence at all."""
+        """Choose the rows of the next step.
+
+        Returns:
+            A plan without rows only when there is no sequence, or all of them wait for masks.
+        """
         moves: list[Move] = []
         for sequence in tuple(self._running.values()):
             if sequence.key in self._running:  # an older one may have pushed it out
@@ -134,7 +144,7 @@ class Scheduler:
         if (suspect := self._suspect(moves)) is not None:
             _add_rows(rows, (suspect,), self._step_tokens)
             return StepPlan(tuple(rows), tuple(moves))
-        decoding = [s for s in self._running.values() if s.missing == 1]
+        decoding = [s for s in self._running.values() if s.missing == 1 and not s.sits_out]
         prefilling = [s for s in self._running.values() if s.missing > 1]
         budget = _add_rows(rows, decoding, self._step_tokens)
         guessed = len(rows) * (1 + self._speculative)
@@ -253,7 +263,7 @@ class Scheduler:
         """Add guesses to a decode row where they fit and can be checked by sampling alone."""
         sequence = row.sequence
         plan = sequence.sampling
-        if sequence.holding is None or plan.adjusts or plan.logprobs is not None:
+        if sequence.holding is None or sequence.adjusts or plan.logprobs is not None:
             return row
         if sequence.drafter is None:
             sequence.drafter = Drafter(self._speculative)

@@ -13,8 +13,7 @@ from serve_app.protocol import FinishReason, Timing
 if TYPE_CHECKING:
     from serve_app.engine.adjust import Adjuster
     from serve_app.engine.drafting import Drafter
-    from serve_app.engine.reasoning import AfterThoughts
-    from serve_app.engine.structure import Grammar
+    from serve_app.engine.grammar.matcher import Matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,6 @@ class SamplingPlan:
         top_k: >= 0; 0 is off.
         seed: 64 bits; with a token's index it fixes that token's noise.
         stop_token_ids: ids that end the sequence, the model's own ones included.
-        grammar: what the completion must look like, compiled.
         prompt_logprobs: see `SamplingParams`, as all others.
     """
 
@@ -44,13 +42,12 @@ class SamplingPlan:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    grammar: Grammar | AfterThoughts | None = None
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits are changed before a token is drawn."""
+        """Whether logits are changed before a token is drawn, but for a structure."""
         return (
-            bool(self.logit_bias or self.min_tokens or self.grammar)
+            bool(self.logit_bias or self.min_tokens)
             or self.frequency_penalty != 0
             or self.presence_penalty != 0
             or self.repetition_penalty != 1
@@ -81,7 +78,8 @@ class Sequence:
         chain: digests of the first blocks, as far as they were needed.
         suspect: ran in a step that failed; its next one is for it alone.
         scored: prompt tokens after the first whose logprobs are known.
-        adjuster: what changes its logits; made when first needed.
+        matcher: its walk through the structure that it must have; None leaves it free.
+        adjuster: what else changes its logits; made when first needed.
         drafter: guesses its next tokens; made when first needed.
         arrived_s: on the monotonic clock, as the next three.
         began_s: its first step; 0 before.
@@ -102,6 +100,7 @@ class Sequence:
     chain: list[bytes] = field(default_factory=list)
     suspect: bool = False
     scored: int = 0
+    matcher: Matcher | None = None
     adjuster: Adjuster | None = None
     drafter: Drafter | None = None
     arrived_s: float = field(default_factory=time.monotonic)
@@ -141,6 +140,16 @@ class Sequence:
         return len(self.tokens) - self.prompt_tokens
 
     @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is drawn."""
+        return self.sampling.adjusts or self.matcher is not None
+
+    @property
+    def sits_out(self) -> bool:
+        """Whether its next token has to wait for a mask; another step may have it in time."""
+        return self.matcher is not None and self.matcher.sits_out
+
+    @property
     def wants_scores(self) -> bool:
         """Whether prompt tokens are left whose logprobs were asked for."""
         return self.sampling.prompt_logprobs is not None and self.scored < self.prompt_tokens - 1
@@ -176,6 +185,7 @@ class Update:
         token: the sampled id, if one was.
         finish_reason: set when this was the end.
         fault: set when the sequence failed, and it alone; a sentence.
+        refused: the fault is the client's: its structure cannot be enforced any further.
         score: of the sampled id, if it was asked for.
         prompt: of the prompt's tokens that this step computed, if they were.
     """
@@ -184,6 +194,7 @@ class Update:
     token: int | None = None
     finish_reason: FinishReason | None = None
     fault: str | None = None
+    refused: bool = False
     score: Score | None = None
     prompt: tuple[Score, ...] = ()
 
@@ -236,12 +247,16 @@ class Sampled:
         tokens: the sampled id and, behind it, those that were guessed right; empty if the row
             does not sample.
         broken: its logits are not finite.
+        late: its mask was not there in time, so its last token has to be computed once more.
+        refused: why its structure cannot be enforced any further; a sentence.
         score: see `Update`, as `prompt`.
     """
 
     row: Row
     tokens: tuple[int, ...] = ()
     broken: bool = False
+    late: bool = False
+    refused: str | None = None
     score: Score | None = None
     prompt: tuple[Score, ...] = ()
 
