@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -18,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.api import sse
 from serve_app.api.answers import ChunkVoice, usage_body
-from serve_app.api.body import TIMEOUT_HEADER, parse_object, read_body, require_json, time_limit
+from serve_app.api.body import TIMEOUT_HEADER, parse_object, require_json, time_limit
 from serve_app.api.chat_voice import ChatVoice
 from serve_app.api.choices import Choices, Piece, join
 from serve_app.api.completion_voice import CompletionVoice, read_echoes
@@ -26,6 +27,8 @@ from serve_app.api.convert import Plan, plan_chat, plan_completion
 from serve_app.api.envelope import envelope
 from serve_app.api.fields import CHAT, COMPLETION, Fields
 from serve_app.api.fields import RESPONSES as RESPONSE
+from serve_app.api.intake import Intake
+from serve_app.api.offload import Offload
 from serve_app.api.record import Trace, trace_of
 from serve_app.api.response_voice import ResponseVoice
 from serve_app.api.responses import plan_response, renamed
@@ -119,16 +122,24 @@ class Generate:
         endpoint: chat, completions or responses.
         engine: continues the prompts.
         model_name: the one model that is served here.
-        max_request_bytes: largest body.
+        intake: reads the bodies.
+        offload: does what takes long.
     """
 
     def __init__(
-        self, endpoint: Endpoint, engine: LLMEngine, *, model_name: str, max_request_bytes: int
+        self,
+        endpoint: Endpoint,
+        engine: LLMEngine,
+        *,
+        model_name: str,
+        intake: Intake,
+        offload: Offload,
     ) -> None:
         self._endpoint = endpoint
         self._engine = engine
         self._model_name = model_name
-        self._max_request_bytes = max_request_bytes
+        self._intake = intake
+        self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, the boundary turns them into answers."""
@@ -138,8 +149,8 @@ class Generate:
         try:
             async with asyncio.timeout(seconds) as limit:
                 require_json(headers)
-                raw = await read_body(receive, headers, max_bytes=self._max_request_bytes)
-                plan = self._plan(parse_object(raw), trace)
+                async with self._intake.body(receive, headers) as raw:
+                    plan = await self._offload.run(len(raw), partial(self._plan, raw, trace))
                 await while_connected(receive, self._answer(plan, trace, send))
         except RequestError as error:
             raise self._endpoint.renamed(error) from error
@@ -150,7 +161,8 @@ class Generate:
                 "the request was not finished within its own time limit", param=TIMEOUT_HEADER
             ) from None
 
-    def _plan(self, body: dict[str, Any], trace: Trace) -> Plan:
+    def _plan(self, raw: bytes, trace: Trace) -> Plan:
+        body = parse_object(raw)
         self._require_model(body.get("model"))
         self._endpoint.fields.refuse_unsupported(body)
         plan = self._endpoint.plan(body, trace.request_id)
