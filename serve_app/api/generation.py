@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from serve_app.api import sse
+from serve_app.api import shapes, sse
 from serve_app.api.answers import ChunkVoice, usage_body
 from serve_app.api.body import TIMEOUT_HEADER, parse_object, require_json, time_limit
 from serve_app.api.chat_voice import ChatVoice
@@ -33,6 +34,7 @@ from serve_app.api.record import Trace, trace_of
 from serve_app.api.response_voice import ResponseVoice
 from serve_app.api.responses import plan_response, renamed
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
+from serve_app.api.shapes import OldCalls
 from serve_app.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -84,7 +86,17 @@ class Endpoint:
 
 
 async def _chat_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
-    return _Chunks(ChatVoice(model, plan), plan)
+    voice: ChunkVoice = ChatVoice(model, plan)
+    return _Chunks(OldCalls(voice) if plan.old_calls else voice, plan)
+
+
+def _plan_chat(body: dict[str, Any], request_id: str) -> Plan:
+    old = shapes.is_old(body)
+    try:
+        plan = plan_chat(validate(ChatRequest, shapes.modern(body)), request_id=request_id)
+    except RequestError as error:
+        raise (shapes.renamed(error) if old else error) from error
+    return replace(plan, old_calls=old)
 
 
 async def _completion_voice(engine: LLMEngine, model: str, plan: Plan) -> Voice:
@@ -97,7 +109,7 @@ async def _response_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
 
 CHAT_COMPLETIONS = Endpoint(
     fields=CHAT,
-    plan=lambda body, request_id: plan_chat(validate(ChatRequest, body), request_id=request_id),
+    plan=_plan_chat,
     voice=_chat_voice,
 )
 COMPLETIONS = Endpoint(
@@ -152,8 +164,6 @@ class Generate:
                 async with self._intake.body(receive, headers) as raw:
                     plan = await self._offload.run(len(raw), partial(self._plan, raw, trace))
                 await while_connected(receive, self._answer(plan, trace, send))
-        except RequestError as error:
-            raise self._endpoint.renamed(error) from error
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -164,11 +174,12 @@ class Generate:
     def _plan(self, raw: bytes, trace: Trace) -> Plan:
         body = parse_object(raw)
         self._require_model(body.get("model"))
-        self._endpoint.fields.refuse_unsupported(body)
-        plan = self._endpoint.plan(body, trace.request_id)
+        ignored = self._endpoint.fields.check(body)
+        with self._own_names():
+            plan = self._endpoint.plan(body, trace.request_id)
         trace.stream = plan.stream
-        if unknown := self._endpoint.fields.unknown(body):
-            names = [name[:64] for name in unknown[:16]]
+        if ignored:
+            names = [name[:64] for name in ignored[:16]]
             log.debug("request.fields_ignored", request_id=trace.request_id, fields=names)
         return plan
 
@@ -186,16 +197,28 @@ class Generate:
         voice = await self._endpoint.voice(self._engine, self._model_name, plan)
         trace.write_failure = voice.failed
         running = Choices(self._engine, plan.requests, prompt_only=plan.prompt_only)
-        try:
+        with self._own_names(plan.structure_field):
             async with running as choices:
                 if plan.stream:
                     await _stream(voice, choices, trace, send)
                 else:
                     await _collect(voice, choices, trace, send)
+
+    @contextmanager
+    def _own_names(self, structure: str | None = None) -> Iterator[None]:
+        """Let errors name the fields as this endpoint's clients write them.
+
+        Args:
+            structure: the field that the engine knows as `structure`.
+        """
+        try:
+            yield
         except InvalidRequest as error:
-            if error.param == "structure":  # the engine's word for what several fields ask for
-                raise InvalidRequest(error.message, param=plan.structure_field) from error
-            raise
+            if error.param == "structure":
+                error = InvalidRequest(error.message, param=structure)
+            raise self._endpoint.renamed(error) from error
+        except RequestError as error:
+            raise self._endpoint.renamed(error) from error
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
