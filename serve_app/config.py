@@ -198,7 +198,24 @@ class ApiConfig(_Part):
     trust_request_chat_template: bool = Field(
         default=False, description="run a `chat_template` that comes with a request"
     )
+    body_timeout_s: float = Field(
+        20, gt=0, le=3600, description="time for a body to come, and 1 s more for each 16 KiB of it"
+    )
+    max_answer_bytes: int = Field(
+        67_108_864, ge=65_536, description="largest answer, whole or streamed"
+    )
+    send_timeout_s: float = Field(
+        60, gt=0, description="how long a client may take nothing of its answer before it is cut"
+    )
+    keep_alive_s: float = Field(
+        10, ge=0, description="silence of a stream after which it sends a comment; 0: never"
+    )
     cors_allow_origins: tuple[str, ...] = Field((), description="allowed browser origins")
+    allowed_hosts: tuple[str, ...] | None = Field(
+        None,
+        description="names in the Host header, `*.` for subdomains, `*` for any; null: any, but "
+        "on loopback without keys only this machine's own",
+    )
 
 
 class LoggingConfig(_Part):

@@ -27,7 +27,9 @@ from serve_app.api.answers import Model
 from serve_app.api.auth import ApiKeys, RequireKey
 from serve_app.api.board import Board, Whole
 from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, Generate
+from serve_app.api.intake import Intake
 from serve_app.api.middleware import Boundary, RequestId
+from serve_app.api.offload import Offload
 from serve_app.api.record import RequestRecord
 from serve_app.api.sse import dump
 from serve_app.api.tokens import token_routes
@@ -94,11 +96,13 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         card["max_model_len"] = max_context_tokens
     about = {"version": version, "model": model_name, "commit": commit}
     board = Board(engine, about, whole)
+    intake = Intake(max_bytes=api.max_request_bytes, timeout_s=api.body_timeout_s)
+    offload = Offload()
     pages = _Pages(engine, card, about, access, metrics)
     app = Starlette(
         routes=[
-            *_generation_routes(board, model_name, api),
-            *token_routes(engine, model_name, max_request_bytes=api.max_request_bytes),
+            *_generation_routes(board, model_name, intake, offload),
+            *token_routes(engine, model_name, intake=intake, offload=offload),
             *pages.routes(),
             *board.routes(),
         ],
@@ -109,7 +113,9 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     return app
 
 
-def _generation_routes(engine: LLMEngine, model_name: str, api: ApiConfig) -> list[Route]:
+def _generation_routes(
+    engine: LLMEngine, model_name: str, intake: Intake, offload: Offload
+) -> list[Route]:
     endpoints = {
         "/v1/chat/completions": CHAT_COMPLETIONS,
         "/v1/completions": COMPLETIONS,
@@ -118,9 +124,7 @@ def _generation_routes(engine: LLMEngine, model_name: str, api: ApiConfig) -> li
     return [
         Route(
             path,
-            Generate(
-                endpoint, engine, model_name=model_name, max_request_bytes=api.max_request_bytes
-            ),
+            Generate(endpoint, engine, model_name=model_name, intake=intake, offload=offload),
             methods=["POST"],
         )
         for path, endpoint in endpoints.items()

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from serve_app.api import sse
+from serve_app.api import shapes, sse
 from serve_app.api.answers import ChunkVoice, usage_body
-from serve_app.api.body import TIMEOUT_HEADER, parse_object, read_body, require_json, time_limit
+from serve_app.api.body import TIMEOUT_HEADER, parse_object, require_json, time_limit
 from serve_app.api.chat_voice import ChatVoice
 from serve_app.api.choices import Choices, Piece, join
 from serve_app.api.completion_voice import CompletionVoice, read_echoes
@@ -26,10 +28,13 @@ from serve_app.api.convert import Plan, plan_chat, plan_completion
 from serve_app.api.envelope import envelope
 from serve_app.api.fields import CHAT, COMPLETION, Fields
 from serve_app.api.fields import RESPONSES as RESPONSE
+from serve_app.api.intake import Intake
+from serve_app.api.offload import Offload
 from serve_app.api.record import Trace, trace_of
 from serve_app.api.response_voice import ResponseVoice
 from serve_app.api.responses import plan_response, renamed
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
+from serve_app.api.shapes import OldCalls
 from serve_app.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -81,7 +86,17 @@ class Endpoint:
 
 
 async def _chat_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
-    return _Chunks(ChatVoice(model, plan), plan)
+    voice: ChunkVoice = ChatVoice(model, plan)
+    return _Chunks(OldCalls(voice) if plan.old_calls else voice, plan)
+
+
+def _plan_chat(body: dict[str, Any], request_id: str) -> Plan:
+    old = shapes.is_old(body)
+    try:
+        plan = plan_chat(validate(ChatRequest, shapes.modern(body)), request_id=request_id)
+    except RequestError as error:
+        raise (shapes.renamed(error) if old else error) from error
+    return replace(plan, old_calls=old)
 
 
 async def _completion_voice(engine: LLMEngine, model: str, plan: Plan) -> Voice:
@@ -94,7 +109,7 @@ async def _response_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
 
 CHAT_COMPLETIONS = Endpoint(
     fields=CHAT,
-    plan=lambda body, request_id: plan_chat(validate(ChatRequest, body), request_id=request_id),
+    plan=_plan_chat,
     voice=_chat_voice,
 )
 COMPLETIONS = Endpoint(
@@ -119,16 +134,24 @@ class Generate:
         endpoint: chat, completions or responses.
         engine: continues the prompts.
         model_name: the one model that is served here.
-        max_request_bytes: largest body.
+        intake: reads the bodies.
+        offload: does what takes long.
     """
 
     def __init__(
-        self, endpoint: Endpoint, engine: LLMEngine, *, model_name: str, max_request_bytes: int
+        self,
+        endpoint: Endpoint,
+        engine: LLMEngine,
+        *,
+        model_name: str,
+        intake: Intake,
+        offload: Offload,
     ) -> None:
         self._endpoint = endpoint
         self._engine = engine
         self._model_name = model_name
-        self._max_request_bytes = max_request_bytes
+        self._intake = intake
+        self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, the boundary turns them into answers."""
@@ -138,11 +161,9 @@ class Generate:
         try:
             async with asyncio.timeout(seconds) as limit:
                 require_json(headers)
-                raw = await read_body(receive, headers, max_bytes=self._max_request_bytes)
-                plan = self._plan(parse_object(raw), trace)
+                async with self._intake.body(receive, headers) as raw:
+                    plan = await self._offload.run(len(raw), partial(self._plan, raw, trace))
                 await while_connected(receive, self._answer(plan, trace, send))
-        except RequestError as error:
-            raise self._endpoint.renamed(error) from error
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -150,13 +171,15 @@ class Generate:
                 "the request was not finished within its own time limit", param=TIMEOUT_HEADER
             ) from None
 
-    def _plan(self, body: dict[str, Any], trace: Trace) -> Plan:
+    def _plan(self, raw: bytes, trace: Trace) -> Plan:
+        body = parse_object(raw)
         self._require_model(body.get("model"))
-        self._endpoint.fields.refuse_unsupported(body)
-        plan = self._endpoint.plan(body, trace.request_id)
+        ignored = self._endpoint.fields.check(body)
+        with self._own_names():
+            plan = self._endpoint.plan(body, trace.request_id)
         trace.stream = plan.stream
-        if unknown := self._endpoint.fields.unknown(body):
-            names = [name[:64] for name in unknown[:16]]
+        if ignored:
+            names = [name[:64] for name in ignored[:16]]
             log.debug("request.fields_ignored", request_id=trace.request_id, fields=names)
         return plan
 
@@ -174,16 +197,28 @@ class Generate:
         voice = await self._endpoint.voice(self._engine, self._model_name, plan)
         trace.write_failure = voice.failed
         running = Choices(self._engine, plan.requests, prompt_only=plan.prompt_only)
-        try:
+        with self._own_names(plan.structure_field):
             async with running as choices:
                 if plan.stream:
                     await _stream(voice, choices, trace, send)
                 else:
                     await _collect(voice, choices, trace, send)
+
+    @contextmanager
+    def _own_names(self, structure: str | None = None) -> Iterator[None]:
+        """Let errors name the fields as this endpoint's clients write them.
+
+        Args:
+            structure: the field that the engine knows as `structure`.
+        """
+        try:
+            yield
         except InvalidRequest as error:
-            if error.param == "structure":  # the engine's word for what several fields ask for
-                raise InvalidRequest(error.message, param=plan.structure_field) from error
-            raise
+            if error.param == "structure":
+                error = InvalidRequest(error.message, param=structure)
+            raise self._endpoint.renamed(error) from error
+        except RequestError as error:
+            raise self._endpoint.renamed(error) from error
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

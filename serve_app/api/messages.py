@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError, from_json
+
+MAX_CALLS = 1024  # of one message
 
 
 def _refuse(_value: object) -> None:
@@ -30,8 +32,18 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, hide_input_in_errors=True)
 
 
-RESULTS = ("tool", "function")  # `function` is the role's name of 2023
-REPEATED = ("assistant", *RESULTS)
+def at_most(length: int) -> BeforeValidator:
+    """Return a validator that refuses a longer list before it looks at what is in it."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list) and len(value) > length:
+            raise ValueError(f"must hold at most {length}")
+        return value
+
+    return BeforeValidator(check)
+
+
+REPEATED = ("assistant", "tool")  # roles of what a client repeats
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # of other servers' answers
 
@@ -39,13 +51,13 @@ _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # of other servers' 
 def _text(content: object, info: ValidationInfo) -> object:
     """Flatten a content to one text, a line for each part; None if there is none."""
     role = info.data.get("role")
-    if role in RESULTS and not isinstance(content, str | list | None):
+    if role == "tool" and not isinstance(content, str | list | None):
         return json.dumps(content, ensure_ascii=False)  # a function's value as it is
     if not isinstance(content, list):
         return content
     if role not in REPEATED and not content:
         raise ValueError("must not be an empty list")
-    if role in RESULTS and not all(map(_is_part, content)):
+    if role == "tool" and not all(map(_is_part, content)):
         return json.dumps(content, ensure_ascii=False)
     texts = [_part(part, role) for part in content]
     return "\n".join(text for text in texts if text is not None)
@@ -119,43 +131,39 @@ def _if_text(value: object) -> object:
 class Message(Schema):
     """One message of a conversation, its content flattened to text."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(_text)] = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True), at_most(MAX_CALLS)] | None = None
     audio: Refused = None
-    function_call: FunctionCall | None = None  # a call's form of 2023
+    function_call: Refused = None
     refusal: str | None = None
     reasoning_content: Annotated[str | None, BeforeValidator(_if_text)] = None
+    reasoning: Annotated[str | None, BeforeValidator(_if_text)] = None  # the same, elsewhere
 
     @model_validator(mode="after")
     def _complete(self) -> Message:
-        if self.role != "assistant":
-            for field in ("tool_calls", "function_call"):
-                if getattr(self, field):
-                    raise ValueError(f"only a message of role assistant can have `{field}`")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only a message of role assistant can have `tool_calls`")
         if self.content is None and self.role not in REPEATED:
             raise ValueError("a message must have a `content`")
         return self
 
     def shown(self) -> dict[str, Any]:
         """Return the message for the template; `developer` is today's name of `system`."""
-        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        role = "system" if self.role == "developer" else self.role
         fields: dict[str, Any] = {"role": role, "content": self.content or self.refusal or ""}
         if self.name is not None:
             fields["name"] = self.name
         if self.tool_call_id:
             fields["tool_call_id"] = self.tool_call_id
-        if self.reasoning_content and role == "assistant":
-            fields["reasoning_content"] = self.reasoning_content
-        calls = [(call.id, call.function) for call in self.tool_calls or ()]
-        if self.function_call is not None:
-            calls.append((None, self.function_call))
-        if calls:
+        if role == "assistant" and (thoughts := self.reasoning_content or self.reasoning):
+            fields["reasoning_content"] = thoughts
+        if self.tool_calls:
             fields["tool_calls"] = [
-                {"id": id_, "type": "function", "function": function.shown()}
-                for id_, function in calls
+                {"id": call.id, "type": "function", "function": call.function.shown()}
+                for call in self.tool_calls
             ]
         return fields
 
