@@ -52,8 +52,8 @@ class TextPrompt:
         text: at least one character.
         add_special_tokens: add those that the tokenizer puts around a text, unless the text
             begins with them.
-        truncate: keep this many tokens, the last ones; -1 keeps what leaves room for the
-            completion; None refuses what is too long.
+        truncate: keep this many tokens, the last ones; below 0, as many as leave room for so
+            many of the completion; None refuses what is too long.
     """
 
     text: str
@@ -107,6 +107,10 @@ class Structure:
 SUBSCHEMA = "x-serve-app"
 
 
+# Parameters for which a model's authors may publish defaults; those that vLLM takes over.
+MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request picks its tokens.
@@ -136,8 +140,8 @@ class SamplingParams:
         skip_special_tokens: special tokens have no text.
         keep_special_tokens: those that have a text nevertheless.
         return_prompt_ids: the first delta has the prompt's ids.
-        unset: names of fields that the client left out; a default that the model's authors
-            publish replaces theirs.
+        unset: those of `MODEL_DEFAULTS` that the client left out; a default that the model's
+            authors publish replaces theirs.
     """
 
     max_tokens: int | None = None
@@ -249,7 +253,7 @@ class TokenDelta:
         prompt_logprobs: one for each token of the prompt, on the first delta of index 0.
         timing: running totals of this completion.
         reasoning: new text of the model's thoughts, which come before `text`.
-        prompt_token_ids: the prompt, on the first delta of index 0, if it was asked for.
+        prompt_token_ids: the prompt, on a completion's first delta, if it was asked for.
     """
 
     text: str

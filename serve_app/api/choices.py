@@ -29,6 +29,9 @@ class Piece:
         finish_reason: set on the choice's last piece.
         logprobs: of the new tokens, if they were asked for.
         prompt_logprobs: of the prompt's tokens, once, for a prompt's first choice.
+        reasoning: new text of the model's thoughts, which come before `text`.
+        token_ids: the new tokens.
+        prompt_token_ids: the prompt's, once, if they were asked for.
     """
 
     index: int
@@ -36,6 +39,9 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
 
 
 def join(pieces: Sequence[Piece]) -> Piece:
@@ -48,6 +54,9 @@ def join(pieces: Sequence[Piece]) -> Piece:
         finish_reason=pieces[-1].finish_reason,
         logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
         prompt_logprobs=tuple(entry for piece in pieces for entry in piece.prompt_logprobs),
+        reasoning="".join(piece.reasoning for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        prompt_token_ids=pieces[0].prompt_token_ids,
     )
 
 
@@ -158,6 +167,9 @@ def _piece(first: int, delta: TokenDelta) -> Piece:
         finish_reason=delta.finish_reason,
         logprobs=delta.logprobs,
         prompt_logprobs=delta.prompt_logprobs,
+        reasoning=delta.reasoning,
+        token_ids=delta.token_ids,
+        prompt_token_ids=delta.prompt_token_ids,
     )
 
 
@@ -165,6 +177,7 @@ def _without_completion(delta: TokenDelta) -> TokenDelta:
     return replace(
         delta,
         text="",
+        reasoning="",
         token_ids=(),
         logprobs=(),
         usage=replace(delta.usage, completion_tokens=0),

@@ -187,7 +187,7 @@ _TABLE: dict[str, Rule | tuple[Rule, Rule, Rule]] = {
     "reasoning_effort": (DONE, HINT, refused("none", instead="use `reasoning.effort`")),
     "reasoning": (HINT, HINT, DONE),
     "thinking_token_budget": refused(-1),
-    "include_reasoning": HINT,
+    "include_reasoning": (DONE, HINT, DONE),
     "reasoning_format": HINT,
     "separate_reasoning": HINT,
     "stream_reasoning": HINT,

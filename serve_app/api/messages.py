@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, from_json
 
 MAX_CALLS = 1024  # of one message
@@ -93,11 +101,17 @@ def only_functions(kind: object) -> object:
 FunctionKind = Annotated[Literal["function"], BeforeValidator(only_functions)]
 
 
+def _arguments(value: object) -> str | dict[str, Any] | None:
+    if value is None or isinstance(value, str | dict):
+        return value
+    raise ValueError("must be an object, or its text")
+
+
 class FunctionCall(Schema):
     """Which function an earlier answer called, and with what."""
 
     name: str
-    arguments: str | dict[str, Any] | None = None
+    arguments: Annotated[str | dict[str, Any] | None, PlainValidator(_arguments)] = None
 
     def shown(self) -> dict[str, Any]:
         """Return the call as chat templates read it: arguments are an object if they can be."""

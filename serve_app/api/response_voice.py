@@ -13,7 +13,8 @@ from serve_app.api.choices import Piece
 from serve_app.api.convert import Plan
 from serve_app.api.envelope import envelope
 from serve_app.api.logprobs import ChatTokenLogprob, chat_logprobs
-from serve_app.api.tool_formats import CallBegun, Content, Part, ToolReader
+from serve_app.api.tool_formats import CallBegun, Content, Part
+from serve_app.api.tools import new_call_id
 from serve_app.errors import ServeAppError
 from serve_app.protocol import FinishReason, TokenLogprobs, Usage
 
@@ -32,8 +33,8 @@ class ResponseVoice:
     """
 
     def __init__(self, model: str, plan: Plan) -> None:
-        calls = plan.calls
-        self._reader = ToolReader(calls.names, parallel=calls.parallel) if calls else None
+        self._reader = plan.calls.reader() if plan.calls else None
+        self._shows_thoughts = plan.reasoning
         self._body: dict[str, Any] = {
             "id": f"resp_{uuid4().hex}",
             "object": "response",
@@ -41,8 +42,8 @@ class ResponseVoice:
             "model": model,
             **(plan.repeated or {}),
         }
-        self._items: list[_Message | _Call] = []
-        self._open: _Message | _Call | None = None
+        self._items: list[_Thoughts | _Message | _Call] = []
+        self._open: _Thoughts | _Message | _Call | None = None
         self._reason: FinishReason | None = None
         self._untold: tuple[TokenLogprobs, ...] = ()  # text may be held back, its tokens with it
         self._begun = False
@@ -104,6 +105,11 @@ class ResponseVoice:
     def _told(self, piece: Piece) -> Iterator[Event]:
         self._reason = piece.finish_reason
         self._untold += piece.logprobs
+        if piece.reasoning and self._shows_thoughts:
+            if not isinstance(self._open, _Thoughts):
+                yield from self._opened(_Thoughts(len(self._items)))
+            if isinstance(self._open, _Thoughts):
+                yield self._open.more(piece.reasoning)
         parts: list[Part] = [Content(piece.text)] if piece.text else []
         if self._reader is not None:
             parts = self._reader.read(piece.text)
@@ -127,7 +133,7 @@ class ResponseVoice:
         elif isinstance(self._open, _Call):
             yield self._open.more(part.text)
 
-    def _opened(self, item: _Message | _Call) -> Iterator[Event]:
+    def _opened(self, item: _Thoughts | _Message | _Call) -> Iterator[Event]:
         yield from self._closed()
         self._items.append(item)
         self._open = item
@@ -148,6 +154,51 @@ class ResponseVoice:
     def _event(self, body: Event) -> bytes:
         numbered = {**body, "sequence_number": next(self._numbers)}
         return f"event: {body['type']}\n".encode() + sse.event(numbered)
+
+
+class _Thoughts:
+    """What the model thought before its answer."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+        self._id = f"rs_{uuid4().hex}"
+        self._text = ""
+        self._status = "in_progress"
+
+    @property
+    def body(self) -> Event:
+        content = [] if self._status == "in_progress" else [self._part]
+        return {
+            "id": self._id,
+            "type": "reasoning",
+            "status": self._status,
+            "summary": [],
+            "content": content,
+        }
+
+    @property
+    def _part(self) -> Event:
+        return {"type": "reasoning_text", "text": self._text}
+
+    @property
+    def _where(self) -> Event:
+        return {"item_id": self._id, "output_index": self._place, "content_index": 0}
+
+    def added(self) -> Iterator[Event]:
+        added = "response.output_item.added"
+        yield {"type": added, "output_index": self._place, "item": self.body}
+        yield {"type": "response.content_part.added", **self._where, "part": self._part}
+
+    def more(self, text: str) -> Event:
+        self._text += text
+        return {"type": "response.reasoning_text.delta", **self._where, "delta": text}
+
+    def done(self, status: str) -> Iterator[Event]:
+        self._status = status
+        yield {"type": "response.reasoning_text.done", **self._where, "text": self._text}
+        yield {"type": "response.content_part.done", **self._where, "part": self._part}
+        kind = "response.output_item.done"
+        yield {"type": kind, "output_index": self._place, "item": self.body}
 
 
 class _Message:
@@ -209,7 +260,7 @@ class _Call:
 
     def __init__(self, place: int, name: str) -> None:
         self._place = place
-        self._id, self._call_id = f"fc_{uuid4().hex}", f"call_{uuid4().hex[:24]}"
+        self._id, self._call_id = f"fc_{uuid4().hex}", new_call_id()
         self._name = name
         self._arguments = ""
         self._status = "in_progress"

@@ -43,7 +43,8 @@ STRUCTURES = (
     "json_schema",
     "regex",
 )
-_MAX_STOP_CHARS = 1024
+MAX_STOPS = 128
+MAX_STOP_CHARS = 1024  # of one, and sixteen times as many of all
 _MAX_BIASES = 1024
 _TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
 
@@ -55,9 +56,12 @@ def _stops(value: object) -> object:
         value = [value]
     if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
         raise ValueError("must be a string or a list of strings")
-    if len(value) > 4 or not all(0 < len(stop) <= _MAX_STOP_CHARS for stop in value):
-        raise ValueError(f"at most 4 strings, each of 1 to {_MAX_STOP_CHARS} characters")
-    return tuple(value)
+    stops = tuple(dict.fromkeys(stop for stop in value if stop))  # an empty one stops nothing
+    if len(value) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters")
+    if sum(map(len, stops)) > 16 * MAX_STOP_CHARS:
+        raise ValueError(f"at most {16 * MAX_STOP_CHARS} characters in all")
+    return stops
 
 
 def _biases(value: object) -> object:
@@ -131,6 +135,7 @@ def _token_prompt(ids: list[object]) -> TokenPrompt:
 Int = Annotated[int, BeforeValidator(_whole)]
 TokenId = Annotated[Int, Field(ge=0, le=MAX_TOKEN_ID)]
 Limit = Annotated[int | None, _limit(1)]
+Truncation = Annotated[int | None, _limit(1)]  # UNLIMITED is as many as fit
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -157,6 +162,11 @@ class SamplingFields(Schema):
     stop: Annotated[tuple[str, ...] | None, BeforeValidator(_stops)] = None
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True), at_most(256)] | None = None
     ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Truncation = None
+    return_token_ids: bool | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
@@ -222,7 +232,10 @@ class ChatRequest(SamplingFields):
     tools: Annotated[list[Tool], Field(fail_fast=True), at_most(MAX_TOOLS)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -1,4 +1,8 @@
-"""`POST /tokenize` and `/detokenize`, in vLLM's shape: what a prompt costs, before it is sent."""
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shape: what a prompt costs.
+
+A prompt or a conversation is read as the endpoint reads it that would answer it, so the ids are
+those that a request would begin with.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -16,20 +22,19 @@ from serve_app.api.intake import Intake
 from serve_app.api.offload import Offload
 from serve_app.api.record import trace_of
 from serve_app.api.sse import dump
-from serve_app.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.protocol import LLMEngine
 
 Body: TypeAlias = dict[str, Any]
 Run: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]  # a request's `Offload.run`
 MAX_IDS = 2**20
-# Neutral values of vLLM's own fields; the others are those of the endpoint that is meant.
-_OWN = {"add_special_tokens": True, "return_token_strs": False}
+_STRINGS = "return_token_strs"  # the other fields are those of the endpoint that is meant
 
 
 def token_routes(
     engine: LLMEngine, model_name: str, *, intake: Intake, offload: Offload
 ) -> list[Route]:
-    """Return both routes.
+    """Return the routes; those of vLLM stand outside of `/v1`, and are found there as well.
 
     Args:
         engine: knows the model's tokenizer.
@@ -41,10 +46,16 @@ def token_routes(
         "/tokenize": partial(_tokenize, engine),
         "/detokenize": partial(_detokenize, engine),
     }
-    return [
-        Route(path, _Endpoint(answer, model_name, intake, offload), methods=["POST"])
+    posts = [
+        Route(f"{base}{path}", _Endpoint(answer, model_name, intake, offload), methods=["POST"])
         for path, answer in answers.items()
+        for base in ("", "/v1")
     ]
+
+    async def info(_request: Request) -> Response:
+        return Response(dump(await engine.tokenizer_info()), media_type="application/json")
+
+    return [*posts, Route("/tokenizer_info", info), Route("/v1/tokenizer_info", info)]
 
 
 class _Endpoint:
@@ -83,19 +94,21 @@ class _Endpoint:
 
 
 async def _tokenize(engine: LLMEngine, request: Body, run: Run) -> Body:
-    for name, neutral in _OWN.items():
-        if request.get(name) not in (None, neutral):
-            raise UnsupportedParameter(f"`{name}` is not supported here", param=name)
+    strings = request.get(_STRINGS)
+    if not isinstance(strings, bool | None):
+        raise InvalidRequest(f"`{_STRINGS}`: must be true or false", param=_STRINGS)
     endpoint = CHAT_COMPLETIONS if "messages" in request else COMPLETIONS
-    fields = {name: value for name, value in request.items() if name not in _OWN}
+    fields = {name: value for name, value in request.items() if name != _STRINGS}
     requests = (await run(partial(endpoint.plan, fields, ""))).requests
     if len(requests) != 1:
         raise InvalidRequest("`prompt`: must be one prompt", param="prompt")
     tokens = await engine.tokenize(requests[0].prompt)
+    ids = tokens.token_ids
     return {
-        "count": len(tokens.token_ids),
+        "count": len(ids),
         "max_model_len": tokens.max_context_tokens,
-        "tokens": list(tokens.token_ids),
+        "tokens": list(ids),
+        "token_strs": list(await engine.token_strings(ids)) if strings else None,
     }
 
 

@@ -8,8 +8,10 @@ enforced, so `strict` is the model's good will there.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_letters, digits
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator
@@ -17,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from serve_app.api.messages import FunctionKind, Schema, only_functions
 
+_ID_CHARS = ascii_letters + digits
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -82,6 +85,11 @@ def check_tools(tools: Sequence[Tool], choice: str | NamedFunction | None) -> No
         raise PydanticCustomError("tool_choice", "names a function that is not among `tools`")
     if choice == "required" and not tools:
         raise PydanticCustomError("tool_choice", "requires a call, but there are no `tools`")
+
+
+def new_call_id() -> str:
+    """Return an id for a call: nine letters and digits, as Mistral's chat templates want them."""
+    return "".join(secrets.choice(_ID_CHARS) for _ in range(9))
 
 
 def calls_schema(

@@ -348,9 +348,7 @@ class Engine:
             stream.fail(EngineError(message))
 
 
-def _open(
-    grammar: Worker | None, count: int, thoughts: Thoughts | None
-) -> list[Matcher | None]:
+def _open(grammar: Worker | None, count: int, thoughts: Thoughts | None) -> list[Matcher | None]:
     """Begin the walks of a request's completions, behind their thoughts; all of them or none."""
     if grammar is None:
         return [None] * count

@@ -122,7 +122,7 @@ class PromptEncoder:
                 parameter out of range, a conversation that the chat template refuses.
             ContextLengthExceeded: prompt and completion do not fit the window.
         """
-        if _chars(request.prompt) > THREAD_CHARS:
+        if _takes_long(request.prompt):
             return await asyncio.to_thread(self.encode_now, request)
         return self.encode_now(request)
 
@@ -130,7 +130,7 @@ class PromptEncoder:
         """Check and encode on the calling thread; see `encode`."""
         params = resolved(request.sampling, self._defaults)
         check_sampling(params, self.vocab_size)
-        encoded = self._tokens(request.prompt, reserve=params.max_tokens or 1)
+        encoded = self._tokens(request.prompt)
         return EncodedRequest(
             tokens=encoded.ids,
             max_tokens=self._max_tokens(len(encoded.ids), request),
@@ -152,7 +152,7 @@ class PromptEncoder:
             InvalidRequest: an empty prompt, an id outside the vocabulary, a conversation that
                 the chat template refuses.
         """
-        if _chars(prompt) > THREAD_CHARS:
+        if _takes_long(prompt):
             return (await asyncio.to_thread(self._tokens, prompt)).ids
         return self._tokens(prompt).ids
 
@@ -213,11 +213,10 @@ class PromptEncoder:
             return text, bytes([int(match[1], 16)])
         return text, text.encode()
 
-    def _tokens(self, prompt: Prompt, *, reserve: int = 1) -> _Encoded:
-        """Return a prompt's ids; a completion of `reserve` tokens has to fit behind them."""
+    def _tokens(self, prompt: Prompt) -> _Encoded:
         limit = prompt.truncate
         if limit is not None and limit < 0:
-            limit = max(1, self._max_context_tokens - reserve)
+            limit = max(1, self._max_context_tokens + limit)
         if isinstance(prompt, TokenPrompt):
             return _Encoded(self._checked(prompt.token_ids[-limit:] if limit else prompt.token_ids))
         text, thinking = self._text(prompt)
@@ -341,6 +340,12 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
 
 def _begins_an_answer(prompt: Prompt) -> bool:
     return isinstance(prompt, ChatPrompt) and not prompt.continue_final_message
+
+
+def _takes_long(prompt: Prompt) -> bool:
+    # A client's own template is an unknown program.
+    foreign = isinstance(prompt, ChatPrompt) and prompt.chat_template is not None
+    return foreign or _chars(prompt) > THREAD_CHARS
 
 
 def _chars(prompt: Prompt) -> int:

@@ -7,7 +7,7 @@ from serve_app.api.fields import COMPLETION as COMPLETION_FIELDS
 from serve_app.api.fields import RESPONSES as RESPONSE_FIELDS
 from serve_app.api.schemas import ChatRequest, CompletionRequest
 from serve_app.errors import InvalidRequest
-from serve_app.protocol import SamplingParams
+from serve_app.protocol import MODEL_DEFAULTS, SamplingParams
 from tests.api.harness import CHAT, COMPLETIONS, HELLO, Service, refusal
 from tests.api.specification import request_fields
 
@@ -17,15 +17,6 @@ ENDPOINTS = [
 ]
 RESPONSES = "/v1/responses"
 OLD = {"functions", "function_call"}  # are translated before the schema reads a body
-READ_ELSEWHERE = {
-    "add_special_tokens",
-    "chat_template",
-    "enable_thinking",
-    "include_stop_str_in_output",
-    "return_token_ids",
-    "skip_special_tokens",
-    "truncate_prompt_tokens",
-}
 SMALLEST = {CHAT: HELLO, COMPLETIONS: {"prompt": "Once"}, RESPONSES: {"input": "hi"}}
 REFUSED = [
     *((CHAT, name, value) for name, value in CHAT_FIELDS.refused.items()),
@@ -53,7 +44,7 @@ def test_each_specified_field_is_in_exactly_one_table(fields, specified):
 def test_the_schema_reads_what_is_called_done(fields, schema, specified):
     """A field that is called done is really read, and the other way round."""
     assert set(schema.model_fields) <= fields.done
-    assert fields.done - set(schema.model_fields) <= OLD | READ_ELSEWHERE
+    assert fields.done - set(schema.model_fields) <= OLD
 
 
 @pytest.mark.parametrize(("path", "name", "neutral"), REFUSED)
@@ -133,7 +124,9 @@ async def test_a_hint_is_no_error(path, name, value, stream):
     response = await service.post(path, SMALLEST[path] | {name: value, "stream": stream})
     assert response.status_code == 200
     (request,) = service.engine.requests
-    assert request.sampling == SamplingParams(max_tokens=request.sampling.max_tokens)
+    assert request.sampling == SamplingParams(
+        max_tokens=request.sampling.max_tokens, unset=frozenset(MODEL_DEFAULTS)
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ SENSIBLE = {
     "stop": st.lists(st.text(max_size=3), max_size=5) | st.text(max_size=3),
 }
 
-TOKENS = ({"count", "max_model_len", "tokens"}, {"prompt"})
+TOKENS = ({"count", "max_model_len", "tokens", "token_strs"}, {"prompt"})
 RESPONSES = "/v1/responses"
 ANSWERS = {
     CHAT: "CreateChatCompletionResponse",

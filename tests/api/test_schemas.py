@@ -19,6 +19,9 @@ def refused(schema, body):
     return caught.value
 
 
+STOPS = [chr(ord("A") + n) for n in range(64)]
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -30,7 +33,10 @@ def refused(schema, body):
         ("top_p", [-1, 1.01, "1"]),
         ("top_k", [-2, 0.5, "1", 2**31]),
         ("seed", [2**63, -(2**63) - 1, 1.5, "1"]),
-        ("stop", ["", [""], ["a"] * 5, [1], 1, {"a": 1}, "x" * 1025, [["a"]]]),
+        (
+            "stop",
+            [["a"] * 129, [1], 1, {"a": 1}, "x" * 1025, [["a"]], ["x" * 1000 + c for c in STOPS]],
+        ),
         ("stop_token_ids", [1, ["1"], [-1], [2**31], [True], [1] * 257]),
         ("ignore_eos", ["yes", 1]),
         ("min_p", [-0.1, 1.1, "0"]),
@@ -84,7 +90,7 @@ def test_a_wrong_value_is_refused_by_name(schema, smallest, name, values):
         ("top_p", [1, 0.001, 0]),
         ("top_k", [-1, 0, 50, 40.0]),
         ("seed", [0, 2**63 - 1, -(2**63), -1, 7.0]),
-        ("stop", ["a", [], ["a", "b", "c", "d"], "\n"]),
+        ("stop", ["a", [], STOPS, "\n", "", [""], ["a", ""]]),
         ("stop_token_ids", [[], [0, 5]]),
         ("min_p", [0, 1]),
         ("frequency_penalty", [-2, 2]),
@@ -189,7 +195,9 @@ def test_prompts_times_n_are_bounded():
         ([{"role": "user", "content": []}], "messages[0].content"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
-        ([{"role": "tool", "content": "x"}], "messages[0]"),
+        ([{"role": "system"}], "messages[0]"),
+        ([{"role": "user", "content": {"a": 1}}], "messages[0].content"),
+        ([{"role": "assistant", "content": {"a": 1}}], "messages[0].content"),
         (
             [{"role": "user", "content": "x"}, {"role": "user", "content": "x", "name": 1}],
             "messages[1].name",
@@ -206,16 +214,17 @@ def test_a_wrong_conversation_is_refused_by_place(messages, param):
     [
         {"content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
         {"content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]},
+        {"role": "user", "content": [{"type": "refusal", "refusal": "x"}]},
+        {"role": "system", "content": [{"type": "thinking", "thinking": "x"}]},
         {"function_call": {"name": "f"}},
         {"audio": {"id": "a"}},
-        {"refusal": "no"},
     ],
 )
 def test_what_a_message_cannot_carry_here_is_unsupported(extra):
     """Images and audio are refused, never dropped."""
     with pytest.raises(UnsupportedParameter) as caught:
         validate(ChatRequest, {"messages": [{"role": "assistant", "content": "x"} | extra]})
-    assert caught.value.param == f"messages[0].{next(iter(extra))}"
+    assert caught.value.param == f"messages[0].{[*extra][-1]}"
 
 
 def test_an_answer_of_ours_can_be_sent_back():
@@ -353,3 +362,9 @@ def test_a_list_has_a_length(param):
 def test_the_words_are_plain(fields, words):
     """They speak of JSON and of the range; not of a validator, of Python or of its types."""
     assert refused(ChatRequest, HELLO | fields).message == words
+
+
+def test_empty_stop_strings_stop_nothing():
+    """They are left out, and each other one stands once."""
+    for stop, kept in [("", ()), (["a", "", "b", "a"], ("a", "b")), ([], ())]:
+        assert validate(ChatRequest, HELLO | {"stop": stop}).stop == kept

@@ -156,7 +156,7 @@ def test_tools_alone_leave_the_text_free():
     """The model calls in its own form; the reader looks for it."""
     plan = planned()
     assert plan.requests[0].sampling.structure is None
-    assert plan.calls.names == ("f",)
+    assert list(plan.calls.parameters) == ["f"]
     assert plan.requests[0].prompt.tools[0]["function"]["name"] == "f"
 
 

@@ -116,8 +116,8 @@ class _Object:
             if not (yield from tape.starts('"', at)):
                 return None
             self.name = yield from tape.one_of(self.tools.names, at + 1)
-            end = at + 1 + len(self.name)
-            return end + 1 if self.name and (yield from tape.starts('"', end)) else None
+            quote = at + 1 + len(self.name)
+            return quote + 1 if self.name and (yield from tape.starts('"', quote)) else None
         if key == "type":
             known = yield from tape.starts('"function"', at)
             return at + len('"function"') if known else None

@@ -245,14 +245,11 @@ def _string(tape: Tape, quote: str) -> Read[bool]:
     tape.take(len(quote))
     yield CallArguments('"')
     marks = re.compile(rf"[{quote[0]}\\]")
-    while True:
+    while (yield from tape.more(0)):
         found = marks.search(tape.text)
         if text := tape.take(found.start() if found else len(tape.text)):
-            yield CallArguments(json.dumps(text, ensure_ascii=False)[1:-1])
-        if found is None:
-            if not (yield from tape.more(0)):
-                return False
-        elif found[0] == "\\":
+            yield CallArguments(_inside(text))
+        elif tape.text[0] == "\\":
             if not (yield from _escape(tape)):
                 return False
         elif (yield from tape.starts(quote, 0)):
@@ -260,7 +257,13 @@ def _string(tape: Tape, quote: str) -> Read[bool]:
             yield CallArguments('"')
             return True
         else:  # one quote within a string of three
-            yield CallArguments(json.dumps(tape.take(1))[1:-1])
+            yield CallArguments(_inside(tape.take(1)))
+    return False
+
+
+def _inside(text: str) -> str:
+    """Return a text as it stands in a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _escape(tape: Tape) -> Read[bool]:
@@ -276,7 +279,7 @@ def _escape(tape: Tape) -> Read[bool]:
     elif kind in _ESCAPES:
         yield CallArguments(_ESCAPES[kind])
     else:  # Python keeps what it does not know
-        yield CallArguments(json.dumps(escape, ensure_ascii=False)[1:-1])
+        yield CallArguments(_inside(escape))
     return True
 
 

@@ -17,6 +17,7 @@ MAX_SEARCHED = 2**22  # characters
 SPACE = " \t\r\n\f\v"
 _NAME = re.compile(r"[\w.-]")
 _BRACKETS = re.compile(r'[{}\[\]"]')
+_BRACES = re.compile(r'[{}"\\]')
 _QUOTED = re.compile(r'["\\]')
 _SCALAR_END = re.compile(r"[\s,\]}]")
 
@@ -153,11 +154,14 @@ class Tape:
         first = yield from self.char(at)
         if first == '"':
             return (yield from self.string_end(at))
-        if first not in ("{", "["):
-            while not (found := _SCALAR_END.search(self.text, at)):
-                if not (yield from self.more(len(self.text))):
-                    return None
-            return found.start() if found.start() > at else None
+        if first in ("{", "["):
+            return (yield from self._brackets_end(at))
+        while not (found := _SCALAR_END.search(self.text, at)):
+            if not (yield from self.more(len(self.text))):
+                return None
+        return found.start() if found.start() > at else None
+
+    def _brackets_end(self, at: int) -> Wait[int | None]:
         depth = 0
         while True:
             found = _BRACKETS.search(self.text, at)
@@ -165,16 +169,15 @@ class Tape:
                 at = len(self.text)
                 if not (yield from self.more(at)):
                     return None
-            elif found[0] == '"':
+                continue
+            end: int | None = found.end()
+            if found[0] == '"':
                 end = yield from self.string_end(found.start())
-                if end is None:
-                    return None
-                at = end
             else:
-                at = found.end()
                 depth += 1 if found[0] in "{[" else -1
-                if depth == 0:
-                    return at
+            if end is None or depth == 0:
+                return end
+            at = end
 
     def tell_object(self) -> Read[bool]:
         """Tell the JSON object that begins here as arguments while it comes; False if cut."""
@@ -218,6 +221,3 @@ class _Braces:
                     return at
         self._next = max(at, len(text))
         return None
-
-
-_BRACES = re.compile(r'[{}"\\]')
