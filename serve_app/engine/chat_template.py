@@ -315,9 +315,8 @@ def render(
 def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message under all the names that templates read its thoughts by."""
     fields = {name: value for name, value in message.items() if value is not None}
-    if "reasoning_content" in fields:
-        fields.setdefault("thinking", fields["reasoning_content"])
-    return fields
+    thoughts = fields.get("reasoning_content")
+    return fields if thoughts is None else {"thinking": thoughts, **fields}
 
 
 def _before_the_tag(text: str, final: str) -> str:

@@ -28,21 +28,21 @@ def forms(messages: Sequence[Message]) -> Iterator[list[Message]]:
     Args:
         messages: OpenAI-shaped, contents are texts.
     """
-    original = list(messages)
-    yield from _changed(original, STEPS)
+    latest = list(messages)
+    yield from _with_texts(latest)
+    for step in STEPS:
+        changed = step(latest)
+        if changed != latest:
+            latest = changed
+            yield latest
+            yield from _with_texts(latest)
+
+
+def _with_texts(messages: list[Message]) -> Iterator[list[Message]]:
     # DeepSeek's templates add the arguments to other text; all others want the object.
-    as_text = arguments_as_text(original)
-    if as_text != original:
-        yield as_text
-        yield from _changed(as_text, [step for step in STEPS if step is not arguments_as_objects])
-
-
-def _changed(messages: list[Message], steps: Sequence[Step]) -> Iterator[list[Message]]:
-    for step in steps:
-        changed = step(messages)
-        if changed != messages:
-            messages = changed
-            yield messages
+    changed = arguments_as_text(messages)
+    if changed != messages:
+        yield changed
 
 
 def short_ids(messages: list[Message]) -> list[Message]:
