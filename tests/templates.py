@@ -4,6 +4,8 @@ Each keeps the conditions and the words of the model that it is named for; what 
 short as can be.
 """
 
+# ruff: noqa: E501 - a template's lines end where its text may
+
 LLAMA_3 = """\
 {%- set ns = namespace(tools=tools) -%}
 {%- if messages and messages[0].role == 'system' -%}

@@ -117,7 +117,7 @@ async def test_ids_are_told_where_they_are_asked_for():
         assert choice["token_ids"] == [1, 2]
     chunks = events(await service.complete(return_token_ids=True, stream=True))[:-1]
     choices = [chunk["choices"][0] for chunk in chunks]
-    assert [choice.get("prompt_token_ids") for choice in choices][0] == [0, 1, 2, 3, 4]
+    assert choices[0]["prompt_token_ids"] == [0, 1, 2, 3, 4]
     assert sum("prompt_token_ids" in choice for choice in choices) == 1
     assert [token for choice in choices for token in choice.get("token_ids", [])] == [1, 2]
 

@@ -78,9 +78,7 @@ def test_every_sampling_field_arrives():
 
 
 def test_defaults_are_openais():
-    """Temperature and top_p 1, where the model's authors say nothing else; a chat fills the
-    window, a completion has 16 tokens.
-    """
+    """Temperature and top_p 1 unless the model has its own; a completion has 16 tokens."""
     assert chat().requests[0].sampling == SILENT
     assert completion().requests[0].sampling == replace(SILENT, max_tokens=16)
 

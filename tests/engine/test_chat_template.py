@@ -1,5 +1,7 @@
 """Templates are rendered as transformers does, and none runs without end."""
 
+# ruff: noqa: E501 - a template's lines end where its text may
+
 import json
 import threading
 import time
