@@ -162,6 +162,9 @@ class EngineConfig(_Part):
     deterministic: bool = Field(
         default=False, description="bitwise the same logits alone and in any batch"
     )
+    step_timeout_s: float = Field(
+        120, gt=0, description="a step that takes longer hangs, and the replica is replaced"
+    )
 
 
 class ApiConfig(_Part):
@@ -178,6 +181,9 @@ class ApiConfig(_Part):
     )
     first_token_timeout_s: float = Field(
         600, gt=0, description="how long a request may wait for its first token; a start included"
+    )
+    stall_timeout_s: float = Field(
+        60, gt=0, description="a stream ends when its replica gave no sign of life for so long"
     )
     max_request_bytes: int = Field(2_097_152, ge=1024, description="largest request body")
     cors_allow_origins: tuple[str, ...] = Field((), description="allowed browser origins")

@@ -230,6 +230,11 @@ class TokenDelta:
     timing: Timing = Timing()
 
 
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life between two deltas of a stream, from a replica that has taken it on."""
+
+
 class LLMEngine(Protocol):
     """A model that continues prompts."""
 

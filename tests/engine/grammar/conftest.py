@@ -49,7 +49,7 @@ class Demo:
     def walk(self, worker: Worker, *, seed: int = 0, most: int = 300) -> Walk:
         """Draw tokens that the masks allow, an end only where nothing else may come."""
         rng = random.Random(seed)
-        matcher = worker.open()
+        (matcher,) = worker.open()
         ids: list[int] = []
         try:
             while len(ids) < most:

@@ -15,7 +15,7 @@ import pytest
 
 from serve_app.engine.grammar import pool as pools
 from serve_app.engine.grammar.matcher import wait
-from serve_app.engine.grammar.worker import Limits
+from serve_app.engine.grammar.wire import Limits
 from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.protocol import Structure
 
@@ -126,7 +126,7 @@ async def test_one_grammar_is_compiled_once(pool):
 async def test_completions_walk_apart(pool, demo):
     """Many at a time in one worker, each at a place of its own."""
     worker = await pool.compile(Structure("choice", '["alpha", "beta", "gamma"]'))
-    matchers = [worker.open() for _ in range(3)]
+    matchers = worker.open(3)
     wait(matchers, 5)
     texts = ["al", "be", "ga"]
     for matcher, text in zip(matchers, texts, strict=True):
@@ -145,7 +145,7 @@ async def test_completions_walk_apart(pool, demo):
 async def test_a_token_outside_the_grammar_is_a_fault(pool, demo):
     """Whoever ignored the mask hears of it."""
     worker = await pool.compile(Structure("choice", '["alpha"]'))
-    matcher = worker.open()
+    (matcher,) = worker.open()
     wait([matcher], 5)
     matcher.advance(demo.tokenizer.encode("zebra").ids[0])
     wait([matcher], 5)
@@ -158,7 +158,7 @@ async def test_a_worker_that_dies_takes_its_completions_and_nobody_else(demo):
     with closing(demo.pool()) as pool:
         worker = await pool.compile(schema(PERSON))
         other = await pool.compile(Structure("choice", '["a", "b"]'))
-        mine, theirs = worker.open(), other.open()
+        (mine,), (theirs,) = worker.open(), other.open()
         wait([mine, theirs], 5)
         os.kill(worker.pid, signal.SIGSEGV)
         mine.advance(5)
@@ -176,7 +176,7 @@ async def test_a_worker_that_hangs_is_late_and_then_ended(demo, monkeypatch):
     monkeypatch.setattr("serve_app.engine.grammar.matcher.MASK_TIMEOUT_S", 0.3)
     with closing(demo.pool()) as pool:
         worker = await pool.compile(schema(PERSON))
-        matcher = worker.open()
+        (matcher,) = worker.open()
         wait([matcher], 5)
         os.kill(worker.pid, signal.SIGSTOP)
         matcher.advance(demo.tokenizer.encode("{").ids[0])
@@ -265,7 +265,7 @@ async def test_idle_workers_make_room(demo, monkeypatch):
     monkeypatch.setattr(pools, "IDLE_S", 0.0)
     with closing(demo.pool()) as pool:
         used = await pool.compile(Structure("regex", "used"))
-        matcher = used.open()
+        (matcher,) = used.open()
         for number in range(6):
             await pool.compile(Structure("regex", f"idle{number}"))
         assert len(pool._workers) <= 3
@@ -286,7 +286,7 @@ async def test_memory_of_all_together_is_bounded(demo, monkeypatch):
         second = await pool.compile(Structure("regex", "second"))
         assert first.fault == "nobody used it"
         assert second.fault is None
-        matcher = second.open()
+        (matcher,) = second.open()
         second.memory_kib = pools.MEMORY_KIB + 1
         pool._check_memory()
         assert "most memory" in (second.fault or "")
