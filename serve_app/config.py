@@ -83,11 +83,15 @@ class AccessConfig(_Part):
     endpoint: str | None = Field(
         None, description="Hub URL; default: HF_ENDPOINT or huggingface.co"
     )
+    allow_http: bool = Field(
+        default=False,
+        description="send the token over plain http, to a mirror in a trusted network",
+    )
     timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
     deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
     watch_interval_s: float = Field(900, ge=1, description="re-check while serving")
     on_unreachable: Literal["block", "allow_cached"] = Field(
-        "block", description="`allow_cached`: while no Hub answers, a fresh receipt counts"
+        "block", description="`allow_cached`: while nobody says no, a fresh receipt counts"
     )
     receipt_max_age_s: float = Field(
         604_800, gt=0, description="age up to which a receipt is fresh"
@@ -99,8 +103,18 @@ class AccessConfig(_Part):
 
     @field_validator("endpoint")
     @classmethod
-    def _secure(cls, value: str | None) -> str | None:
+    def _is_url(cls, value: str | None) -> str | None:
         return None if value is None else check_endpoint(value)
+
+    @model_validator(mode="after")
+    def _keeps_the_token(self) -> AccessConfig:
+        plain = self.endpoint is not None and is_plain_http(self.endpoint)
+        if plain and self.token_file is not None and not self.allow_http:
+            raise ValueError(
+                "endpoint is plain http, which would send the token of token_file in clear text; "
+                "write it as https://, or set allow_http: true if the network to it is trusted"
+            )
+        return self
 
 
 class ReplicaConfig(_Part):
@@ -227,17 +241,20 @@ def check_endpoint(value: str) -> str:
     """Return the Hub's URL without a trailing slash, or refuse it.
 
     Raises:
-        ValueError: not a URL, credentials in it, or plain http to another machine (it would
-            carry the token in clear text).
+        ValueError: not a URL, or credentials in it.
     """
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("is not a URL; write it as https://host")
     if parts.username or parts.password:
         raise ValueError("must not carry credentials")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise ValueError("must be https: plain http would send the token in clear text")
     return value.rstrip("/")
+
+
+def is_plain_http(url: str) -> bool:
+    """Tell whether what is sent to a URL leaves this machine in clear text."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 
 
 def refuse_secrets(tree: object, *, where: str) -> None:

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from serve_app.access import local
 from serve_app.access import receipt as receipts
-from serve_app.access.download import cached_snapshot
 from serve_app.access.hub import check_here, endpoint_of
+from serve_app.access.model_files import cached_snapshot
 from serve_app.access.receipt import Receipt
 from serve_app.access.report import sanitise
 from serve_app.access.verdict import NodeVerdict, Outcome
