@@ -106,7 +106,7 @@ class Engine:
         loaded = load(model_dir, model, num_gpus=num_gpus, num_cpus=num_cpus)
         peak_rss = {"load": _peak_rss()}
         started = time.monotonic()
-        assembly = assemble(loaded, engine)
+        assembly = assemble(loaded, engine, num_gpus=num_gpus)
         peak_rss["assemble"] = _peak_rss()
         assemble_s = time.monotonic() - started
         self = cls(
