@@ -164,7 +164,10 @@ class EngineConfig(_Part):
         default=True, description="prompts that begin alike share work, and so their timing"
     )
     kv_cache_fraction: float = Field(
-        0.9, gt=0, lt=1, description="share of GPU memory for weights and KV cache together"
+        0.9,
+        gt=0,
+        lt=1,
+        description="of the GPU, or of its share by num_gpus: for weights and KV cache together",
     )
     kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
     native_cpu: bool = Field(

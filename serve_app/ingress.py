@@ -38,8 +38,8 @@ from serve_app.errors import (
     RequestCancelled,
     ServeAppError,
 )
-from serve_app.exposition import exposition
-from serve_app.fleet import Fleet
+from serve_app.exposition import Exposition
+from serve_app.fleet import Fleet, living_nodes
 from serve_app.heartbeats import without_heartbeats
 from serve_app.metrics import REPEAT_S, AccessMetrics, IngressMetrics, RolloutMetrics
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
@@ -251,7 +251,7 @@ class Ingress:
             loop, limit_s=LOOP_TIMEOUT_S, alarm=partial(_end_process, threading.get_ident())
         )
         self._watchdog.start()
-        told = (self._watch.run(), access.keep(), tell_rollouts())
+        told = (self._watch.run(), access.keep(living_nodes), tell_rollouts())
         self._watching = [loop.create_task(work) for work in told]
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -265,7 +265,7 @@ class Ingress:
             version=__version__,
             commit=self._commit,
             access=self._watch.snapshot,
-            metrics=exposition,
+            metrics=Exposition().page,
             whole=Fleet(context.app_name, context.replica_tag),
             on_finished=self._finished,
         )

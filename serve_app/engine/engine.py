@@ -124,7 +124,7 @@ class Engine:
         loaded = load(model_dir, model, num_gpus=num_gpus, num_cpus=num_cpus)
         peak_rss = {"load": peak_rss_bytes()}
         started = time.monotonic()
-        assembly = assemble(loaded, engine)
+        assembly = assemble(loaded, engine, num_gpus=num_gpus)
         peak_rss["assemble"] = peak_rss_bytes()
         assemble_s = time.monotonic() - started
         self = cls(
