@@ -10,7 +10,11 @@ from typing import Any
 import ray
 from ray._private import state
 from ray.serve._private.common import ReplicaID
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.constants import (
+    RAY_SERVE_ENABLE_HA_PROXY,
+    SERVE_CONTROLLER_NAME,
+    SERVE_NAMESPACE,
+)
 
 
 def instance_details(timeout_s: float) -> dict[str, Any]:
@@ -66,3 +70,8 @@ def replicas(application: str, timeout_s: float) -> dict[str, list[dict[str, Any
                 }
             )
     return found
+
+
+def through_haproxy() -> bool:
+    """Return whether clients reach an ingress replica through Serve's HAProxy on its node."""
+    return bool(RAY_SERVE_ENABLE_HA_PROXY)

@@ -40,6 +40,7 @@ class Plan:
         prompt_only: show nothing of the completion (`max_tokens: 0`); one token is generated.
         structure_field: the request's field that `SamplingParams.structure` stems from.
         repeated: what a response's answer repeats of its request.
+        model: the name to answer under.
     """
 
     requests: tuple[GenerationRequest, ...]
@@ -52,6 +53,7 @@ class Plan:
     prompt_only: bool = False
     structure_field: str | None = None
     repeated: Mapping[str, Any] | None = None
+    model: str = ""
 
     @property
     def n(self) -> int:
