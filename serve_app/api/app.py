@@ -182,7 +182,8 @@ class _Pages:
         metrics: Callable[[], Awaitable[str]] | None,
     ) -> None:
         self._about = about
-        self._ready = Shared(engine.ready)
+        self._engine = engine
+        self._ready = Shared(self._ask_engine)
         self._access = None if access is None else Shared(partial(_dumped, access), fresh_s=FRESH_S)
         self._metrics = None if metrics is None else Shared(metrics, fresh_s=FRESH_S)
 
@@ -210,6 +211,9 @@ class _Pages:
         if not ready:
             raise NotReady("no replica can answer now; retry later")
         return _json({"status": "ready"})
+
+    async def _ask_engine(self) -> bool:
+        return await self._engine.ready()
 
     async def version(self, _request: Request) -> Response:
         return _json(self._about)

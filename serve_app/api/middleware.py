@@ -103,6 +103,7 @@ class _Answer:
         self._send = send
         self._timeout_s = timeout_s
         self._streaming = False
+        self._lost = False
         self.complete = False
         self.status = 0
 
@@ -111,21 +112,28 @@ class _Answer:
             self.status = message["status"]
             kind = Headers(raw=message["headers"]).get("content-type", "")
             self._streaming = kind.startswith("text/event-stream")
-        elif message["type"] == "http.response.body":
+        await self._pass_on(message)
+        if message["type"] == "http.response.body":
             self.complete = not message.get("more_body", False)
+
+    async def _pass_on(self, message: Message) -> None:
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 await self._send(message)
         except TimeoutError as error:
-            if not limit.expired():
+            self._lost = limit.expired()
+            if not self._lost:
                 raise
             raise RequestCancelled("the client takes nothing of its answer any more") from error
         except OSError as error:  # how ASGI servers say that nobody listens any more
+            self._lost = True
             raise RequestCancelled("the client went away") from error
 
     async def fail(
         self, error: ServeAppError, write: Callable[[ServeAppError], bytes] | None
     ) -> None:
+        if self._lost:
+            return
         try:
             if not self.status:
                 await self._refuse(error)
