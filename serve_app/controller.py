@@ -11,7 +11,11 @@ from typing import Any
 import ray
 from ray._private import state
 from ray.serve._private.common import ReplicaID
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.constants import (
+    RAY_SERVE_ENABLE_HA_PROXY,
+    SERVE_CONTROLLER_NAME,
+    SERVE_NAMESPACE,
+)
 
 
 def instance_details(timeout_s: float) -> dict[str, Any]:
@@ -79,3 +83,8 @@ def _actors() -> Iterator[tuple[ReplicaID, dict[str, Any]]]:
     for actor in state.actors(actor_state_name="ALIVE").values():
         if ReplicaID.is_full_id_str(actor["Name"]):
             yield ReplicaID.from_full_id_str(actor["Name"]), actor
+
+
+def through_haproxy() -> bool:
+    """Return whether clients reach an ingress replica through Serve's HAProxy on its node."""
+    return bool(RAY_SERVE_ENABLE_HA_PROXY)

@@ -30,6 +30,7 @@ from serve_app.access.verdict import Verdict
 from serve_app.access.watch import Watch
 from serve_app.api.app import RequestRecord, create_app
 from serve_app.config import AppConfig
+from serve_app.controller import through_haproxy
 from serve_app.errors import (
     EngineDead,
     EngineError,
@@ -260,6 +261,7 @@ class Ingress:
         app = create_app(
             self._engine,
             model_name=self._config.model.name,
+            aliases=self._config.model.names,
             api=self._config.api,
             created=int(time.time()),
             version=__version__,
@@ -268,6 +270,7 @@ class Ingress:
             metrics=Exposition().page,
             whole=Fleet(context.app_name, context.replica_tag),
             on_finished=self._finished,
+            direct=not through_haproxy(),
         )
         return SingleRequestId(app)
 

@@ -164,6 +164,7 @@ class LLMServer:
         text = license_in(brought.directory)
         commit = {"commit": proven.commit}
         fleet.tell_license(start.application, asdict(text) | commit if text else None)
+        fleet.publish_window(start.application, self._engine.max_context_tokens)
         return start
 
     async def _tell_first_answer(self, asked_at: float, ttft_s: float) -> None:

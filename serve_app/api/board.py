@@ -54,11 +54,13 @@ class View:
         replicas: what each is at, as plain data; None if nobody knows.
         others: the other boards' counts.
         license: title and sha256 of the text beside the weights, and their commit.
+        max_context_tokens: the model's window; None if nobody knows.
     """
 
     replicas: list[dict[str, Any]] | None
     others: tuple[Counts, ...]
     license: dict[str, Any] | None = None
+    max_context_tokens: int | None = None
 
 
 class Whole(Protocol):

@@ -14,6 +14,8 @@ from serve_app.api.tools import NamedFunction, Tool, calls_schema
 from serve_app.errors import InvalidRequest
 from serve_app.protocol import ChatPrompt, GenerationRequest, Prompt, SamplingParams, Structure
 
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
 
 @dataclass(frozen=True, slots=True)
 class Calls:
@@ -33,10 +35,12 @@ class Plan:
         include_usage: end the stream with a usage chunk.
         continuous_usage: tell the usage so far in every chunk.
         calls: look for tool calls in the text; None takes all of it as content.
+        old_calls: tell a call in OpenAI's first form, as it was asked for.
         echo: show the prompt before the completion.
         prompt_only: show nothing of the completion (`max_tokens: 0`); one token is generated.
         structure_field: the request's field that `SamplingParams.structure` stems from.
         repeated: what a response's answer repeats of its request.
+        model: the name to answer under.
     """
 
     requests: tuple[GenerationRequest, ...]
@@ -44,10 +48,12 @@ class Plan:
     include_usage: bool
     continuous_usage: bool
     calls: Calls | None = None
+    old_calls: bool = False
     echo: bool = False
     prompt_only: bool = False
     structure_field: str | None = None
     repeated: Mapping[str, Any] | None = None
+    model: str = ""
 
     @property
     def n(self) -> int:
@@ -70,7 +76,7 @@ def plan_chat(body: ChatRequest, *, request_id: str) -> Plan:
     names = tuple(tool.function.name for tool in tools)
     parallel = body.parallel_tool_calls is not False
     field, structure = _structure(body, tools)
-    kwargs = dict(body.chat_template_kwargs or {})
+    kwargs = {**_thinking(body.reasoning_effort), **(body.chat_template_kwargs or {})}
     if body.add_generation_prompt is not None:
         kwargs["add_generation_prompt"] = body.add_generation_prompt
     prompt = ChatPrompt(
@@ -91,6 +97,13 @@ def plan_chat(body: ChatRequest, *, request_id: str) -> Plan:
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
     )
+
+
+def _thinking(effort: str | None) -> dict[str, Any]:
+    """Return what templates of models that think read of an effort; others ignore it."""
+    if effort not in _EFFORTS:
+        return {}
+    return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
 def plan_completion(body: CompletionRequest, *, request_id: str) -> Plan:

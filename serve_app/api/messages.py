@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError, from_json
+
+MAX_CALLS = 1024  # of one message
 
 
 def _refuse(_value: object) -> None:
@@ -20,6 +22,17 @@ class Schema(BaseModel):
     """Strict (a number in quotes is not a number), frozen, and silent about what was sent."""
 
     model_config = ConfigDict(strict=True, frozen=True, hide_input_in_errors=True)
+
+
+def at_most(length: int) -> BeforeValidator:
+    """Return a validator that refuses a longer list before it looks at what is in it."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list) and len(value) > length:
+            raise ValueError(f"must hold at most {length}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _text(content: object) -> object:
@@ -87,7 +100,7 @@ class Message(Schema):
     content: Annotated[str | None, BeforeValidator(_text)] = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True), at_most(MAX_CALLS)] | None = None
     audio: Refused = None
     function_call: Refused = None
     refusal: Refused = None

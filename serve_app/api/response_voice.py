@@ -12,9 +12,10 @@ from serve_app.api import sse
 from serve_app.api.choices import Piece
 from serve_app.api.convert import Plan
 from serve_app.api.envelope import envelope
-from serve_app.api.tool_formats import CallArguments, CallBegun, Content, Part, ToolReader
+from serve_app.api.logprobs import ChatTokenLogprob, chat_logprobs
+from serve_app.api.tool_formats import CallBegun, Content, Part, ToolReader
 from serve_app.errors import ServeAppError
-from serve_app.protocol import FinishReason, Usage
+from serve_app.protocol import FinishReason, TokenLogprobs, Usage
 
 Event = dict[str, Any]
 
@@ -43,6 +44,7 @@ class ResponseVoice:
         self._items: list[_Message | _Call] = []
         self._open: _Message | _Call | None = None
         self._reason: FinishReason | None = None
+        self._untold: tuple[TokenLogprobs, ...] = ()  # text may be held back, its tokens with it
         self._begun = False
         self._numbers = count()
 
@@ -101,6 +103,7 @@ class ResponseVoice:
 
     def _told(self, piece: Piece) -> Iterator[Event]:
         self._reason = piece.finish_reason
+        self._untold += piece.logprobs
         parts: list[Part] = [Content(piece.text)] if piece.text else []
         if self._reader is not None:
             parts = self._reader.read(piece.text)
@@ -112,11 +115,16 @@ class ResponseVoice:
             yield from self._opened(_Message(0))
 
     def _part(self, part: Part) -> Iterator[Event]:
+        if isinstance(part, Content):
+            if not isinstance(self._open, _Message):
+                yield from self._opened(_Message(len(self._items)))
+            if isinstance(self._open, _Message):
+                yield self._open.more(part.text, self._tell_logprobs())
+            return
+        self._untold = ()  # of the call's own syntax, which nobody is shown
         if isinstance(part, CallBegun):
             yield from self._opened(_Call(len(self._items), part.name))
-        elif isinstance(part, Content) and not isinstance(self._open, _Message):
-            yield from self._opened(_Message(len(self._items)))
-        if isinstance(part, Content | CallArguments) and self._open is not None:
+        elif isinstance(self._open, _Call):
             yield self._open.more(part.text)
 
     def _opened(self, item: _Message | _Call) -> Iterator[Event]:
@@ -125,7 +133,13 @@ class ResponseVoice:
         self._open = item
         yield from item.added()
 
+    def _tell_logprobs(self) -> list[ChatTokenLogprob]:
+        told, self._untold = self._untold, ()
+        return chat_logprobs(told)["content"]
+
     def _closed(self) -> Iterator[Event]:
+        if isinstance(self._open, _Message):
+            self._open.logprobs += self._tell_logprobs()  # of what has no text, such as an end
         if self._open is not None:
             cut = self._reason is FinishReason.LENGTH
             yield from self._open.done("incomplete" if cut else "completed")
@@ -143,6 +157,7 @@ class _Message:
         self._place = place
         self._id = f"msg_{uuid4().hex}"
         self._text = ""
+        self.logprobs: list[ChatTokenLogprob] = []
         self._status = "in_progress"
 
     @property
@@ -158,7 +173,12 @@ class _Message:
 
     @property
     def _part(self) -> Event:
-        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
+        return {
+            "type": "output_text",
+            "text": self._text,
+            "annotations": [],
+            "logprobs": [*self.logprobs],
+        }
 
     @property
     def _where(self) -> Event:
@@ -169,15 +189,16 @@ class _Message:
         yield {"type": added, "output_index": self._place, "item": self.body}
         yield {"type": "response.content_part.added", **self._where, "part": self._part}
 
-    def more(self, text: str) -> Event:
+    def more(self, text: str, logprobs: list[ChatTokenLogprob]) -> Event:
         self._text += text
+        self.logprobs += logprobs
         kind = "response.output_text.delta"
-        return {"type": kind, **self._where, "delta": text, "logprobs": []}
+        return {"type": kind, **self._where, "delta": text, "logprobs": logprobs}
 
     def done(self, status: str) -> Iterator[Event]:
         self._status = status
         kind = "response.output_text.done"
-        yield {"type": kind, **self._where, "text": self._text, "logprobs": []}
+        yield {"type": kind, **self._where, "text": self._text, "logprobs": [*self.logprobs]}
         yield {"type": "response.content_part.done", **self._where, "part": self._part}
         kind = "response.output_item.done"
         yield {"type": kind, "output_index": self._place, "item": self.body}
