@@ -47,6 +47,16 @@ class ModelConfig(_Part):
         default=True, description="nodes that proved their access fetch from each other first"
     )
 
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="file on every node that replaces the model's chat template; `~` works",
+    )
+    reasoning: Literal["none", "think"] = Field(
+        "none",
+        description="`think`: text in `<think>` tags is `reasoning_content`, structure after it",
+    )
+
     @field_validator("repo_id")
     @classmethod
     def _repo_shape(cls, value: str | None) -> str | None:
@@ -195,6 +205,11 @@ class EngineConfig(_Part):
     speculative_tokens: int = Field(
         0, ge=0, le=16, description="guesses from the text so far, checked in one step; 0 is off"
     )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="`auto`: sampling defaults of the model's generation_config.json; "
+        "`none`: temperature 1, all else off",
+    )
     deterministic: bool = Field(
         default=False, description="bitwise the same logits alone and in any batch"
     )
@@ -222,6 +237,9 @@ class ApiConfig(_Part):
         60, gt=0, description="a stream ends when its replica gave no sign of life for so long"
     )
     max_request_bytes: int = Field(2_097_152, ge=1024, description="largest request body")
+    trust_request_chat_template: bool = Field(
+        default=False, description="run a `chat_template` that comes with a request"
+    )
     body_timeout_s: float = Field(
         20, gt=0, le=3600, description="time for a body to come, and 1 s more for each 16 KiB of it"
     )

@@ -149,8 +149,18 @@ class RemoteEngine:
         text: str = await self._ask("detokenize", token_ids)
         return text
 
-    async def _ask(self, method: str, argument: object) -> Any:
-        response: Any = getattr(self._handle, method).remote(argument)
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return each id as the vocabulary writes it; see `LLMEngine.token_strings`."""
+        strings: tuple[str, ...] = await self._ask("token_strings", token_ids)
+        return strings
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        info: dict[str, Any] = await self._ask("tokenizer_info")
+        return info
+
+    async def _ask(self, method: str, *arguments: object) -> Any:
+        response: Any = getattr(self._handle, method).remote(*arguments)
         try:
             async with asyncio.timeout(self._stall_timeout_s):
                 answer = await response

@@ -36,6 +36,9 @@ EVENTS = {
     "weights.damaged": "a file in the cache has not the bytes that the Hub lists; it is refetched",
     "weights.outdated": "other revisions in the cache, with the bytes that only they hold",
     "model.loading": "weights are read",
+    "model.defaults_unusable": "values of generation_config.json that no request could ask for",
+    "template.hides_tools": "the chat template shows no tools to the model, so that it calls none "
+    "by itself; `model.chat_template` replaces it",
     "model.loaded": "weights are on the device, dtype asserted, warm-up answered",
     "engine.graphs_unavailable": "decode steps are not recorded as CUDA graphs, and why",
     "engine.native_unavailable": "the CPU's compiled forward cannot be used here, and why",

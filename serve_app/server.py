@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import structlog
@@ -119,6 +119,17 @@ class LLMServer:
             return await self._engine.detokenize(token_ids)
         except ServeAppError as error:
             return error
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...] | ServeAppError:
+        """Return each id as the vocabulary writes it, or our own error; see `generate`."""
+        try:
+            return await self._engine.token_strings(token_ids)
+        except ServeAppError as error:
+            return error
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        return await self._engine.tokenizer_info()
 
     async def ready(self) -> bool:
         """Tell whether the engine takes requests."""

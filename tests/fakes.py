@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from serve_app.protocol import (
     FinishReason,
@@ -97,6 +97,14 @@ class FakeEngine:
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """Return the ids as words."""
         return " ".join(map(str, token_ids))
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the ids as a vocabulary would."""
+        return tuple(f"token{token}" for token in token_ids)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the settings of no tokenizer."""
+        return {"tokenizer_class": "Fake", "eos_token": "</s>", "chat_template": None}
 
     def _delta(
         self, request: GenerationRequest, text: str, told: int, *, index: int, last: bool

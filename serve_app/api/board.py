@@ -138,6 +138,14 @@ class Board:
         """See `LLMEngine.detokenize`."""
         return await self._engine.detokenize(token_ids)
 
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """See `LLMEngine.token_strings`."""
+        return await self._engine.token_strings(token_ids)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """See `LLMEngine.tokenizer_info`."""
+        return await self._engine.tokenizer_info()
+
     def routes(self) -> list[Route]:
         """Return the page and its numbers."""
         return [Route("/", self._show), Route("/status", self._status)]

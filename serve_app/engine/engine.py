@@ -15,8 +15,10 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from traceback import format_exception
+from typing import Any
 
 import structlog
 
@@ -24,6 +26,7 @@ from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.admission import Admission, Limits
 from serve_app.engine.assembly import assemble
 from serve_app.engine.completion import Completion
+from serve_app.engine.grammar.late import LateMatcher
 from serve_app.engine.grammar.matcher import Worker
 from serve_app.engine.grammar.pool import GrammarPool
 from serve_app.engine.loading import load
@@ -142,6 +145,9 @@ class Engine:
                 vocab_size=loaded.vocab_size,
                 max_context_tokens=assembly.max_context_tokens,
                 eos_token_ids=loaded.eos_token_ids,
+                defaults=loaded.defaults if engine.generation_config == "auto" else {},
+                reasoning=model.reasoning == "think",
+                trust_templates=api.trust_request_chat_template,
             ),
             max_context_tokens=assembly.max_context_tokens,
             limits=Limits(
@@ -149,6 +155,9 @@ class Engine:
             ),
             step_timeout_s=engine.step_timeout_s,
         )
+        conversations = self._encoder.conversations
+        if conversations.has_template and not conversations.shows_tools():
+            log.warning("template.hides_tools", repo_id=model.source)
         started = time.monotonic()
         warm_up(self._loop, self._encoder, key=next(self._keys))
         self.load_report = LoadReport(
@@ -222,6 +231,14 @@ class Engine:
         """Return the text of ids; see `LLMEngine.detokenize`."""
         return self._encoder.detokenize(token_ids)
 
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return each id as the vocabulary writes it; see `LLMEngine.token_strings`."""
+        return self._encoder.strings(token_ids)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        return self._encoder.tokenizer_info()
+
     @property
     def alive(self) -> bool:
         """Whether the engine thread does its work."""
@@ -252,13 +269,18 @@ class Engine:
     def _completion(
         self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence
     ) -> Completion:
+        params = request.sampling
         return Completion(
-            self._encoder.decode,
-            stop=request.sampling.stop,
+            self._encoder.decoder(params),
+            stop=params.stop,
             prompt_tokens=len(encoded.tokens),
             context=encoded.tokens if encoded.continues else (),
             piece=self._encoder.piece,
             scores_prompt=sequence.sampling.prompt_logprobs is not None,
+            include_stop=params.include_stop,
+            stop_strings=encoded.stop_strings,
+            thinking=encoded.thinking,
+            shown_prompt=encoded.tokens if params.return_prompt_ids else (),
         )
 
     def _submit(
@@ -271,7 +293,9 @@ class Engine:
             self.check()
             tokens = len(encoded.tokens) + encoded.max_tokens
             self._admission.require(request.n, request.n * tokens)
-            matchers = grammar.open(request.n) if grammar else []
+            thoughts = self._encoder.thoughts_of(encoded)
+            begin = None if thoughts is None else partial(LateMatcher, thoughts=thoughts)
+            matchers = grammar.open(request.n, begin) if grammar else []
             for index in range(request.n):
                 sequence = Sequence(
                     key=next(self._keys),

@@ -10,13 +10,18 @@ import asyncio
 import math
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from jinja2 import TemplateError
-
+from serve_app.engine.conversation import ChatRenderer
+from serve_app.engine.defaults import resolved
+from serve_app.engine.detokenizer import Decode
+from serve_app.engine.grammar.late import Thoughts
+from serve_app.engine.reasoning import CLOSE, OPEN, Thinking, thinking_after
 from serve_app.engine.sequence import SamplingPlan
+from serve_app.engine.special_tokens import SpecialTokens, describe_tokenizer
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.protocol import (
     ChatPrompt,
@@ -41,12 +46,6 @@ def _byte_level() -> dict[str, int]:
 BYTE_LEVEL = _byte_level()
 # Above this many characters encoding takes milliseconds and leaves the event loop.
 THREAD_CHARS = 8192
-# Arguments of transformers' `apply_chat_template` that steer it; the rest go to the template.
-RENDER_OPTIONS = frozenset({
-    "conversation", "chat_template", "continue_final_message", "tokenize",
-    "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors",
-    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "tools",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +58,22 @@ class EncodedRequest:
         sampling: with every default resolved.
         continues: the completion continues the prompt's text (it is no chat answer), so the
             prompt's end decides on spaces before its first word.
+        thinking: what the completion begins with, where thoughts are told from answers.
+        stop_strings: stop strings that are special tokens, by id.
     """
 
     tokens: list[int]
     max_tokens: int
     sampling: SamplingPlan
     continues: bool
+    thinking: Thinking | None = None
+    stop_strings: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    ids: list[int]
+    thinking: Thinking | None = None
 
 
 class PromptEncoder:
@@ -75,15 +84,21 @@ class PromptEncoder:
         vocab_size: rows of the embedding; ids are below it.
         max_context_tokens: prompt and completion together.
         eos_token_ids: the model's own end-of-sequence ids.
+        defaults: of sampling parameters, for requests that are silent about them.
+        reasoning: tell a chat answer's thoughts from the answer.
+        trust_templates: take a chat template that comes with a request.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one model's rules, by keyword
         self,
         tokenizer: Any,
         *,
         vocab_size: int,
         max_context_tokens: int,
         eos_token_ids: frozenset[int],
+        defaults: Mapping[str, float] = MappingProxyType({}),
+        reasoning: bool = False,
+        trust_templates: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         # The library's own object is used directly: it never changes while threads share it.
@@ -93,6 +108,10 @@ class PromptEncoder:
         self.vocab_size = vocab_size
         self._max_context_tokens = max_context_tokens
         self.eos_token_ids = eos_token_ids
+        self._special = SpecialTokens(self._backend)
+        self._defaults = defaults
+        self._reasoning = reasoning
+        self.conversations = ChatRenderer(tokenizer, trust_templates=trust_templates)
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     async def encode(self, request: GenerationRequest) -> EncodedRequest:
@@ -109,13 +128,16 @@ class PromptEncoder:
 
     def encode_now(self, request: GenerationRequest) -> EncodedRequest:
         """Check and encode on the calling thread; see `encode`."""
-        check_sampling(request.sampling, self.vocab_size)
-        tokens = self._tokens(request.prompt)
+        params = resolved(request.sampling, self._defaults)
+        check_sampling(params, self.vocab_size)
+        encoded = self._tokens(request.prompt, reserve=params.max_tokens or 1)
         return EncodedRequest(
-            tokens=tokens,
-            max_tokens=self._max_tokens(len(tokens), request),
-            sampling=self._plan(request.sampling),
+            tokens=encoded.ids,
+            max_tokens=self._max_tokens(len(encoded.ids), request),
+            sampling=self._plan(params),
             continues=not _begins_an_answer(request.prompt),
+            thinking=encoded.thinking,
+            stop_strings=self._special.stop_ids(params.stop),
         )
 
     def dump_tokenizer(self) -> str:
@@ -131,8 +153,8 @@ class PromptEncoder:
                 the chat template refuses.
         """
         if _chars(prompt) > THREAD_CHARS:
-            return await asyncio.to_thread(self._tokens, prompt)
-        return self._tokens(prompt)
+            return (await asyncio.to_thread(self._tokens, prompt)).ids
+        return self._tokens(prompt).ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included.
@@ -143,10 +165,41 @@ class PromptEncoder:
         text: str = self._backend.decode(self._checked(ids), skip_special_tokens=False)
         return text
 
+    def strings(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Return each id as the vocabulary writes it; a row that no token uses is empty.
+
+        Raises:
+            InvalidRequest: an id outside the vocabulary.
+        """
+        return tuple(self._backend.id_to_token(id_) or "" for id_ in self._checked(ids))
+
+    def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings, and whether its template shows tools to the model."""
+        shows = self.conversations.shows_tools()
+        return {**describe_tokenizer(self._tokenizer), "chat_template_shows_tools": shows}
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids without special tokens."""
         text: str = self._backend.decode(ids, skip_special_tokens=True)
         return text
+
+    def thoughts_of(self, request: EncodedRequest) -> Thoughts | None:
+        """Return what a structure has to let pass before it begins; None for nothing."""
+        if request.thinking in (None, Thinking.OVER):
+            return None
+        return Thoughts(
+            start=request.thinking,
+            open_id=self._special.id_of(OPEN),
+            piece=lambda token: self.piece(token)[0],
+            ends=self.eos_token_ids,
+        )
+
+    def decoder(self, params: SamplingParams) -> Decode:
+        """Return what turns a completion's ids into the text that was asked for."""
+        tags = (OPEN, CLOSE) if self._reasoning else ()
+        return self._special.decoder(
+            skip=params.skip_special_tokens, keep=(*params.keep_special_tokens, *tags)
+        )
 
     def piece(self, token: int) -> tuple[str, bytes]:
         """Return one id's text, half characters as U+FFFD, and its bytes."""
@@ -160,18 +213,26 @@ class PromptEncoder:
             return text, bytes([int(match[1], 16)])
         return text, text.encode()
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, ChatPrompt):
-            return self._ids(self._render(prompt), add_special_tokens=False)
-        if isinstance(prompt, TextPrompt):
-            return self._ids(prompt.text, add_special_tokens=True)
-        return self._checked(prompt.token_ids)
-
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _tokens(self, prompt: Prompt, *, reserve: int = 1) -> _Encoded:
+        """Return a prompt's ids; a completion of `reserve` tokens has to fit behind them."""
+        limit = prompt.truncate
+        if limit is not None and limit < 0:
+            limit = max(1, self._max_context_tokens - reserve)
+        if isinstance(prompt, TokenPrompt):
+            return _Encoded(self._checked(prompt.token_ids[-limit:] if limit else prompt.token_ids))
+        text, thinking = self._text(prompt)
         if not text:
             raise InvalidRequest("The prompt is empty.", param="prompt")
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-        return self._checked(encoding.ids)
+        ids = self._special.encode(text, add=prompt.add_special_tokens, limit=limit)
+        return _Encoded(self._checked(ids), thinking)
+
+    def _text(self, prompt: ChatPrompt | TextPrompt) -> tuple[str, Thinking | None]:
+        if isinstance(prompt, TextPrompt):
+            return prompt.text, None
+        text = self.conversations.render(prompt)
+        if not self._reasoning:
+            return text, None
+        return text, thinking_after(text, continues=prompt.continue_final_message)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         if not ids:
@@ -182,37 +243,6 @@ class PromptEncoder:
                 param="prompt",
             )
         return list(ids)
-
-    def _render(self, prompt: ChatPrompt) -> str:
-        if not prompt.messages:
-            raise InvalidRequest("The conversation is empty.", param="messages")
-        if not self._tokenizer.chat_template:
-            raise InvalidRequest(
-                "This model has no chat template; use /v1/completions instead.", param="messages"
-            )
-        if reserved := RENDER_OPTIONS & prompt.template_kwargs.keys():
-            raise InvalidRequest(
-                f"{min(reserved)} cannot be set for the chat template.",
-                param="chat_template_kwargs",
-            )
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(prompt.messages),
-                tools=list(prompt.tools) or None,
-                continue_final_message=prompt.continue_final_message,
-                tokenize=False,
-                **{
-                    "add_generation_prompt": not prompt.continue_final_message,
-                    **prompt.template_kwargs,
-                },
-            )
-        # A template is a program of the model's author: it raises TemplateError on purpose and
-        # the others when a message is not what it expects.
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise InvalidRequest(
-                f"The model's chat template refuses this conversation: {error}", param="messages"
-            ) from error
-        return text
 
     def _max_tokens(self, prompt_tokens: int, request: GenerationRequest) -> int:
         window = self._max_context_tokens
@@ -254,7 +284,7 @@ class PromptEncoder:
             # A k at or above the vocabulary keeps everything.
             top_k=params.top_k if params.top_k < self.vocab_size else 0,
             seed=seed % 2**64,
-            stop_token_ids=own.union(params.stop_token_ids),
+            stop_token_ids=own.union(params.stop_token_ids, self._special.stop_ids(params.stop)),
             min_p=params.min_p,
             frequency_penalty=params.frequency_penalty,
             presence_penalty=params.presence_penalty,

@@ -7,6 +7,7 @@ memory, and a request whose mask is late sits out a step.
 pool.py       START HERE: compile once, reuse, replace, bound
 processes.py  the server and its workers, as the engine's side holds them
 matcher.py    one completion's way through a grammar, as the engine's thread sees it
+late.py       the same for models that think: it begins behind the thoughts
 wire.py       what the processes say to each other
 server.py     the process that holds the tokenizer and forks a worker per grammar
 worker.py     compiles one grammar and walks it, under the kernel's limits

@@ -12,8 +12,8 @@ import mmap
 import select
 import socket
 import time
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -42,6 +42,9 @@ FORGIVEN_AFTER = 16
 UNCHECKED_KIB = 16 << 10
 
 _numbers = itertools.count(COMPILED + 1)  # of completions; a number is never used again
+
+
+Begin: TypeAlias = "Callable[[int, int, Worker], Matcher]"
 
 
 class Host(Protocol):
@@ -94,8 +97,12 @@ class Worker:
         """How many walk the grammar now."""
         return len(self._open)
 
-    def open(self, count: int = 1) -> list[Matcher]:
+    def open(self, count: int = 1, begin: Begin | None = None) -> list[Matcher]:
         """Begin completions; the first mask of each is on its way.
+
+        Args:
+            count: how many.
+            begin: makes the walk of a number, a slot and this worker; None for a plain one.
 
         Raises:
             Overloaded: as many as the engine ever takes on walk it, or have not been closed yet.
@@ -103,7 +110,8 @@ class Worker:
         self.last_used = time.monotonic()
         if len(self._free) < count:
             raise Overloaded("Too many completions have this structure now.", retry_after_s=1)
-        matchers = [Matcher(next(_numbers), self._free.pop(), self) for _ in range(count)]
+        made = begin or Matcher
+        matchers = [made(next(_numbers), self._free.pop(), self) for _ in range(count)]
         for matcher in matchers:
             self._open[matcher.number] = matcher
             matcher.send(OPEN, matcher.slot)
