@@ -168,14 +168,18 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super()._generate(metered, *args, **options)
 
     def call(  # type: ignore[override]  # the names must not clash with a template's own
-        __self, __context: Any, __obj: Any, *args: Any, **kwargs: Any  # noqa: N805
+        __self,
+        __context: Any,
+        __obj: Any,
+        *args: Any,
+        **kwargs: Any,  # noqa: N805
     ) -> Any:
         """Call a macro, a method or a global."""
         _METER.get().tick()
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps `format`
         if isinstance(owner := getattr(method, "__self__", None), str):
             _check_growth(method.__name__, owner, (*args, *kwargs.values()))
-        return _bounded(super(_Environment, __self).call(__context, __obj, *args, **kwargs))
+        return _bounded(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Do an operator whose result may be much larger than its operands."""

@@ -225,15 +225,17 @@ class Engine:
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens:
         """Return a prompt's tokens; see `LLMEngine.tokenize`."""
+        self._admission.require(1)
         return PromptTokens(tuple(await self._encoder.tokenize(prompt)), self.max_context_tokens)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of ids; see `LLMEngine.detokenize`."""
-        return self._encoder.detokenize(token_ids)
+        self._admission.require(1)
+        return await self._encoder.detokenize(token_ids)
 
     async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
         """Return each id as the vocabulary writes it; see `LLMEngine.token_strings`."""
-        return self._encoder.strings(token_ids)
+        return await self._encoder.strings(token_ids)
 
     async def tokenizer_info(self) -> dict[str, Any]:
         """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
@@ -265,6 +267,7 @@ class Engine:
         if self._loop.is_alive():
             self._loop.stop(CLOSE_TIMEOUT_S)
         self._grammars.close()
+        self._encoder.close()
 
     def _completion(
         self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence

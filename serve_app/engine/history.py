@@ -136,7 +136,9 @@ def user_first(messages: list[Message]) -> list[Message]:
 def arguments_as_objects(messages: list[Message]) -> list[Message]:
     """Put arguments that are no object, as a model may have written them, into one."""
     return [
-        _with_arguments(message, lambda value: value if isinstance(value, dict) else {"text": value})
+        _with_arguments(
+            message, lambda value: value if isinstance(value, dict) else {"text": value}
+        )
         for message in messages
     ]
 
@@ -146,7 +148,9 @@ def arguments_as_text(messages: list[Message]) -> list[Message]:
     return [
         _with_arguments(
             message,
-            lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+            lambda value: (
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            ),
         )
         for message in messages
     ]
@@ -156,7 +160,10 @@ def _with_arguments(message: Message, change: Callable[[Any], Any]) -> Message:
     if "tool_calls" not in message:
         return message
     calls = [
-        {**call, "function": {**call["function"], "arguments": change(call["function"]["arguments"])}}
+        {
+            **call,
+            "function": {**call["function"], "arguments": change(call["function"]["arguments"])},
+        }
         for call in message["tool_calls"]
     ]
     return {**message, "tool_calls": calls}

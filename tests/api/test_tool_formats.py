@@ -56,7 +56,10 @@ FORMS = [
         '[{"name": "search", "parameters": {}}, {"name": "search", "parameters": {"a":[{}]}}]',
         call("search", "{}") + call("search", '{"a":[{}]}'),
     ),
-    ('{"type": "function", "name": "search", "parameters": {"q": "é"}}', call("search", '{"q": "é"}')),
+    (
+        '{"type": "function", "name": "search", "parameters": {"q": "é"}}',
+        call("search", '{"q": "é"}'),
+    ),
     ('{"id": "a", "parameters": {"q": 1}, "name": "search"}', call("search", '{"q": 1}')),
     (
         '{"type": "function", "function": {"name": "search", "arguments": {"q": 1}}}',
@@ -119,7 +122,7 @@ FORMS = [
             *call("weather", "{}"),
         ],
     ),
-    ('hm</think>[search(q=1)]', [Content("hm</think>"), *call("search", '{"q": 1}')]),
+    ("hm</think>[search(q=1)]", [Content("hm</think>"), *call("search", '{"q": 1}')]),
     # Python
     ('[weather(city="Bern")]', call("weather", '{"city": "Bern"}')),
     (
@@ -131,7 +134,9 @@ FORMS = [
     ("[search(q='')]", call("search", '{"q": ""}')),
     (
         "[search(q='it\\'s \\x41\\u00e9\\n \\d \"q\" \\ud83d\\ude00 \\U0001f600')]",
-        call("search", '{"q": "it\'s \\u0041\\u00e9\\n \\\\d \\"q\\" \\ud83d\\ude00 \\ud83d\\ude00"}'),
+        call(
+            "search", '{"q": "it\'s \\u0041\\u00e9\\n \\\\d \\"q\\" \\ud83d\\ude00 \\ud83d\\ude00"}'
+        ),
     ),
     ('[search(q="""a "b"\nc""", )]', call("search", '{"q": "a \\"b\\"\\nc"}')),
     (START + '[weather(city="Bern")]' + END, call("weather", '{"city": "Bern"}')),
@@ -255,7 +260,10 @@ def test_what_is_no_call_of_a_known_tool_is_content(text):
         ),
         (f'{OPEN}{{"name": "search"}}{CLOSE}\n{OPEN}{{"name": "we', call("search", "{}")),
         (f'{OPEN}{{"name": "search"}}{CLOSE}\nwe', [*call("search", "{}"), Content("\nwe")]),
-        ("<function=search><parameter=q>ab</parameter><parameter=r>c", call("search", '{"q": "ab"')),
+        (
+            "<function=search><parameter=q>ab</parameter><parameter=r>c",
+            call("search", '{"q": "ab"'),
+        ),
         ("<function=search>{}</fun", call("search", "{}")),
     ],
 )
