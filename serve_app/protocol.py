@@ -173,12 +173,14 @@ class GenerationRequest:
         prompt: what to continue.
         sampling: how to pick tokens; completion `i` of a seeded request uses seed + i.
         n: completions, >= 1.
+        client: who sent it: clients take turns. No secret; "" is a client like any other.
     """
 
     request_id: str
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

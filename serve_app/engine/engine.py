@@ -306,6 +306,8 @@ class Engine:
                     prompt_tokens=len(encoded.tokens),
                     max_tokens=encoded.max_tokens,
                     sampling=encoded.sampling.of_completion(index),
+                    client=request.client,
+                    request=sequences[0].key if index else -1,
                     reuse=index > 0 or request.sampling.prompt_logprobs is None,
                     parent=sequences[0] if index else None,
                     matcher=matchers[index] if matchers else None,

@@ -333,7 +333,7 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
         ("min_p", 0 <= params.min_p <= 1, "from 0 to 1"),
         ("frequency_penalty", math.isfinite(params.frequency_penalty), "a number"),
         ("presence_penalty", math.isfinite(params.presence_penalty), "a number"),
-        ("repetition_penalty", 0 < params.repetition_penalty < math.inf, "above 0"),
+        ("repetition_penalty", 0.01 <= params.repetition_penalty <= 100, "from 0.01 to 100"),
         (
             "min_tokens",
             0 <= params.min_tokens <= (params.max_tokens or math.inf),

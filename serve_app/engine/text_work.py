@@ -45,7 +45,8 @@ class TextWork:
         Args:
             chars: what it works on.
             work: what to do.
-            args: for `work`, as `kwargs`.
+            *args: for `work`.
+            **kwargs: for `work`.
 
         Raises:
             Overloaded: too much waits already.

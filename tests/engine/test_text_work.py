@@ -80,7 +80,7 @@ def test_require_length():
     factor = 1 if BACKEND.normalizer is None else 4
     limit.require_length(10 * longest * factor, param="prompt")
     with pytest.raises(
-        ContextLengthExceeded, match="characters, more than so many tokens"
+        ContextLengthExceeded, match=r"characters, more than so many tokens"
     ) as error:
         limit.require_length(10 * longest * factor + 1, param="messages")
     assert error.value.param == "messages"
