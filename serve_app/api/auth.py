@@ -23,6 +23,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.api.record import trace_of
 from serve_app.errors import ConfigError, InvalidApiKey
 
 log = structlog.get_logger()
@@ -161,6 +162,7 @@ class RequireKey:
                 raise InvalidApiKey("send an API key in the header `authorization: Bearer <key>`")
             if not await self._keys.allow(key.strip()):
                 raise InvalidApiKey("this API key is not known here")
+            trace_of(scope).client = f"key:{hashlib.sha256(key.strip().encode()).hexdigest()[:8]}"
         await self._app(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:

@@ -35,6 +35,7 @@ class RequestId:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         trace = Trace(request_id=given) if _SANE_ID.fullmatch(given) else Trace()
+        trace.client = (scope.get("client") or ("",))[0]
         attach(scope, trace)
 
         async def send_with_id(message: Message) -> None:

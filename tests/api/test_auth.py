@@ -217,3 +217,22 @@ async def test_a_key_is_written_nowhere(key_file, caplog, capfd):
     seen += [repr(service.records), caplog.text, logged.out, logged.err]
     assert "request.failed" in "".join(seen)
     assert KEY not in "".join(seen)
+
+
+async def test_each_key_is_a_client_of_its_own(key_file):
+    """The engine lets clients take turns; without keys they are told apart by their address."""
+    seen: list[str] = []
+
+    def script(request):
+        seen.append(request.client)
+        return ("Hello",)
+
+    service = Service(FakeEngine(script), api_keys_file=str(key_file))
+    for key in (KEY, "other", KEY):
+        headers = {"authorization": f"Bearer {key}"}
+        assert (await service.post(CHAT, HELLO, headers=headers)).status_code == 200
+    assert seen[0] == seen[2] != seen[1]
+    assert all(name.startswith("key:") and "other" not in name for name in seen)
+    seen.clear()
+    await Service(FakeEngine(script)).chat()
+    assert seen == ["127.0.0.1"]
