@@ -25,7 +25,7 @@ from ray import serve
 from serve_app import fleet, ledger, logs, metrics
 from serve_app.access import verdict as verdicts
 from serve_app.access.placement import all_nodes
-from serve_app.access.prove import keep_receipt, prove_here
+from serve_app.access.prove import keep_receipt, loader_of, prove_here
 from serve_app.access.receipt import license_in
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
@@ -153,7 +153,10 @@ class LLMServer:
             await asyncio.to_thread(engine.close)
 
     async def _prove_access(self, config: AppConfig, commit: str | None) -> NodeVerdict:
-        verdict = await asyncio.to_thread(prove_here, config.model, config.access, commit=commit)
+        loader = loader_of(config)
+        verdict = await asyncio.to_thread(
+            prove_here, config.model, config.access, commit=commit, loader=loader
+        )
         node_id, node_name = _this_node()
         verdict = replace(verdict, node_id=node_id, node_name=node_name)
         self._metrics.checked(verdict)

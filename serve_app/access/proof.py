@@ -157,6 +157,8 @@ class Proof:
         index = files.parse_index(
             self._small_file(Step.INDEX, entry, files.INDEX_BYTES), name=entry
         )
+        if self._subject.loader is not None and not index.has_metadata:
+            raise ModelLoadError(f"{entry} has no metadata, which transformers reads")
         if index.total_bytes is not None:
             self._weigh(index.total_bytes)
         return list(index.shards)

@@ -181,16 +181,21 @@ def model_files(sizes: Mapping[str, int], entry: str | None, index: Index | None
     return chosen
 
 
-def _is_small(name: str, size: int) -> bool:
-    """Tell whether a file is read beside the weights; a huge one nobody needs is left out."""
+def is_read(name: str) -> bool:
+    """Tell whether a file is of those that are read beside the weights."""
     folder, _, base = name.rpartition("/")
     if folder == TEMPLATES:
         return base.endswith(".jinja") and not base.startswith(".")
     if folder or base.startswith(".") or any(fnmatchcase(base, other) for other in _OTHER):
         return False
-    if not any(fnmatchcase(base, pattern) for pattern in _SMALL):
+    return any(fnmatchcase(base, pattern) for pattern in _SMALL)
+
+
+def _is_small(name: str, size: int) -> bool:
+    """Tell whether a file belongs to the model; a huge one that nobody needs does not."""
+    if not is_read(name):
         return False
-    return _is_needed(base) or size <= (size_limit(base) or 0)
+    return _is_needed(name) or size <= (size_limit(name) or 0)
 
 
 def _is_needed(name: str) -> bool:

@@ -25,6 +25,8 @@ _LIMITS = {
     "n_head": 1 << 16, "num_key_value_heads": 1 << 16, "head_dim": 1 << 16,
     "max_position_embeddings": 1 << 31,
 }  # fmt: skip
+MAX_COUNT = 1 << 20  # of experts, labels, whatever else a model counts
+_COUNT = re.compile(r"(num|n)_(?!.*(param|token|step|sample|example|flop))")
 _BITS_OF = {"float32": 32, "float64": 64}
 _MULTIMODAL = re.compile(r"(vision|audio|image|video|speech|vq)_(config|encoder_config)")
 # Files that quantisation tools leave where config.json does not tell.
@@ -185,14 +187,21 @@ def _layer_kinds(config: Mapping[str, Any]) -> set[str]:
 
 def _shape(config: Mapping[str, Any], _names: Collection[str]) -> Refusal | None:
     """Refuse numbers that no model has, before a library makes modules and tables of that size."""
-    for key, limit in _LIMITS.items():
-        value = config.get(key)
-        if value is None or isinstance(value, list):  # unset, or one number a layer
+    for key, value in config.items():
+        least, limit = _bounds(key)
+        if limit is None or value is None or isinstance(value, list):  # or one number a layer
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-            message = f"{CONFIG} says {key}: {_word(value)[:20]}, which no model has"
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
+            message = f"{CONFIG} says {_word(key)}: {_word(value)[:20]}, which no model has"
             return Refusal(message, "Choose a revision with a sound config.json.")
     return None
+
+
+def _bounds(key: str) -> tuple[int, int | None]:
+    """Return the least and the largest value of a key of config.json; None without a limit."""
+    if key in _LIMITS:
+        return 1, _LIMITS[key]
+    return 0, MAX_COUNT if _COUNT.match(key) else None
 
 
 def _tokenizer(names: Collection[str], installed: Callable[[str], bool]) -> Refusal | None:
