@@ -102,6 +102,7 @@ class _Choice:
 
     def __init__(self, calls: Calls | None) -> None:
         self._reader = ToolReader(calls.names, parallel=calls.parallel) if calls else None
+        self._forced = calls is not None and calls.forced
         self._calls = 0
         self.untold: tuple[TokenLogprobs, ...] = ()  # text may be held back, their tokens with it
 
@@ -114,7 +115,8 @@ class _Choice:
         if piece.finish_reason is not None:
             parts += self._reader.end()
         for part in parts:
-            yield self._delta(part)
+            if not (self._forced and isinstance(part, Content)):
+                yield self._delta(part)
 
     def finish(self, reason: FinishReason) -> ChatFinish:
         return "tool_calls" if self._calls and reason is FinishReason.STOP else reason

@@ -19,10 +19,17 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Which calls a chat's answer may hold: names of the tools, and whether more than one."""
+    """Which calls a chat's answer may hold.
+
+    Args:
+        names: of the tools.
+        parallel: whether more than one.
+        forced: it holds nothing else: text that is no call is a call's cut syntax.
+    """
 
     names: tuple[str, ...]
     parallel: bool
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,9 @@ def plan_chat(body: ChatRequest, *, request_id: str) -> Plan:
         requests=_requests(
             body, [prompt], _sampling(body, logprobs=alternatives, structure=structure), request_id
         ),
-        calls=Calls(names, parallel) if tools else None,
+        calls=Calls(names, parallel, forced=body.tool_choice not in (None, "auto"))
+        if tools
+        else None,
         structure_field=field,
         stream=bool(body.stream),
         include_usage=bool(options.include_usage),

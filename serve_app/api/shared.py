@@ -31,6 +31,7 @@ class Shared(Generic[T]):
         """
         if self._task is None or (self._task.done() and not self._is_fresh(self._task)):
             self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(_seen)  # also if all who asked have gone
         return await asyncio.shield(self._task)
 
     async def _run(self) -> T:
@@ -42,3 +43,8 @@ class Shared(Generic[T]):
     def _is_fresh(self, task: asyncio.Task[T]) -> bool:
         failed = task.cancelled() or task.exception() is not None
         return not failed and time.monotonic() - self._done_at < self._fresh_s
+
+
+def _seen(task: asyncio.Task[T]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -207,6 +207,7 @@ class Gaps:
         return self
 
     async def __aexit__(self, *exc):
+        await asyncio.sleep(0.01)  # what was done without a pause counts as well
         self._task.cancel()
 
     async def _tick(self):
