@@ -102,8 +102,8 @@ class Structure:
     strict: bool = False
 
 
-# The keyword that makes a part of a JSON schema one of its own, the root of its references:
-# {"strict": bool, "name": what to call it in an error}. Several tools stand in one schema so.
+# A keyword for a part of a JSON schema that is somebody's own, as each of several tools':
+# {"strict": bool, "name": what to call it in an error, "id": the `$id` that it came with}.
 SUBSCHEMA = "x-serve-app"
 
 

@@ -119,7 +119,6 @@ def test_plain_http_to_another_machine_is_a_choice(url):
         parse_args({"model": MODEL, "access": {"endpoint": url, "token_file": "/t"}})
 
 
-
 @pytest.mark.parametrize(
     ("model", "names"),
     [

@@ -70,6 +70,21 @@ class Demo:
             matcher.close()
         return Walk(self.decode(ids), complete=False, fault=None)
 
+    def accepts(self, worker: Worker, text: str) -> bool:
+        """Tell whether a text is complete under a grammar."""
+        (matcher,) = worker.open()
+        try:
+            for token in (*self.tokenizer.encode(text).ids, EOS):
+                wait([matcher], 20)
+                bits = np.unpackbits(matcher.mask, bitorder="little", count=self.vocab_size)
+                if matcher.fault is not None or not bits[token]:
+                    return False
+                if token != EOS:
+                    matcher.advance(token)
+            return True
+        finally:
+            matcher.close()
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))

@@ -17,7 +17,7 @@ from serve_app.engine.grammar import pool as pools
 from serve_app.engine.grammar.matcher import wait
 from serve_app.engine.grammar.wire import Limits
 from serve_app.errors import InvalidRequest, Overloaded
-from serve_app.protocol import Structure
+from serve_app.protocol import SUBSCHEMA, Structure
 
 
 def schema(definition, *, strict=False) -> Structure:
@@ -113,6 +113,67 @@ async def test_a_walk_follows_the_schema(pool, demo, seed):
     jsonschema.validate(document, PERSON)
     assert document.keys() == {"name", "age"}
     assert re.fullmatch(r'\{"name": ".*", "age": [78]\}', walk.text)
+
+
+def of_tools(*tools):
+    """Return calls of tools as the API writes them: parts of one schema."""
+    definitions = {
+        f"t{n}": {
+            **tool,
+            "$id": f"https://part.test/{n}",
+            SUBSCHEMA: {"name": f"tools[{n}]", **mark},
+        }
+        for n, (tool, mark) in enumerate(tools)
+    }
+    calls = [{"properties": {name: {"$ref": f"#/$defs/{name}"}}} for name in definitions]
+    return schema({"$defs": definitions, "anyOf": calls})
+
+
+async def test_one_bad_tool_does_not_spoil_the_others(pool, demo):
+    """It takes any object; the others are enforced. A strict one is refused by its name."""
+    number = {"type": "integer", "minimum": 5, "maximum": 3}
+    bad = {"type": "object", "properties": {"a": number}, "required": ["a"]}
+    good = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}
+    worker = await pool.compile(of_tools((bad, {}), (good, {"strict": True})))
+    assert demo.accepts(worker, '{"t0": {"any": "thing"}}')
+    assert demo.accepts(worker, '{"t1": {"x": 2}}')
+    assert not demo.accepts(worker, '{"t1": {"x": 3}}')
+    with pytest.raises(InvalidRequest, match=r"`tools\[0\]`.*Unsatisfiable"):
+        await pool.compile(of_tools((bad, {"strict": True}), (good, {})))
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"properties": {"e": {"propertyNames": {"type": "string"}, "additionalProperties": True}}},
+        {"properties": {"e": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}},
+        {"properties": {"e": {"not": {}}}},
+        {"properties": {"e": {"type": "string"}}, "unevaluatedProperties": False},
+        {"oneOf": [{"properties": {"a": {"type": "string"}}}, {"properties": {"b": {}}}]},
+        {"type": "string", "format": "uuid4"},
+        {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"},
+        {"$schema": "https://unknown.test/s#", "type": "object"},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "maxProperties": 1},
+        {"$ref": "https://elsewhere.test/schema.json"},
+    ],
+    ids=lambda definition: json.dumps(definition)[:60],
+)
+async def test_what_generators_of_schemas_write_compiles(pool, definition):
+    """Records, sets, unions and formats of pydantic and Zod."""
+    assert (await pool.compile(schema(definition))).fault is None
+
+
+async def test_strict_refuses_what_the_compiler_leaves_out(pool):
+    """Also what only the compiler knows of."""
+    definition = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+        "additionalProperties": True,
+        "maxProperties": 1,
+    }
+    with pytest.raises(InvalidRequest, match="maxProperties"):
+        await pool.compile(schema(definition, strict=True))
+    await pool.compile(schema({"type": "string", "format": "uuid4"}, strict=True))
 
 
 async def test_one_grammar_is_compiled_once(pool):
