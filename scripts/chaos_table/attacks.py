@@ -265,7 +265,7 @@ async def open_bodies(attacker: Attacker) -> list[Answer]:
         with suppress(OSError):
             one = attacker.connect()
             one.sendall(head)
-            one.setblocking(False)
+            one.settimeout(0)
             sockets.append(one)
         if number % 50 == 0:
             await asyncio.sleep(0)

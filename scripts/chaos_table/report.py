@@ -79,8 +79,8 @@ ATTACKS_TEXT = (
     "## One client that does what it should not",
     "",
     "One replica of the demo model. Beside each attack, and for 20 s alone before it, a steady",
-    "probe: a chat every second, whose first token is timed, a stream, and `/health`. The memory is",
-    "the replica's: before, at its peak, after.",
+    "probe: a chat every second, whose first token is timed, a stream, and `/health`. The memory",
+    "is the replica's: before, at its peak, after.",
 )
 ATTACKS_HEAD = (
     "attack",

@@ -34,7 +34,7 @@ SLOW = {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}], "type": "integer"
 EXPENSIVE = {
     "prime divisors": (
         schema(SLOW),
-        "processor time",
+        "processor time|longer than",
     ),
     "doubling": (
         schema(
@@ -46,7 +46,7 @@ EXPENSIVE = {
                 "$ref": "#/$defs/d0",
             }
         ),
-        "processor time|memory",
+        "processor time|memory|longer than",
     ),
     "too many bytes": (Structure("regex", "a" * 600_000), "524,288 is the limit"),
     "too many rules": (
