@@ -39,7 +39,9 @@ class ModelConfig(_Part):
         "main", min_length=1, description="branch, tag or commit; pinned by the gate"
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="asserted after loading")
-    served_name: str | None = Field(None, description="name in the API; default: repo_id")
+    served_name: str | tuple[str, ...] | None = Field(
+        None, description="name in the API, or a list of them; default, and always taken: repo_id"
+    )
     path: str | None = Field(None, description="local directory instead of the Hub")
     share_weights: bool = Field(
         default=True, description="nodes that proved their access fetch from each other first"
@@ -62,6 +64,14 @@ class ModelConfig(_Part):
             raise ValueError("is not a Hub repository; write it as owner/name")
         return value
 
+    @field_validator("served_name")
+    @classmethod
+    def _names_some(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = (value,) if isinstance(value, str) else value
+        if names is not None and not (names and all(0 < len(name) <= 256 for name in names)):
+            raise ValueError("must be a name, or a list of at least one, of 1 to 256 characters")
+        return value
+
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
         if (self.repo_id is None) == (self.path is None):
@@ -76,9 +86,18 @@ class ModelConfig(_Part):
         return str(self.repo_id or self.path)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The model's names in the API: the served ones, and the repository's."""
+        served = self.served_name or ()
+        names = (served,) if isinstance(served, str) else served
+        own = self.repo_id or self.source.rstrip("/").rsplit("/", 1)[-1]
+        # A directory's name is a name only where there is no other.
+        return tuple(dict.fromkeys((*names, own) if self.repo_id or not names else names))
+
+    @property
     def name(self) -> str:
-        """The model's name in the API."""
-        return self.served_name or self.repo_id or self.source.rstrip("/").rsplit("/", 1)[-1]
+        """The model's own name in the API."""
+        return self.names[0]
 
 
 class AccessConfig(_Part):
@@ -93,11 +112,15 @@ class AccessConfig(_Part):
     endpoint: str | None = Field(
         None, description="Hub URL; default: HF_ENDPOINT or huggingface.co"
     )
+    allow_http: bool = Field(
+        default=False,
+        description="send the token over plain http, to a mirror in a trusted network",
+    )
     timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
     deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
     watch_interval_s: float = Field(900, ge=1, description="re-check while serving")
     on_unreachable: Literal["block", "allow_cached"] = Field(
-        "block", description="`allow_cached`: while no Hub answers, a fresh receipt counts"
+        "block", description="`allow_cached`: while nobody says no, a fresh receipt counts"
     )
     receipt_max_age_s: float = Field(
         604_800, gt=0, description="age up to which a receipt is fresh"
@@ -109,8 +132,18 @@ class AccessConfig(_Part):
 
     @field_validator("endpoint")
     @classmethod
-    def _secure(cls, value: str | None) -> str | None:
+    def _is_url(cls, value: str | None) -> str | None:
         return None if value is None else check_endpoint(value)
+
+    @model_validator(mode="after")
+    def _keeps_the_token(self) -> AccessConfig:
+        plain = self.endpoint is not None and is_plain_http(self.endpoint)
+        if plain and self.token_file is not None and not self.allow_http:
+            raise ValueError(
+                "endpoint is plain http, which would send the token of token_file in clear text; "
+                "write it as https://, or set allow_http: true if the network to it is trusted"
+            )
+        return self
 
 
 class ReplicaConfig(_Part):
@@ -160,7 +193,10 @@ class EngineConfig(_Part):
         default=True, description="prompts that begin alike share work, and so their timing"
     )
     kv_cache_fraction: float = Field(
-        0.9, gt=0, lt=1, description="share of GPU memory for weights and KV cache together"
+        0.9,
+        gt=0,
+        lt=1,
+        description="of the GPU, or of its share by num_gpus: for weights and KV cache together",
     )
     kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
     native_cpu: bool = Field(
@@ -176,6 +212,9 @@ class EngineConfig(_Part):
     )
     deterministic: bool = Field(
         default=False, description="bitwise the same logits alone and in any batch"
+    )
+    step_timeout_s: float = Field(
+        120, gt=0, description="a step that takes longer hangs, and the replica is replaced"
     )
 
 
@@ -193,6 +232,9 @@ class ApiConfig(_Part):
     )
     first_token_timeout_s: float = Field(
         600, gt=0, description="how long a request may wait for its first token; a start included"
+    )
+    stall_timeout_s: float = Field(
+        60, gt=0, description="a stream ends when its replica gave no sign of life for so long"
     )
     max_request_bytes: int = Field(2_097_152, ge=1024, description="largest request body")
     trust_request_chat_template: bool = Field(
@@ -256,17 +298,20 @@ def check_endpoint(value: str) -> str:
     """Return the Hub's URL without a trailing slash, or refuse it.
 
     Raises:
-        ValueError: not a URL, credentials in it, or plain http to another machine (it would
-            carry the token in clear text).
+        ValueError: not a URL, or credentials in it.
     """
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("is not a URL; write it as https://host")
     if parts.username or parts.password:
         raise ValueError("must not carry credentials")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise ValueError("must be https: plain http would send the token in clear text")
     return value.rstrip("/")
+
+
+def is_plain_http(url: str) -> bool:
+    """Tell whether what is sent to a URL leaves this machine in clear text."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 
 
 def refuse_secrets(tree: object, *, where: str) -> None:

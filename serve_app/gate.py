@@ -53,7 +53,7 @@ def require_repo_access(
         )
     except ConfigError as error:
         raise RolloutBlocked(f"The gate was asked wrongly:\n{error.message}") from None
-    verdict = require_access(config)
+    verdict = require_access(config, access_only=True)
     if verdict.commit is None:
         raise RolloutBlocked(f"No commit of {repo_id} was proven.\n{verdict.table()}")
     return verdict.commit

@@ -45,12 +45,18 @@ EVENTS = {
     "engine.started": "the replica takes requests",
     "replica.started": "the cold-start ledger: seconds by phase until the replica takes requests",
     "engine.step_failed": "all that ran is computed again, shorter or one request at a time",
-    "engine.died": "the engine stopped for good; every open request was told",
-    "keys.failed": "the file of API keys cannot be read; the keys read before go on counting",
+    "engine.hung": "a step takes longer than engine.step_timeout_s; with its phase and its stack",
+    "engine.died": "the engine stopped for good; every open request has got its error",
+    "ingress.hung": "the ingress' event loop is blocked; its process ends; with the stack",
+    "grammar.failed": "no process could be made to compile a structure; the client got a 429",
+    "grammar.unavailable": "the model's tokenizer cannot be used for structured output, and why",
+    "keys.failed": "the file of API keys cannot be read, or its file system does not answer; the "
+    "keys read before go on counting",
     "request.finished": "one line for each request, in the ingress",
     "request.failed": "generation failed for a reason that no client may read; says which",
     "request.moved": "its replica was lost before the first token; another one is asked",
-    "request.fields_ignored": "a request had fields that mean nothing here; their names",
+    "request.fields_ignored": "a request had fields that change nothing here; their names",
+    "request.tools_left_out": "a request had tools that only OpenAI can run; their types",
     "request.cancelled": "the client went away before the end",
 }
 

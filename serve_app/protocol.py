@@ -102,8 +102,8 @@ class Structure:
     strict: bool = False
 
 
-# The keyword that makes a part of a JSON schema one of its own, the root of its references:
-# {"strict": bool, "name": what to call it in an error}. Several tools stand in one schema so.
+# A keyword for a part of a JSON schema that is somebody's own, as each of several tools':
+# {"strict": bool, "name": what to call it in an error, "id": the `$id` that it came with}.
 SUBSCHEMA = "x-serve-app"
 
 
@@ -177,12 +177,14 @@ class GenerationRequest:
         prompt: what to continue.
         sampling: how to pick tokens; completion `i` of a seeded request uses seed + i.
         n: completions, >= 1.
+        client: who sent it: clients take turns. No secret; "" is a client like any other.
     """
 
     request_id: str
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,11 @@ class TokenDelta:
     timing: Timing = Timing()
     reasoning: str = ""
     prompt_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life between two deltas of a stream, from a replica that has taken it on."""
 
 
 class LLMEngine(Protocol):

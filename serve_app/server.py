@@ -25,11 +25,12 @@ from ray import serve
 from serve_app import fleet, ledger, logs, metrics
 from serve_app.access import verdict as verdicts
 from serve_app.access.placement import all_nodes
-from serve_app.access.prove import keep_receipt, prove_here
+from serve_app.access.prove import keep_receipt, loader_of, prove_here
 from serve_app.access.receipt import license_in
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
-from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
+from serve_app.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
+from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.scaling import load_of
 from serve_app.weights.bring import Brought, bring
 from serve_app.weights.peers import Peers
@@ -64,6 +65,7 @@ class LLMServer:
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
+        self._heartbeat_s = config.api.stall_timeout_s / HEARTBEATS_PER_TIMEOUT
         context = serve.get_replica_context()
         self._ledger = ledger.Ledger(context.app_name, context.replica_tag)
         try:
@@ -78,6 +80,7 @@ class LLMServer:
             raise
         took_s = self._engine.load_report.total_s
         self._metrics.loaded(took_s, model=config.model.source, commit=commit)
+        await asyncio.to_thread(self._engine.prepare_grammars)
         # Told beside the first requests: what asks others must not delay them.
         telling = asyncio.to_thread(self._tell_start, proven, brought, time.time())
         self._start = asyncio.create_task(telling)
@@ -86,16 +89,17 @@ class LLMServer:
 
     async def generate(
         self, request: GenerationRequest
-    ) -> AsyncIterator[TokenDelta | ServeAppError]:
+    ) -> AsyncIterator[TokenDelta | Heartbeat | ServeAppError]:
         """Continue one prompt; see `LLMEngine.generate`.
 
         Our own errors travel as the last item, not as exceptions: Serve would log every
-        client's mistake with a traceback and count it as a failure of the replica.
+        client's mistake with a traceback and count it as a failure of the replica. Heartbeats
+        come first and while there is no delta, so that the reader knows of a lost replica.
         """
         asked_at, asked = time.time(), time.monotonic()
         try:
-            async for delta in self._engine.generate(request):
-                if self._first_answer is None:
+            async for delta in with_heartbeats(self._engine.generate(request), self._heartbeat_s):
+                if self._first_answer is None and isinstance(delta, TokenDelta):
                     told = self._tell_first_answer(asked_at, time.monotonic() - asked)
                     self._first_answer = asyncio.create_task(told)
                 yield delta
@@ -149,7 +153,10 @@ class LLMServer:
             await asyncio.to_thread(engine.close)
 
     async def _prove_access(self, config: AppConfig, commit: str | None) -> NodeVerdict:
-        verdict = await asyncio.to_thread(prove_here, config.model, config.access, commit=commit)
+        loader = loader_of(config)
+        verdict = await asyncio.to_thread(
+            prove_here, config.model, config.access, commit=commit, loader=loader
+        )
         node_id, node_name = _this_node()
         verdict = replace(verdict, node_id=node_id, node_name=node_name)
         self._metrics.checked(verdict)
@@ -171,6 +178,7 @@ class LLMServer:
         text = license_in(brought.directory)
         commit = {"commit": proven.commit}
         fleet.tell_license(start.application, asdict(text) | commit if text else None)
+        fleet.publish_window(start.application, self._engine.max_context_tokens)
         return start
 
     async def _tell_first_answer(self, asked_at: float, ttft_s: float) -> None:

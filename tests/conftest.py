@@ -70,6 +70,7 @@ def tiny_files() -> dict[str, bytes | Path]:
         "README.md": b"# tiny\n",
         "LICENSE.txt": b"A licence to accept.\n",
         "config.json": json.dumps(config).encode(),
+        "tokenizer.json": b"{}",
         "model.safetensors.index.json": json.dumps(index).encode(),
         **{shard: safetensors(tensors) for shard, tensors in shards.items()},
     }

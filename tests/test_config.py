@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import AppConfig, check_endpoint, parse_args
+from serve_app.config import AppConfig, check_endpoint, is_plain_http, parse_args
 from serve_app.errors import ConfigError
 
 MODEL = {"repo_id": "acme/tiny"}
@@ -45,7 +45,7 @@ def test_a_repo_alone_is_a_whole_config():
             {"model": MODEL, "replica": {"min_replicas": 3}},
             "min_replicas is larger than max_replicas",
         ),
-        ({"model": MODEL, "access": {"endpoint": "http://hub.corp"}}, "must be https"),
+        ({"model": MODEL, "access": {"endpoint": "hub.corp"}}, "is not a URL"),
         ({"model": MODEL, "access": {"endpoint": "https://u:p@hub"}}, "must not carry credentials"),
         ({"model": MODEL, "access": {"timeout_s": 0}}, "args.access.timeout_s"),
         ({}, "args.model"),
@@ -104,5 +104,43 @@ def test_any_tree_is_a_config_or_a_config_error(tree):
     "good", ["http://127.0.0.1:8090/", "http://[::1]:1", "http://localhost", "https://h.co"]
 )
 def test_https_or_loopback(good):
-    """Plain http is only for this machine."""
+    """Plain http is safe within this machine only."""
     assert check_endpoint(good) == good.rstrip("/")
+    assert not is_plain_http(good)
+
+
+@pytest.mark.parametrize("url", ["http://h.co", "http://10.0.0.7:8090", "http://hub.mirror.svc"])
+def test_plain_http_to_another_machine_is_a_choice(url):
+    """A mirror inside the cluster; with a token it has to be allowed by name."""
+    assert is_plain_http(url)
+    for access in ({"endpoint": url}, {"endpoint": url, "token_file": "/t", "allow_http": True}):
+        assert parse_args({"model": MODEL, "access": access}).access.endpoint == url
+    with pytest.raises(ConfigError, match=r"access: endpoint is plain http.*allow_http"):
+        parse_args({"model": MODEL, "access": {"endpoint": url, "token_file": "/t"}})
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ({"repo_id": "acme/tiny"}, ("acme/tiny",)),
+        ({"repo_id": "acme/tiny", "served_name": "chat"}, ("chat", "acme/tiny")),
+        (
+            {"repo_id": "acme/tiny", "served_name": ["chat", "gpt-4o", "chat"]},
+            ("chat", "gpt-4o", "acme/tiny"),
+        ),
+        ({"repo_id": "acme/tiny", "served_name": ["acme/tiny", "a"]}, ("acme/tiny", "a")),
+        ({"path": "/models/tiny/"}, ("tiny",)),
+        ({"path": "/models/tiny", "served_name": ["a", "b"]}, ("a", "b")),
+    ],
+)
+def test_a_model_has_many_names(model, names):
+    """One, or a list; the repository's always counts, and the first is its own."""
+    config = parse_args({"model": model})
+    assert config.model.names == names
+    assert config.model.name == names[0]
+
+
+@pytest.mark.parametrize("served_name", ["", [], [""], ["a" * 257], 3, [3], {"a": 1}])
+def test_a_name_is_some_text(served_name):
+    """An empty list would leave the model without one."""
+    assert "args.model.served_name" in refused({"model": MODEL | {"served_name": served_name}})

@@ -17,21 +17,25 @@ from typing import Any
 
 from serve_app.access.report import sanitise
 from serve_app.access.verdict import Outcome
+from serve_app.checkpoint.headers import HEADER_BYTES
 
 
 class Step(StrEnum):
     """The question that an answer belongs to; the words stand in messages."""
 
     DESCRIPTION = "model description"
+    CONFIG = "config.json"
+    LISTING = "list of files"
     INDEX = "weights index"
     WEIGHTS = "weights file"
     BYTES = "first bytes of the weights"
     XET_TOKEN = "storage token"  # noqa: S105
     XET_STORE = "storage query"
+    XET_BYTES = "first bytes from the storage"
     WHOAMI = "account"
 
 
-STORAGE = frozenset({Step.BYTES, Step.XET_STORE})
+STORAGE = frozenset({Step.BYTES, Step.XET_STORE, Step.XET_BYTES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,7 @@ def holds_weights(answer: Answer, size: int | None) -> bool:
     """Tell whether an answer is the beginning of a safetensors file.
 
     The format begins with the length of its JSON header, 8 bytes little endian, and the
-    header's opening brace; its reader allows headers up to 100 MB.
+    header's opening brace.
 
     Args:
         answer: to a range request for at least the first 9 bytes.
@@ -178,7 +182,7 @@ def holds_weights(answer: Answer, size: int | None) -> bool:
     if size is not None and told is not None and told != size:
         return False
     total = told if told is not None else size
-    return 2 <= header <= 100_000_000 and (total is None or 8 + header <= total)
+    return 2 <= header <= HEADER_BYTES and (total is None or 8 + header <= total)
 
 
 def _total(answer: Answer) -> int | None:

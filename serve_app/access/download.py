@@ -1,123 +1,57 @@
 """The files of a pinned commit: what the Hub says about them, and their bytes.
 
-huggingface_hub does the network's part: lists, redirects, the chunk store. Here are the limits
-(safetensors, tokenizer and configs, never code or pickles), the resuming of a file that a dead
-process left half done, the token, and the words when it fails: huggingface_hub's exceptions
-hold the request with its Authorization header, so none of them ever leaves this file.
+Limits (only the model's own files, no more bytes than announced, none too slowly), the resuming
+of a file that a dead process left half done, the token for the Hub's own origin alone, and the
+words when it fails. Where bytes are put is the caller's: `weights/store.py`.
 """
 
 from __future__ import annotations
 
+import io
 import random
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
 
-import httpx2
-from huggingface_hub import (
-    HfApi,
-    constants,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    snapshot_download,
+from serve_app.access import transfer, xet
+from serve_app.access.answers import Answer, Caller, Step, classify, whole_number
+from serve_app.access.chunk_store import ChunkStore
+from serve_app.access.client import ERRORS, BoundedClient, origin
+from serve_app.access.hub import PLAIN_HTTP, PLAIN_HTTP_REMEDY, USER_AGENT, endpoint_of
+from serve_app.access.listing import (
+    Entries,
+    HubFile,
+    Masked,
+    Refusal,
+    ask_listing,
+    cache,
+    keep_listing,
+    read_listing,
+    repo_folder,
 )
-
-# Private in huggingface_hub 2.4: the listing of a commit where all its tools look for it.
-from huggingface_hub._tree_cache import TreeCacheEntry, read_tree_cache, write_tree_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils._paths import filter_repo_objects
-from huggingface_hub.utils.tqdm import disable_progress_bars
-
-from serve_app import __version__
-from serve_app.access.hub import USER_AGENT, endpoint_of
-from serve_app.access.proof import downloads_by_xet
+from serve_app.access.model_files import choose, content_hash, on_disk
+from serve_app.access.network import NoClient, fault_of
+from serve_app.access.pace import Pace, Stalled
 from serve_app.access.report import sanitise
 from serve_app.access.token import resolve_token
-from serve_app.config import AccessConfig
+from serve_app.access.verdict import UNDETERMINED, Outcome
+from serve_app.access.wire import Failed, Wire
+from serve_app.checkpoint import files as rule
+from serve_app.config import AccessConfig, check_endpoint, is_plain_http
 from serve_app.errors import AccessDenied, ModelLoadError
 
-# Weights as transformers looks for them at the top, tokenizers, templates and licenses.
-WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "USE_POLICY*")
-# Other engines' copies of the same weights, and anything that could run.
-UNWANTED = ("original/*", "onnx/*", "consolidated*", "*.bin", "*.py", "*.pt", "*.pth", "*.pkl")
-TRIES = 4  # of a file, as long as not one more byte of it comes
+TRIES = 4  # of a file, as long as nothing to speak of comes of it
+PROGRESS_BYTES = 64 << 10  # or the rest of the file: what counts as something
+BUDGET_S = 120.0  # of the listing, retries and waits included
+SMALL_S = 60.0  # likewise of a small file that is read before the download
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# Faults that are not the caller's access.
+_FAULTS = UNDETERMINED | {Outcome.WEIGHTS_UNREACHABLE, Outcome.WEIGHTS_MISSING}
 
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """One file of a commit, as the Hub describes it.
-
-    Args:
-        path: its place in the repository, with `/`.
-        size: bytes.
-        etag: its name in the cache: the SHA-256 of a large file, the Git object id of others.
-        in_xet: huggingface_hub fetches it from the chunk store.
-    """
-
-    path: str
-    size: int
-    etag: str
-    in_xet: bool = False
-
-
-def cache() -> Path:
-    """Return huggingface_hub's cache of this process."""
-    return Path(constants.HF_HUB_CACHE)
-
-
-def repo_folder(repo_id: str) -> Path:
-    """Return where the cache keeps a model."""
-    return cache() / repo_folder_name(repo_id=repo_id, repo_type="model")
-
-
-def listed(repo_id: str, commit: str) -> tuple[HubFile, ...] | None:
-    """Return what the cache knows of a commit's files.
-
-    Returns:
-        The files that are wanted, sorted; None if the commit was never listed here, or only for
-        somebody without access, whom the Hub does not tell the hashes.
-    """
-    entries = read_tree_cache(str(repo_folder(repo_id)), commit)
-    if entries is None or _masked(entries):
-        return None
-    paths = filter_repo_objects(
-        entries, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
-    )
-    return tuple(_described(path, entries[path]) for path in sorted(paths))
-
-
-def cached_snapshot(repo_id: str, commit: str) -> Path:
-    """Return this node's copy of a commit, without any request.
-
-    Raises:
-        ModelLoadError: there is none, or files are missing from it.
-    """
-    try:
-        directory = snapshot_download(
-            repo_id,
-            revision=commit,
-            cache_dir=cache(),
-            local_files_only=True,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-        )
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        message = f"{cache()} has no complete copy of {repo_id} at {commit}"
-        raise ModelLoadError(message) from None
-    return Path(directory)
+Appending = Callable[[], AbstractContextManager[BinaryIO]]
 
 
 class HubDownload:
@@ -130,164 +64,238 @@ class HubDownload:
 
     Raises:
         AccessDenied: the token is unusable.
+        ModelLoadError: the endpoint is unusable.
     """
 
     def __init__(self, repo_id: str, access: AccessConfig, commit: str) -> None:
         self._repo_id = repo_id
         self._commit = commit
-        self._endpoint = endpoint_of(access)
+        self._timeout_s = access.timeout_s
         self._token = resolve_token(access)
         if self._token.fault is not None:
             raise AccessDenied(f"cannot download {repo_id}: {self._token.fault.message}")
-        disable_progress_bars("huggingface_hub.http_get")
+        try:
+            self._endpoint = check_endpoint(endpoint_of(access))
+        except ValueError as error:
+            raise ModelLoadError(f"cannot download {repo_id}: HF_ENDPOINT {error}") from None
+        plain = is_plain_http(self._endpoint) and not access.allow_http
+        if plain and self._token.token is not None:
+            message = f"cannot download {repo_id}: {PLAIN_HTTP}. {PLAIN_HTTP_REMEDY}"
+            raise AccessDenied(message)
+        self._read: dict[str, bytes] = {}
 
     def files(self) -> tuple[HubFile, ...]:
-        """Return the commit's files: from the cache if it was listed here before.
+        """Return the model's files: by the cache if the commit was listed here before.
 
         Raises:
             AccessDenied: the Hub refuses.
-            ModelLoadError: the Hub does not answer.
+            ModelLoadError: the Hub does not answer, or lists no model.
         """
-        known = listed(self._repo_id, self._commit)
-        if known is None:
-            with self._failures():
-                self._list()
-            known = listed(self._repo_id, self._commit)
-        if not known:
-            raise ModelLoadError(f"the Hub lists no files of {self._repo_id} at {self._commit}")
-        return known
+        entries = read_listing(self._repo_id, self._commit)
+        with self._failures():
+            if entries is None:
+                entries = self._list()
+            chosen = choose(entries, self._small)
+        if not any(file.path.endswith(".safetensors") for file in chosen):
+            raise ModelLoadError(f"the Hub lists no weights of {self._repo_id} at {self._commit}")
+        return chosen
 
-    def fetch(self, file: HubFile, partial: Path) -> None:
-        """Bring the rest of a file that may be here in part.
+    def fetch(self, file: HubFile, appending: Appending) -> None:
+        """Bring the rest of a file that may be here in part, over HTTP.
 
         Args:
-            file: not in the chunk store.
-            partial: holds its first bytes, or is not there.
+            file: one of `files`.
+            appending: opens what is here of it, at its end.
 
         Raises:
             AccessDenied: the Hub refuses although the probe was granted a moment ago.
             ModelLoadError: the bytes cannot be brought here.
         """
-        url = hf_hub_url(self._repo_id, file.path, revision=self._commit, endpoint=self._endpoint)
-        tries, before = 0, -1
-        with self._failures():
+        tries, before = 0, -PROGRESS_BYTES
+        with self._failures(file):
             while True:
-                have = partial.stat().st_size if partial.exists() else 0
-                tries = tries + 1 if have <= before else 1
-                before = have
-                try:
-                    self._append(url, partial, have, file.size)
-                except (httpx2.TransportError, HfHubHTTPError) as error:
-                    if tries >= TRIES or not _may_pass(error):
-                        raise
-                    time.sleep(0.5 * 2.0**tries * random.uniform(0.5, 1.5))  # noqa: S311
-                else:
-                    return
+                with appending() as stream:
+                    have = stream.tell()
+                    tries = tries + 1 if have - before < PROGRESS_BYTES else 1
+                    before = have
+                    try:
+                        self._append(file, stream)
+                    except (transfer.Refused, Stalled, *ERRORS) as error:
+                        if tries >= TRIES or not _may_pass(error):
+                            raise
+                        pause_s = 0.5 * 2.0**tries
+                    else:
+                        return
+                time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311
 
-    def fetch_by_xet(self, file: HubFile, *, again: bool) -> Path:
-        """Let huggingface_hub fetch a file from the chunk store into the cache.
+    def fetch_by_xet(self, wanted: Sequence[tuple[HubFile, Path]]) -> str | None:
+        """Fetch files from the chunk store, as far as it goes.
 
         Args:
-            file: in the chunk store.
-            again: what the cache has of it is damaged.
+            wanted: files of the chunk store, each with an empty file that was made for it.
 
-        Raises:
-            AccessDenied: the Hub refuses.
-            ModelLoadError: the bytes cannot be brought here.
+        Returns:
+            Why not all came; None if they did. Either way the caller checks every byte.
         """
-        with self._failures():
-            return Path(
-                hf_hub_download(
-                    self._repo_id,
-                    file.path,
-                    revision=self._commit,
-                    cache_dir=cache(),
-                    endpoint=self._endpoint,
-                    token=self._secret(),
-                    force_download=again,
-                    library_name="serve-app",
-                    library_version=__version__,
-                )
-            )
+        url = f"{self._endpoint}/api/models/{self._repo_id}/xet-read-token/{self._commit}"
+        try:
+            with self._wire(SMALL_S) as wire:
+                key = self._key(ChunkStore(wire, self._endpoint, url).key(), url)
+            files = [xet.XetFile(str(file.xet_hash), file.size, str(path)) for file, path in wanted]
+            xet.fetch(key, files, pace=Pace())
+        except Failed as failed:
+            return failed.message
+        except xet.XetFailed as failed:
+            return str(failed)
+        return None
 
-    def _list(self) -> None:
-        api = HfApi(
-            self._endpoint, self._secret(), library_name="serve-app", library_version=__version__
-        )
-        tree = api.list_repo_tree(self._repo_id, recursive=True, revision=self._commit)
-        entries = {
-            file.path: TreeCacheEntry(
-                size=file.size,
-                blob_id=file.blob_id,
-                lfs_sha256=file.lfs.sha256 if file.lfs else None,
-                lfs_size=file.lfs.size if file.lfs else None,
-                xet_hash=file.xet_hash,
-            )
-            for file in tree
-            if isinstance(file, RepoFile)
-        }
-        if path := _masked(entries):
-            # Asked for the file itself, the Hub says why.
-            url = hf_hub_url(self._repo_id, path, revision=self._commit, endpoint=self._endpoint)
-            get_hf_file_metadata(url, token=self._secret(), endpoint=self._endpoint)
-            raise AccessDenied(f"the Hub hides the hash of {path} in {self._repo_id}")
-        write_tree_cache(str(repo_folder(self._repo_id)), self._commit, entries)
+    def _key(self, answer: Answer, url: str) -> xet.XetKey:
+        told = answer.headers
+        store, secret = told.get("x-xet-cas-url", ""), told.get("x-xet-access-token", "")
+        expires = whole_number(told.get("x-xet-token-expiration"))
+        try:
+            check_endpoint(store)
+            is_safe = is_plain_http(self._endpoint) or not is_plain_http(store)
+        except ValueError:
+            is_safe = False
+        if not (answer.is_ok and is_safe and secret and expires is not None):
+            raise xet.XetFailed(f"the Hub gives no key for it (status {answer.status})")
+        return xet.XetKey(store, secret, expires, url, dict(self._credentials(url)))
 
-    def _append(self, url: str, partial: Path, have: int, size: int) -> None:
+    def _list(self) -> Entries:
+        with self._wire(BUDGET_S) as wire:
+            try:
+                entries = ask_listing(wire, self._endpoint, self._repo_id, self._commit)
+            except Masked as masked:
+                # Asked for the file itself, the Hub says why.
+                answer = wire.ask(Step.WEIGHTS, "HEAD", self._url(masked.path))
+                if answer.status < 400:
+                    message = f"the Hub hides the hash of {masked.path} in {self._repo_id}"
+                    raise AccessDenied(message) from None
+                raise transfer.Refused(answer) from None
+            except Refusal as refusal:
+                raise transfer.Refused(refusal.answer) from None
+        with suppress(OSError):  # a cache that cannot be written may hold the model all the same
+            keep_listing(self._repo_id, self._commit, entries)
+        return entries
+
+    def _small(self, file: HubFile) -> bytes:
+        """Return a small file that the choice of the others depends on."""
+        known = on_disk(repo_folder(self._repo_id) / "snapshots" / self._commit, file)
+        if known is not None:
+            return known
+        if file.path not in self._read:
+            limit = rule.size_limit(file.path) or 0
+            if file.size > limit:
+                raise ModelLoadError(f"{file.path} has more than {limit:,} bytes")
+            self._read[file.path] = self._fetch_small(file)
+        return self._read[file.path]
+
+    def _fetch_small(self, file: HubFile) -> bytes:
+        held = _Memory()
+        self.fetch(file, held.appending)
+        content = held.content
+        if content_hash(content, file.etag) != file.etag:
+            raise ModelLoadError(
+                f"{file.path} of {self._repo_id} came with other bytes than listed"
+            )
+        return content
+
+    def _append(self, file: HubFile, stream: BinaryIO) -> None:
+        if stream.tell() > file.size:
+            stream.seek(0)
+            stream.truncate()
+        if (content := self._read.get(file.path)) is not None:
+            stream.seek(0)
+            stream.truncate()
+            stream.write(content)
+            return
+        client = BoundedClient(self._credentials)
+        try:
+            transfer.append(client, self._url(file.path), stream, file.size, Pace())
+        finally:
+            client.close()
+
+    def _credentials(self, url: str) -> Mapping[str, str]:
         headers = {"user-agent": USER_AGENT}
-        if (token := self._token.token) is not None:
+        token = self._token.token
+        if token is not None and origin(url) == origin(self._endpoint):
             headers["authorization"] = f"Bearer {token.reveal()}"
-        if have > size:
-            partial.unlink()
-            have = 0
-        with partial.open("ab") as stream:
-            http_get(url, stream, resume_size=have, headers=headers, expected_size=size)
-
-    def _secret(self) -> str | bool:
-        return False if self._token.token is None else self._token.token.reveal()
+        return headers
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Turn what the libraries raise into the package's errors, without their requests."""
+    def _wire(self, budget_s: float) -> Iterator[Wire]:
+        wire = Wire(self._endpoint, self._credentials, timeout_s=self._timeout_s, budget_s=budget_s)
+        try:
+            yield wire
+        finally:
+            wire.close()
+
+    def _url(self, path: str) -> str:
+        return f"{self._endpoint}/{self._repo_id}/resolve/{self._commit}/{quote(path)}"
+
+    @contextmanager
+    def _failures(self, file: HubFile | None = None) -> Iterator[None]:
+        """Turn what goes wrong into the package's errors, one sentence each."""
+        what = f"{self._repo_id} at {self._commit}"
         try:
             yield
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise self._refused(error) from None
-        except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, OSError) and error.strerror:
-                message = f"{self._repo_id} cannot be stored in {cache()}: {error.strerror}"
-                raise ModelLoadError(message) from None
-            message = f"the download of {self._repo_id} at {self._commit} broke off"
-            raise ModelLoadError(f"{message} ({type(error).__name__})") from None
+        except transfer.Refused as refused:
+            raise self._refused(refused.answer) from None
+        except Failed as failed:
+            remedy = f" {failed.remedy}" if failed.remedy else ""
+            message = f"the download of {what} broke off: {failed.message}.{remedy}"
+            raise ModelLoadError(message) from None
+        except NoClient as none:
+            message = f"{what} cannot be downloaded: {none.fault.message}. {none.fault.remedy}"
+            raise ModelLoadError(message) from None
+        except Stalled as stalled:
+            message = f"the download of {what} stands still: {stalled}"
+            raise ModelLoadError(message) from None
+        except transfer.Overrun as overrun:
+            named = f"{file.path} of " if file else ""
+            raise ModelLoadError(f"{named}{what} is not what was listed: {overrun}") from None
+        except ERRORS as error:
+            raise self._broken(error) from None
 
-    def _refused(self, error: Exception) -> AccessDenied | ModelLoadError:
-        # huggingface_hub 2.4 says "check your connection" for a 403; what happened is its cause.
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-        what = f"{self._repo_id} at {self._commit}"
-        if not isinstance(cause, HfHubHTTPError):
-            return ModelLoadError(f"{what} cannot be downloaded ({type(cause or error).__name__})")
-        status = cause.response.status_code
-        words = sanitise(cause.response.headers.get("x-error-message", ""))
-        said = f"the Hub answered {status}" + (f": {words}" if words else "")
-        denied = isinstance(cause, GatedRepoError | RepositoryNotFoundError)
-        kind = AccessDenied if denied or status in (401, 403) else ModelLoadError
-        return kind(f"the download of {what} failed; {said}", status=status)
+    def _broken(self, error: Exception) -> ModelLoadError:
+        if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
+            return ModelLoadError(
+                f"{self._repo_id} cannot be stored in {cache()}: {error.strerror}"
+            )
+        message = f"the download of {self._repo_id} at {self._commit} broke off"
+        fault = fault_of(error, self._endpoint, self._timeout_s)
+        remedy = f" {fault.remedy}" if fault.remedy else ""
+        return ModelLoadError(f"{message} ({type(error).__name__}): {fault.message}.{remedy}")
+
+    def _refused(self, answer: Answer) -> AccessDenied | ModelLoadError:
+        outcome = classify(answer, Caller(has_token=self._token.token is not None))
+        is_denied = outcome not in _FAULTS or answer.status in (401, 403)
+        words = sanitise(answer.headers.get("x-error-message", ""))
+        said = f"the Hub answered {answer.status}" + (f": {words}" if words else "")
+        kind = AccessDenied if is_denied else ModelLoadError
+        message = f"the download of {self._repo_id} at {self._commit} failed; {said}"
+        return kind(message, status=answer.status)
 
 
-def _etag(entry: TreeCacheEntry) -> str:
-    return entry.lfs_sha256 or entry.blob_id
+class _Memory:
+    """A small file in memory."""
 
+    def __init__(self) -> None:
+        self.content = b""
 
-def _masked(entries: dict[str, TreeCacheEntry]) -> str | None:
-    return next(
-        (path for path, entry in entries.items() if not _HASH.fullmatch(_etag(entry))), None
-    )
-
-
-def _described(path: str, entry: TreeCacheEntry) -> HubFile:
-    size = entry.size if entry.lfs_size is None else entry.lfs_size
-    return HubFile(path, size, _etag(entry), entry.xet_hash is not None and downloads_by_xet())
+    @contextmanager
+    def appending(self) -> Iterator[BinaryIO]:
+        """Open it at its end."""
+        stream = io.BytesIO(self.content)
+        stream.seek(0, io.SEEK_END)
+        try:
+            yield stream
+        finally:
+            self.content = stream.getvalue()
 
 
 def _may_pass(error: Exception) -> bool:
-    return not isinstance(error, HfHubHTTPError) or error.response.status_code in TRANSIENT
+    if isinstance(error, transfer.Refused):
+        return error.answer.status in TRANSIENT
+    return not isinstance(error, ValueError) and not getattr(error, "errno", None)

@@ -22,14 +22,21 @@ from huggingface_hub import constants, is_offline_mode
 from serve_app import __version__
 from serve_app.access import local
 from serve_app.access.answers import Answer, Caller, Step, classify
+from serve_app.access.client import origin
 from serve_app.access.proof import JSON_BYTES, Proof, Subject
 from serve_app.access.remedies import remedy
 from serve_app.access.report import sanitise
 from serve_app.access.token import ResolvedToken, resolve_token
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
-from serve_app.access.wire import Failed, Wire, origin
-from serve_app.config import AccessConfig, ModelConfig, check_endpoint
+from serve_app.access.wire import Failed, Wire
+from serve_app.checkpoint.runnable import Loader
+from serve_app.config import AccessConfig, ModelConfig, check_endpoint, is_plain_http
 
+PLAIN_HTTP = "the Hub's URL is plain http, which would send the token in clear text"
+PLAIN_HTTP_REMEDY = (
+    "Use an https:// URL (access.endpoint or HF_ENDPOINT), set access.allow_http: true if the "
+    "network to it is trusted, or give this node no token if the mirror needs none."
+)
 BUDGET_SHARE = 2 / 3  # of the gate's deadline; the rest is for starting and collecting probes
 # Own words instead of huggingface_hub's `build_hf_headers`, which may ask the Hub for a list of
 # known agents first: a request that nobody counts, three seconds where the Hub hangs.
@@ -56,6 +63,7 @@ def check_here(
     *,
     commit: str | None = None,
     hint: NodeVerdict | None = None,
+    loader: Loader | None = None,
 ) -> NodeVerdict:
     """Prove, or fail to prove, that this process can read the weights.
 
@@ -68,14 +76,16 @@ def check_here(
             its index counts as proven by whoever pinned it.
         hint: what another node learned about the same commit: the file to look at, and whose
             token it is if this node uses the same. Saves requests, decides nothing.
+        loader: what will load them, so that what it cannot load is refused; None asks for
+            access alone.
 
     Returns:
         The verdict of this node, named by its host name; never raises.
     """
     name = socket.gethostname()
     if model.path is not None:
-        return replace(local.check_directory(model.path), node_name=name)
-    probe = Probe(model, access, commit=commit, hint=hint)
+        return replace(local.check_directory(model.path, loader), node_name=name)
+    probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
 
 
@@ -92,6 +102,7 @@ class Probe:
         access: which token, which Hub, which limits.
         commit: the pinned commit, if there is one.
         hint: see `check_here`.
+        loader: see `check_here`.
         transport: replaces the network in tests.
     """
 
@@ -102,12 +113,14 @@ class Probe:
         *,
         commit: str | None = None,
         hint: NodeVerdict | None = None,
+        loader: Loader | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self._model = model
         self._access = access
         self._pinned = commit
         self._hint = hint
+        self._loader = loader
         self._transport = transport
         self._repo_id = str(model.repo_id)
         self._endpoint = endpoint_of(access)
@@ -154,13 +167,16 @@ class Probe:
             budget_s=budget_s,
             transport=self._transport,
         )
+        hint = self._hint if self._pinned else None
         subject = Subject(
             self._endpoint,
             self._repo_id,
             self._model.revision,
             self._pinned,
-            self._hint.weights_file if self._hint and self._pinned else None,
+            hint.weights_file if hint else None,
             has_token=self._resolved.token is not None,
+            loader=self._loader,
+            weights_bytes=hint.weights_bytes if hint else None,
         )
         self._proof = Proof(subject, wire)
         try:
@@ -173,7 +189,12 @@ class Probe:
         try:
             self._endpoint = check_endpoint(self._endpoint)
         except ValueError as error:
-            raise Failed(Outcome.HUB_UNREACHABLE, f"HF_ENDPOINT {error}") from None
+            message = f"HF_ENDPOINT {error}"
+            remedy = "Correct HF_ENDPOINT on this node, or set access.endpoint."
+            raise Failed(Outcome.HUB_UNREACHABLE, message, remedy=remedy) from None
+        has_token = self._resolved.token is not None
+        if is_plain_http(self._endpoint) and has_token and not self._access.allow_http:
+            raise Failed(Outcome.HUB_UNREACHABLE, PLAIN_HTTP, remedy=PLAIN_HTTP_REMEDY)
         if is_offline_mode():
             raise Failed(
                 Outcome.HUB_UNREACHABLE,
@@ -228,7 +249,7 @@ class Probe:
             node_id="",
             node_name="",
             outcome=end.outcome,
-            remedy=sentence,
+            remedy=end.remedy or sentence,
             http_status=end.status,
             hub_message=sanitise(message) or None,
             url=url,
@@ -236,6 +257,7 @@ class Probe:
             hub_requests=self._wire.requests if self._wire else 0,
             commit=self._proof.commit if self._proof else self._pinned,
             weights_file=self._proof.weights_file if self._proof else None,
+            weights_bytes=self._proof.weights_bytes if self._proof else None,
         )
 
 

@@ -22,8 +22,9 @@ from serve_app.access.collect import Collection, failed
 from serve_app.access.hub import endpoint_of
 from serve_app.access.nodes import Node, shortage
 from serve_app.access.placement import Placement, all_nodes, placement_of, placements_of
-from serve_app.access.prove import prove_here, prove_later
+from serve_app.access.prove import loader_of, prove_here, prove_later
 from serve_app.access.verdict import NodeVerdict, Verdict
+from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
 
 # A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.
@@ -38,20 +39,29 @@ class RolloutBlocked(RayServeException):
     """
 
 
-def require_access(config: AppConfig) -> Verdict:
+def require_access(config: AppConfig, *, access_only: bool = False) -> Verdict:
     """Return the verdict of the whole cluster if it is a yes; call this first in a builder.
+
+    Args:
+        config: the application.
+        access_only: another engine than ours loads the weights, so what it can load is its affair.
 
     Raises:
         RolloutBlocked: a node was refused, or could not prove its access; the message is the
             whole table.
     """
-    verdict = preflight(config)
+    verdict = preflight(config, access_only=access_only)
     if not verdict.approved:
         raise RolloutBlocked(verdict.table())
     return verdict
 
 
-def preflight(config: AppConfig, *, placements: Sequence[Placement] | None = None) -> Verdict:
+def preflight(
+    config: AppConfig,
+    *,
+    placements: Sequence[Placement] | None = None,
+    access_only: bool = False,
+) -> Verdict:
     """Probe every node of the connected cluster that may host a replica.
 
     Takes `access.deadline_s` at the most, whatever the network and the nodes do.
@@ -60,12 +70,14 @@ def preflight(config: AppConfig, *, placements: Sequence[Placement] | None = Non
         config: the application.
         placements: where its replicas may go; default: what the Serve controller is rolling
             out for these args, or what the config itself asks for.
+        access_only: do not ask whether our engine can load what is there.
     """
+    loader = None if access_only else loader_of(config)
     began = time.monotonic()
     verdicts: list[NodeVerdict] = []
     commit, requests = None, 0
     for placement in placements or placements_of(config):
-        probes = RayProbes(config.model, config.access, placement)
+        probes = RayProbes(config.model, config.access, placement, loader)
         left_s = began + config.access.deadline_s - time.monotonic()
         collection = Collection(probes, deadline_s=max(1.0, left_s))
         verdicts += collection.run() or [_nowhere(placement, config.access)]
@@ -109,7 +121,7 @@ def check_cluster(
 def check_this_machine(config: AppConfig) -> Verdict:
     """Run the gate for this machine alone, without Ray."""
     began = time.monotonic()
-    verdict = prove_here(config.model, config.access)
+    verdict = prove_here(config.model, config.access, loader=loader_of(config))
     return _decide(
         config, [verdict], verdict.commit, verdict.hub_requests, time.monotonic() - began
     )
@@ -122,18 +134,26 @@ class RayProbes(NodeTasks[NodeVerdict]):
         model: what is to be read.
         access: which token, which Hub, which limits.
         placement: which nodes count, and the environment of the probes.
+        loader: what the replicas load with; None asks for access alone.
     """
 
-    def __init__(self, model: ModelConfig, access: AccessConfig, placement: Placement) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        access: AccessConfig,
+        placement: Placement,
+        loader: Loader | None = None,
+    ) -> None:
         super().__init__(_PROBE, NodeVerdict, placement)
         self._model = model
         self._access = access
+        self._loader = loader
 
     def launch(
         self, node: Node, *, commit: str | None, hint: NodeVerdict | None, delay_s: float
     ) -> ray.ObjectRef[NodeVerdict]:
         """Start a probe on a node and return at once."""
-        return self.start(node, self._model, self._access, commit, hint, delay_s)
+        return self.start(node, self._model, self._access, commit, hint, delay_s, self._loader)
 
 
 def _decide(

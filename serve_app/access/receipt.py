@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,12 +20,16 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from serve_app.access.folders import Folder
 from serve_app.access.report import sanitise
 from serve_app.access.token import resolve_token
 from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.checkpoint import files
 from serve_app.config import AccessConfig, ModelConfig
+from serve_app.errors import ModelLoadError
 
 CLOCK_SKEW_S = 300.0  # how far ahead of ours the clock that wrote a receipt may have been
+_PLACE = (".serve-app", "receipts")
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
@@ -184,8 +186,10 @@ class License:
 def license_in(copy: Path) -> License | None:
     """Return the license text that lies in a model's directory, if there is one."""
     for name in LICENSES:
-        with suppress(OSError):
-            text = (copy / name).read_bytes()
+        with suppress(OSError, ModelLoadError):
+            text = files.read_limited(copy / name, files.SMALL_BYTES)
+            if not text:
+                continue
             lines = text.decode("utf-8", "replace").splitlines()
             title = next((line.strip() for line in lines if line.strip()), name)
             return License(sanitise(title, limit=120), hashlib.sha256(text).hexdigest())
@@ -194,7 +198,7 @@ def license_in(copy: Path) -> License | None:
 
 def folder() -> Path:
     """Return where this node keeps its receipts."""
-    return Path(constants.HF_HUB_CACHE) / ".serve-app" / "receipts"
+    return Path(constants.HF_HUB_CACHE).joinpath(*_PLACE)
 
 
 def days(seconds: float) -> str:
@@ -211,20 +215,12 @@ def _date(receipt: Receipt) -> float:
 
 
 def _write(receipt: Receipt) -> None:
-    place = folder()
-    place.mkdir(parents=True, exist_ok=True)
     # One file for each name of a commit on each Hub: proving a tag leaves the branch's in place.
     asked = hashlib.sha256(f"{receipt.endpoint} {receipt.revision}".encode()).hexdigest()[:8]
     name = f"{receipt.repo_id.replace('/', '--')}@{receipt.commit}"
-    path = place / f"{name}-{receipt.fingerprint or 'public'}-{asked}.json"
-    descriptor, temporary = tempfile.mkstemp(dir=place, suffix=".part")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(receipt), file, indent=1)
-        Path(temporary).replace(path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    file = f"{name}-{receipt.fingerprint or 'public'}-{asked}.json"
+    with Folder.at(Path(constants.HF_HUB_CACHE), *_PLACE, create=True) as place:
+        place.write(file, json.dumps(asdict(receipt), indent=1))
 
 
 def _read(path: Path) -> Receipt | None:

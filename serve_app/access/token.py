@@ -10,6 +10,7 @@ Nothing here calls `login()`: it would change the permissions of a shared HF_HOM
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -151,9 +152,27 @@ _SHAPES: tuple[tuple[Callable[[str], object], str], ...] = (
         "is a whole assignment; only what follows the `=` belongs there",
     ),
     (lambda value: re.match(r"\$|<.*>$|\{\{", value), "is a placeholder that was not filled in"),
+    (
+        lambda value: _is_encoded(value),
+        "is base64 of a token: the Secret was encoded twice (its `data:` is base64 already; "
+        "`stringData:` takes the token itself)",
+    ),
     (lambda value: not value.isascii(), "has characters that no token has (not ASCII)"),
     (lambda value: re.search(r"[\s\x00-\x1f\x7f]", value), "has spaces or control characters"),
 )
+
+
+def _is_encoded(value: str) -> bool:
+    """Tell whether a value is a token in base64, once or several times over."""
+    for _ in range(4):
+        try:
+            value = base64.b64decode(value + "=" * (-len(value) % 4), validate=True).decode()
+        except ValueError:
+            return False
+        if value.startswith(("hf_", "api_org_")):
+            return True
+        value = value.strip()
+    return False
 
 
 def shape_fault(value: str) -> str | None:

@@ -85,6 +85,7 @@ class NodeVerdict:
         hub_requests: requests that this probe sent to the Hub.
         commit: the commit that was probed, 40 hex digits; None if it was never learned.
         weights_file: the file whose bytes were asked for.
+        weights_bytes: of all weights in memory, where that was learned.
         receipt_age_s: set if the Hub could not be asked and a receipt of this age granted it.
         deferred: no node was there to ask, and `access.on_no_nodes` leaves it to the replicas.
     """
@@ -100,6 +101,7 @@ class NodeVerdict:
     hub_requests: int = 0
     commit: str | None = None
     weights_file: str | None = None
+    weights_bytes: int | None = None
     receipt_age_s: float | None = None
     deferred: bool = False
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import random
 import re
-import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
-from urllib.parse import urljoin, urlsplit
+from collections.abc import Iterator, Mapping
+from urllib.parse import urljoin
 
 import httpx2
 
 from serve_app.access.answers import STORAGE, Answer, Step, whole_number
-from serve_app.access.report import sanitise
+from serve_app.access.client import ERRORS, REDIRECTS, BoundedClient, Credentials, may_lead, origin
+from serve_app.access.network import NoClient, fault_of, host_of, is_certificate
 from serve_app.access.verdict import Outcome
 
 TRIES = 4  # of a request that fails; a 429 is repeated as long as the budget lasts
 HOPS = 3  # a renamed repository is one, its resolve-cache another
-_REDIRECTS = (301, 302, 303, 307, 308)
-_PORTS = {"http": 80, "https": 443}
-# ValueError and OSError: what sockets, certificates and header encoding raise below the client.
-_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, ValueError)
+# Their URLs carry what opens them, so they may lead anywhere: no credential goes along.
+UNCREDITED = frozenset({Step.BYTES, Step.XET_BYTES})
 
 
 class Failed(Exception):
@@ -38,18 +36,14 @@ class Failed(Exception):
         *,
         status: int | None = None,
         host: str | None = None,
+        remedy: str | None = None,
     ) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.message = message
         self.status = status
         self.host = host
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port; raises ValueError for a port that is no number."""
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme, 0)
+        self.remedy = remedy  # where the outcome's own does not fit
 
 
 class Wire:
@@ -62,12 +56,15 @@ class Wire:
         timeout_s: limit of one request.
         budget_s: limit of all of them, retries and waits included.
         transport: replaces the network in tests.
+
+    Raises:
+        Failed: this process's environment names a proxy or certificates that cannot be.
     """
 
     def __init__(
         self,
         home: str,
-        credentials: Callable[[str], Mapping[str, str]],
+        credentials: Credentials,
         *,
         timeout_s: float,
         budget_s: float,
@@ -76,10 +73,13 @@ class Wire:
         self.requests = 0
         self.step = Step.DESCRIPTION
         self._home = origin(home)
-        self._credentials = credentials
         self._timeout_s = timeout_s
         self._ends_at = time.monotonic() + budget_s
-        self._client = httpx2.Client(transport=transport, follow_redirects=False)
+        try:
+            self._client = BoundedClient(credentials, transport=transport)
+        except NoClient as none:
+            fault = none.fault
+            raise Failed(Outcome.HUB_UNREACHABLE, fault.message, remedy=fault.remedy) from None
 
     def close(self) -> None:
         """Close the connections."""
@@ -113,7 +113,7 @@ class Wire:
             failure = None
             try:
                 answer = self._follow(step, method, url, limit, headers or {})
-            except _ERRORS as error:
+            except ERRORS as error:
                 failure = self._failure(step, url, error)
                 pause = _backoff(attempt) if attempt < tries and _may_pass(error) else None
             else:
@@ -132,10 +132,12 @@ class Wire:
         for _ in range(HOPS + 1):
             answer = self._send(step, method, url, limit, headers)
             location = answer.headers.get("location")
-            if answer.status not in _REDIRECTS or not location:
+            if answer.status not in REDIRECTS or not location:
                 return answer
             target = urljoin(url, location)
-            if origin(target) != self._home and step is not Step.BYTES:
+            if not may_lead(url, target):
+                return answer
+            if origin(target) != self._home and step not in UNCREDITED:
                 return answer
             url = target
         return answer
@@ -147,21 +149,18 @@ class Wire:
             self.requests += 1
         seconds = max(0.05, min(self._timeout_s, self._ends_at - time.monotonic()))
         stop_at = time.monotonic() + seconds
-        asked = {**self._credentials(url), **headers}
-        with self._client.stream(method, url, headers=asked, timeout=seconds) as response:
-            body = _read(response.iter_bytes(), limit, stop_at)
+        with self._client.stream(method, url, timeout_s=seconds, headers=headers) as response:
+            body = _read(response.iter_bytes(), limit, stop_at) if limit > 0 else b""
             return Answer(step, response.status_code, dict(response.headers), body, url)
 
     def _failure(self, step: Step, url: str, error: Exception) -> Failed:
         outcome = Outcome.WEIGHTS_UNREACHABLE if step in STORAGE else Outcome.HUB_UNREACHABLE
-        host = urlsplit(url).netloc.rpartition("@")[2]
-        return Failed(outcome, _words(error, host, self._timeout_s), host=host)
+        fault = fault_of(error, url, self._timeout_s)
+        return Failed(outcome, fault.message, host=host_of(url), remedy=fault.remedy)
 
 
 def _read(chunks: Iterator[bytes], limit: int, stop_at: float) -> bytes:
     body = b""
-    if limit <= 0:
-        return body
     for chunk in chunks:
         body += chunk
         if len(body) >= limit:
@@ -171,32 +170,10 @@ def _read(chunks: Iterator[bytes], limit: int, stop_at: float) -> bytes:
     return body[:limit]
 
 
-def _words(error: Exception, host: str, timeout_s: float) -> str:
-    if isinstance(error, httpx2.TimeoutException):
-        return f"{host} did not answer within {timeout_s:g} s"
-    if _is_certificate(error):
-        return sanitise(f"the TLS certificate of {host} is not trusted here: {error}")
-    if isinstance(error, httpx2.ProxyError):
-        return sanitise(f"the proxy on the way to {host} refused: {error}")
-    if isinstance(error, httpx2.NetworkError | OSError):
-        return sanitise(f"no connection to {host}: {error}")
-    if isinstance(error, httpx2.RemoteProtocolError | httpx2.DecodingError):
-        return f"what {host} answered is not HTTP, or broke off"
-    return f"{host} could not be asked ({type(error).__name__})"
-
-
-def _is_certificate(error: BaseException | None) -> bool:
-    if error is None:
-        return False
-    if isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(error):
-        return True
-    return _is_certificate(error.__cause__ or error.__context__)
-
-
 def _may_pass(error: Exception) -> bool:
     """Tell whether the same request may succeed a moment later."""
     passing = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
-    return isinstance(error, passing) and not _is_certificate(error)
+    return isinstance(error, passing) and not is_certificate(error)
 
 
 def _pause(answer: Answer, attempt: int, tries: int) -> float | None:

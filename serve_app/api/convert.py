@@ -74,6 +74,7 @@ class Plan:
         token_ids: show the ids of prompt and completion.
         structure_field: the request's field that `SamplingParams.structure` stems from.
         repeated: what a response's answer repeats of its request.
+        model: the name to answer under.
     """
 
     requests: tuple[GenerationRequest, ...]
@@ -88,6 +89,7 @@ class Plan:
     token_ids: bool = False
     structure_field: str | None = None
     repeated: Mapping[str, Any] | None = None
+    model: str = ""
 
     @property
     def n(self) -> int:

@@ -75,7 +75,8 @@ class Intake:
                 if not arrival.limit.expired():
                     raise
                 raise BodyTimeout(
-                    f"the body did not come within {self._timeout_s:g} s; send it faster"
+                    f"the body came too slowly; it may take {self._timeout_s:g} s, or less while "
+                    "many others come"
                 ) from None
             finally:
                 self._arriving.pop(arrival, None)

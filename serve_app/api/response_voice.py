@@ -104,21 +104,28 @@ class ResponseVoice:
 
     def _told(self, piece: Piece) -> Iterator[Event]:
         self._reason = piece.finish_reason
-        self._untold += piece.logprobs
         if piece.reasoning and self._shows_thoughts:
-            if not isinstance(self._open, _Thoughts):
-                yield from self._opened(_Thoughts(len(self._items)))
-            if isinstance(self._open, _Thoughts):
-                yield self._open.more(piece.reasoning)
-        parts: list[Part] = [Content(piece.text)] if piece.text else []
+            yield from self._thought(piece.reasoning)
+        for text, logprobs in _by_token(piece) if self._reader else [(piece.text, piece.logprobs)]:
+            self._untold += logprobs
+            for part in self._parts(text):
+                yield from self._part(part)
+        if piece.finish_reason is not None:
+            for part in self._reader.end() if self._reader else []:
+                yield from self._part(part)
+            if not self._items:
+                yield from self._opened(_Message(0))
+
+    def _thought(self, text: str) -> Iterator[Event]:
+        if not isinstance(self._open, _Thoughts):
+            yield from self._opened(_Thoughts(len(self._items)))
+        if isinstance(self._open, _Thoughts):
+            yield self._open.more(text)
+
+    def _parts(self, text: str) -> list[Part]:
         if self._reader is not None:
-            parts = self._reader.read(piece.text)
-            if piece.finish_reason is not None:
-                parts += self._reader.end()
-        for part in parts:
-            yield from self._part(part)
-        if piece.finish_reason is not None and not self._items:
-            yield from self._opened(_Message(0))
+            return self._reader.read(text)
+        return [Content(text)] if text else []
 
     def _part(self, part: Part) -> Iterator[Event]:
         if isinstance(part, Content):
@@ -154,6 +161,24 @@ class ResponseVoice:
     def _event(self, body: Event) -> bytes:
         numbered = {**body, "sequence_number": next(self._numbers)}
         return f"event: {body['type']}\n".encode() + sse.event(numbered)
+
+
+def _by_token(piece: Piece) -> Iterator[tuple[str, tuple[TokenLogprobs, ...]]]:
+    """Return a piece's text by token, as far as it can be cut so, with their probabilities.
+
+    What is text and what belongs to a call is known of each token only if each is read alone.
+    """
+    rest, raw = piece.text, b""
+    waiting: tuple[TokenLogprobs, ...] = ()
+    for entry in piece.logprobs:
+        waiting += (entry,)
+        raw += entry.chosen.raw if entry.chosen else b""
+        text = raw.decode(errors="replace")
+        if text and rest.startswith(text):
+            yield text, waiting
+            rest, raw, waiting = rest[len(text) :], b"", ()
+    if rest or waiting:
+        yield rest, waiting
 
 
 class _Thoughts:

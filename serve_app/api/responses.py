@@ -79,7 +79,7 @@ def plan_response(body: Mapping[str, Any], *, request_id: str) -> Plan:
         repeated["user"] = body["user"]
     if body.get("store") is not None:
         repeated["store"] = False  # nothing is kept
-    text = {"format": _told_format(body.get("text")), "verbosity": "medium"}
+    text = {"format": _format_shown(body.get("text")), "verbosity": "medium"}
     try:
         plan = plan_chat(validate(ChatRequest, allowed(chat)), request_id=request_id)
     except RequestError as error:
@@ -250,13 +250,15 @@ def _logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"top_logprobs": top, "logprobs": bool(top) or _LOGPROBS in (include or ())}
 
 
-def _told_format(text: Mapping[str, Any] | None) -> object:
-    """Return the format as an answer repeats it, where OpenAI requires a plain name."""
+def _format_shown(text: Mapping[str, Any] | None) -> object:
+    """Return the format as an answer repeats it: all of a schema that OpenAI requires."""
     form = (text or {}).get("format") or {"type": "text"}
-    if isinstance(form, dict) and form.get("type") == "json_schema":
-        name = _NO_NAME.sub("_", str(form.get("name") or ""))[:64]
-        return {**form, "name": name or "schema"}
-    return form
+    if not isinstance(form, dict) or form.get("type") != "json_schema":
+        return form
+    kinds = {"description": str, "strict": bool, "schema": dict}
+    given = {key: form[key] for key, kind in kinds.items() if isinstance(form.get(key), kind)}
+    name = _NO_NAME.sub("_", str(form.get("name") or ""))[:64]
+    return {"schema": {}, **given, "type": "json_schema", "name": name or "schema"}
 
 
 def _check_metadata(metadata: object) -> None:

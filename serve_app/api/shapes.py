@@ -127,38 +127,38 @@ def renamed(error: RequestError) -> RequestError:
 
 
 class OldCalls:
-    """A `ChunkVoice` that tells a call in OpenAI's first form.
+    """A `ChunkVoice` that writes calls in OpenAI's first form.
 
     Args:
-        voice: tells it in today's.
+        modern: writes them in today's.
     """
 
-    def __init__(self, voice: ChunkVoice) -> None:
-        self._voice = voice
+    def __init__(self, modern: ChunkVoice) -> None:
+        self._modern = modern
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
         """Return the complete answer."""
-        body: Any = self._voice.whole(pieces, usage)
+        body: Any = self._modern.whole(pieces, usage)
         return {**body, "choices": [_old(choice, "message") for choice in body["choices"]]}
 
     def chunks(self, piece: Piece) -> Iterator[Body]:
-        """Return the chunks that tell a piece."""
-        for chunk in self._voice.chunks(piece):
+        """Return the chunks of a piece."""
+        for chunk in self._modern.chunks(piece):
             yield {**chunk, "choices": [_old(choice, "delta") for choice in chunk["choices"]]}
 
     def end(self) -> Mapping[str, object]:
         """Return a chunk without choices."""
-        return self._voice.end()
+        return self._modern.end()
 
 
 def _old(choice: Body, key: str) -> Body:
-    told = dict(choice[key])
-    calls = told.pop("tool_calls", None)
+    message = dict(choice[key])
+    calls = message.pop("tool_calls", None)
     if calls:
-        told["function_call"] = calls[0]["function"]
+        message["function_call"] = calls[0]["function"]
     reason = choice["finish_reason"]
     return {
         **choice,
-        key: told,
+        key: message,
         "finish_reason": "function_call" if reason == "tool_calls" else reason,
     }

@@ -1,7 +1,8 @@
 """What the text of an answer must look like: OpenAI's `response_format`, and its extensions.
 
 `response_format` takes text, json_object (with a schema too, as llama.cpp has it) and
-json_schema, enforced whether it says `strict` or not; a schema's name means nothing here.
+json_schema, enforced whether it says `strict` or not: that says what becomes of what cannot be
+enforced, a refusal or nothing. A schema's name means nothing here.
 vLLM's `structured_outputs` and its older `guided_…` fields, and `json_schema` and `regex` of
 llama.cpp and SGLang, also take a regular expression, a choice of strings, or a grammar in
 Lark's syntax. The engine compiles what stands in them, and refuses what it cannot enforce.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
@@ -49,7 +51,9 @@ def _named_schema(value: dict[str, Any]) -> Structure:
     schema = _schema_of(form)
     if schema is None and not form.get("name"):
         raise ValueError("`json_schema` must have a `schema`")
-    return JSON_OBJECT if schema is None else json_schema(schema)
+    if schema is None:
+        return JSON_OBJECT
+    return replace(json_schema(schema), strict=form.get("strict") is True)
 
 
 def _schema_of(form: dict[str, Any]) -> object:

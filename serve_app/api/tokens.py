@@ -19,10 +19,11 @@ from starlette.types import Receive, Scope, Send
 from serve_app.api.body import parse_object, require_json
 from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS
 from serve_app.api.intake import Intake
+from serve_app.api.names import Names
 from serve_app.api.offload import Offload
 from serve_app.api.record import trace_of
 from serve_app.api.sse import dump
-from serve_app.errors import InvalidRequest, ModelNotFound
+from serve_app.errors import InvalidRequest
 from serve_app.protocol import LLMEngine
 
 Body: TypeAlias = dict[str, Any]
@@ -32,13 +33,13 @@ _STRINGS = "return_token_strs"  # the other fields are those of the endpoint tha
 
 
 def token_routes(
-    engine: LLMEngine, model_name: str, *, intake: Intake, offload: Offload
+    engine: LLMEngine, names: Names, *, intake: Intake, offload: Offload
 ) -> list[Route]:
     """Return the routes; those of vLLM stand outside of `/v1`, and are found there as well.
 
     Args:
         engine: knows the model's tokenizer.
-        model_name: the one model's name.
+        names: of the one model.
         intake: reads the bodies.
         offload: does what takes long.
     """
@@ -47,7 +48,7 @@ def token_routes(
         "/detokenize": partial(_detokenize, engine),
     }
     posts = [
-        Route(f"{base}{path}", _Endpoint(answer, model_name, intake, offload), methods=["POST"])
+        Route(f"{base}{path}", _Endpoint(answer, names, intake, offload), methods=["POST"])
         for path, answer in answers.items()
         for base in ("", "/v1")
     ]
@@ -64,28 +65,23 @@ class _Endpoint:
     def __init__(
         self,
         answer: Callable[[Body, Run], Awaitable[Body]],
-        model_name: str,
+        names: Names,
         intake: Intake,
         offload: Offload,
     ) -> None:
         self._answer = answer
-        self._model_name = model_name
+        self._names = names
         self._intake = intake
         self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        trace_of(scope).model = self._model_name
+        trace_of(scope).model = self._names.own
         require_json(headers)
         async with self._intake.body(receive, headers) as raw:
             run = partial(self._offload.run, len(raw))
             request = await run(partial(parse_object, raw))
-        if request.get("model") not in (None, self._model_name):
-            raise ModelNotFound(
-                f"this model is not served here; ask for {self._model_name!r}, or leave `model` "
-                "out",
-                param="model",
-            )
+        self._names.answering(request.get("model"))
         answer = await self._answer(request, run)
         body = await run(partial(dump, answer))
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

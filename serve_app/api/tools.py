@@ -18,6 +18,7 @@ from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from serve_app.api.messages import FunctionKind, Schema, only_functions
+from serve_app.protocol import SUBSCHEMA
 
 _ID_CHARS = ascii_letters + digits
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
@@ -102,17 +103,30 @@ def calls_schema(
         parallel: allow a list of calls.
         answer: another schema that the text may follow instead.
     """
-    definitions = {
-        tool.function.name: _moved(tool.function.parameters or _ANY_OBJECT, tool.function.name)
-        for tool in tools
-    }
+    definitions = {}
+    for index, tool in enumerate(tools):
+        name = f"tools[{index}].function.parameters"
+        parameters = tool.function.parameters or _ANY_OBJECT
+        definitions[tool.function.name] = _part(
+            parameters, strict=bool(tool.function.strict), name=name
+        )
     calls: dict[str, Any] = {"anyOf": [_call_schema(name) for name in definitions]}
     forms = [{"type": "array", "items": calls, "minItems": 1} if parallel else calls]
     if answer is not None:
         place = "the.answer"  # no function's name holds a dot
-        definitions[place] = _moved(answer, place)
+        definitions[place] = _part(answer, strict=False, name="response_format")
         forms.append({"$ref": f"#/$defs/{place}"})
     return {"$defs": definitions, "anyOf": forms}
+
+
+def _part(schema: dict[str, Any], *, strict: bool, name: str) -> dict[str, Any]:
+    """Return a schema as a part of another one: the root of its own references."""
+    return {
+        **schema,
+        # Its own may be that of another tool, too.
+        "$id": f"https://part.invalid/{name}",
+        SUBSCHEMA: {"strict": strict, "name": name, "id": schema.get("$id")},
+    }
 
 
 def _call_schema(name: str) -> dict[str, Any]:
@@ -122,16 +136,3 @@ def _call_schema(name: str) -> dict[str, Any]:
         "required": ["name", "parameters"],
         "additionalProperties": False,
     }
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """Return a schema whose references to its own root lead to its new place in `$defs`."""
-    if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: _moved(value, place) for key, value in schema.items()}
-    target = moved.get("$ref")
-    if isinstance(target, str) and target.startswith("#"):
-        moved["$ref"] = f"#/$defs/{place}{target[1:]}"
-    return moved

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import resource
 import threading
 import time
 from collections import defaultdict
@@ -27,8 +26,8 @@ from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.admission import Admission, Limits
 from serve_app.engine.assembly import assemble
 from serve_app.engine.completion import Completion
-from serve_app.engine.grammar.late import LateMatcher, Thoughts
-from serve_app.engine.grammar.matcher import Matcher, Worker
+from serve_app.engine.grammar.late import LateMatcher
+from serve_app.engine.grammar.matcher import Worker
 from serve_app.engine.grammar.pool import GrammarPool
 from serve_app.engine.loading import load
 from serve_app.engine.loop import EngineLoop
@@ -36,10 +35,10 @@ from serve_app.engine.prompt import EncodedRequest, PromptEncoder
 from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sequence, Update
-from serve_app.engine.stats import EngineStats, LoadReport
+from serve_app.engine.stats import EngineStats, LoadReport, peak_rss_bytes
 from serve_app.engine.stream import Stream, by_key, hand_over
 from serve_app.engine.warm_up import warm_up
-from serve_app.errors import EngineDead, EngineError, InvalidRequest, Overloaded
+from serve_app.errors import EngineDead, EngineError, InvalidRequest
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 
 log = structlog.get_logger()
@@ -63,6 +62,7 @@ class Engine:
         encoder: the model's rules for prompts.
         max_context_tokens: prompt and completion together.
         limits: what is taken on before `Overloaded`.
+        step_timeout_s: a step that takes longer hangs; the engine is dead then.
     """
 
     load_report: LoadReport
@@ -75,6 +75,7 @@ class Engine:
         *,
         max_context_tokens: int,
         limits: Limits,
+        step_timeout_s: float,
     ) -> None:
         self.max_context_tokens = max_context_tokens
         self.vocab_size = encoder.vocab_size
@@ -85,7 +86,13 @@ class Engine:
             eos_token_ids=encoder.eos_token_ids,
             slots=2 * limits.open + SPARE_SLOTS,
         )
-        self._loop = EngineLoop(scheduler, runner, deliver=self._deliver, died=self._died)
+        self._loop = EngineLoop(
+            scheduler,
+            runner,
+            deliver=self._deliver,
+            died=self._died,
+            step_timeout_s=step_timeout_s,
+        )
         self._admission = Admission(self._loop, limits)
         self._keys = itertools.count()
         self._streams: dict[int, Stream] = {}
@@ -118,10 +125,10 @@ class Engine:
                 unusable; one sentence says which and what to do.
         """
         loaded = load(model_dir, model, num_gpus=num_gpus, num_cpus=num_cpus)
-        peak_rss = {"load": _peak_rss()}
+        peak_rss = {"load": peak_rss_bytes()}
         started = time.monotonic()
-        assembly = assemble(loaded, engine)
-        peak_rss["assemble"] = _peak_rss()
+        assembly = assemble(loaded, engine, num_gpus=num_gpus)
+        peak_rss["assemble"] = peak_rss_bytes()
         assemble_s = time.monotonic() - started
         self = cls(
             Runner(assembly.forward),
@@ -146,6 +153,7 @@ class Engine:
             limits=Limits(
                 engine.max_running_requests, api.max_queued_requests, api.max_queued_tokens
             ),
+            step_timeout_s=engine.step_timeout_s,
         )
         conversations = self._encoder.conversations
         if conversations.has_template and not conversations.shows_tools():
@@ -164,7 +172,7 @@ class Engine:
             assemble_s=assemble_s - assembly.graphs_s,
             graphs_s=assembly.graphs_s,
             warm_up_s=time.monotonic() - started,
-            peak_rss={**peak_rss, "warm_up": _peak_rss()},
+            peak_rss={**peak_rss, "warm_up": peak_rss_bytes()},
         )
         self._loop.start()
         return self
@@ -217,15 +225,17 @@ class Engine:
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens:
         """Return a prompt's tokens; see `LLMEngine.tokenize`."""
+        self._admission.require(1)
         return PromptTokens(tuple(await self._encoder.tokenize(prompt)), self.max_context_tokens)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of ids; see `LLMEngine.detokenize`."""
-        return self._encoder.detokenize(token_ids)
+        self._admission.require(1)
+        return await self._encoder.detokenize(token_ids)
 
     async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
         """Return each id as the vocabulary writes it; see `LLMEngine.token_strings`."""
-        return self._encoder.strings(token_ids)
+        return await self._encoder.strings(token_ids)
 
     async def tokenizer_info(self) -> dict[str, Any]:
         """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
@@ -257,6 +267,7 @@ class Engine:
         if self._loop.is_alive():
             self._loop.stop(CLOSE_TIMEOUT_S)
         self._grammars.close()
+        self._encoder.close()
 
     def _completion(
         self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence
@@ -285,7 +296,9 @@ class Engine:
             self.check()
             tokens = len(encoded.tokens) + encoded.max_tokens
             self._admission.require(request.n, request.n * tokens)
-            matchers = _open(grammar, request.n, self._encoder.thoughts_of(encoded))
+            thoughts = self._encoder.thoughts_of(encoded)
+            begin = None if thoughts is None else partial(LateMatcher, thoughts=thoughts)
+            matchers = grammar.open(request.n, begin) if grammar else []
             for index in range(request.n):
                 sequence = Sequence(
                     key=next(self._keys),
@@ -293,9 +306,11 @@ class Engine:
                     prompt_tokens=len(encoded.tokens),
                     max_tokens=encoded.max_tokens,
                     sampling=encoded.sampling.of_completion(index),
+                    client=request.client,
+                    request=sequences[0].key if index else -1,
                     reuse=index > 0 or request.sampling.prompt_logprobs is None,
                     parent=sequences[0] if index else None,
-                    matcher=matchers[index],
+                    matcher=matchers[index] if matchers else None,
                 )
                 sequences.append(sequence)
                 self._streams[sequence.key] = stream
@@ -346,24 +361,3 @@ class Engine:
             streams, self._streams = set(self._streams.values()), {}
         for stream in streams:
             stream.fail(EngineError(message))
-
-
-def _open(grammar: Worker | None, count: int, thoughts: Thoughts | None) -> list[Matcher | None]:
-    """Begin the walks of a request's completions, behind their thoughts; all of them or none."""
-    if grammar is None:
-        return [None] * count
-    matchers: list[Matcher] = []
-    begin = None if thoughts is None else partial(LateMatcher, thoughts=thoughts)
-    try:
-        while len(matchers) < count:
-            matchers.append(grammar.open(begin))
-    except Overloaded:
-        for matcher in matchers:
-            matcher.close()
-        raise
-    return [*matchers]
-
-
-def _peak_rss() -> int:
-    """Return the most memory that this process had, in bytes; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -7,7 +7,6 @@ the architecture must attend through transformers' attention interface.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from serve_app.checkpoint.architectures import LAYER_TYPES
+from serve_app.checkpoint.directory import check_checkpoint
+from serve_app.checkpoint.runnable import Loader
 from serve_app.config import ModelConfig
 from serve_app.engine.attention.interface import NAME
 from serve_app.engine.chat_template import TemplateRefusal, check_template
 from serve_app.engine.defaults import read_defaults
 from serve_app.errors import ModelLoadError
 
-INDEX = "model.safetensors.index.json"
+LIBRARY_WORDS = 300  # characters of what a library says; for an unknown type it lists hundreds
 # Names that tokenizers give to the ends of a turn and of a message, beside `eos_token`.
 TURN_ENDS = ("eot_token", "eom_token")
-# Kinds of layers whose attention is causal over all tokens or over a sliding window.
-LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 # Rotary embeddings that change with the longest sequence of a batch beyond the trained window.
 BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -85,7 +84,7 @@ def load(
     torch.set_num_threads(max(1, int(num_cpus)))
     device_map = _device_map(num_gpus)
     started = time.monotonic()
-    _check_files(model_dir)
+    _check_files(model_dir, Loader(dtype=model.dtype, num_gpus=num_gpus))
     dtype: torch.dtype = getattr(torch, model.dtype)
     loaded = _load_weights(model_dir, dtype, device_map)
     weights_s = time.monotonic() - started
@@ -122,50 +121,30 @@ def _device_map(num_gpus: float) -> str | None:
     return "auto" if num_gpus > 1 else "cuda:0"
 
 
-def _check_files(model_dir: Path) -> None:
-    """Look at every weight file before loading: missing or cut ones get their name said."""
-    if not (model_dir / "config.json").is_file():
-        raise ModelLoadError(f"{model_dir} has no config.json; it is not a model's directory.")
-    index = model_dir / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelLoadError(f"{INDEX} is damaged; download the model again.") from None
-    else:
-        names = sorted(path.name for path in model_dir.glob("*.safetensors"))
-    if not names:
-        raise ModelLoadError(
-            f"{model_dir} holds no safetensors weights; other formats can run code and are refused."
-        )
-    for name in names:
-        try:
-            with safe_open(model_dir / name, framework="pt"):
-                pass
-        except OSError:
-            raise ModelLoadError(f"The weight file {name} is missing or unreadable.") from None
-        except SafetensorError as error:
-            raise ModelLoadError(
-                f"The weight file {name} is damaged ({error}); download the model again."
-            ) from None
+def _check_files(model_dir: Path, loader: Loader) -> None:
+    """Look at every file before a library does: strangers wrote them."""
+    try:
+        check_checkpoint(model_dir, loader)
+    except ModelLoadError as fault:
+        remedy = f" {fault.details['remedy']}" if "remedy" in fault.details else ""
+        message = fault.message.rstrip(".")
+        raise ModelLoadError(f"The model cannot be loaded: {message}.{remedy}") from None
+    except OSError as error:
+        raise ModelLoadError(f"{error.filename} cannot be read: {error.strerror}.") from None
 
 
 def _load_weights(model_dir: Path, dtype: torch.dtype, device_map: str | None) -> Any:
-    try:
-        with _no_progress_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                model_dir,
-                dtype=dtype,
-                device_map=device_map,
-                attn_implementation=NAME,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    # What transformers raises for a file, an unknown architecture, a shape, a lack of memory.
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(f"The model cannot be loaded: {error}") from error
+    with _in_one_sentence("The model"), _no_progress_bar():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     if absent := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"The weights lack {len(absent)} of the model's tensors, the first is {absent[0]}."
@@ -190,12 +169,10 @@ def _check_model(model: Any, dtype: torch.dtype) -> None:
 
 
 def _load_tokenizer(model_dir: Path) -> Any:
-    try:
+    with _in_one_sentence("The tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             model_dir, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelLoadError(f"The tokenizer cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise ModelLoadError("The repository has no tokenizer.json, or it cannot be made.")
     return tokenizer
@@ -247,10 +224,26 @@ def _eos_token_ids(model: Any, tokenizer: Any, vocab_size: int) -> frozenset[int
     ids: set[int] = set()
     for source in (model.generation_config, model.config.get_text_config(), tokenizer):
         value = getattr(source, "eos_token_id", None)
-        ids.update([value] if isinstance(value, int) else value or ())
+        stated = value if isinstance(value, list) else [value]
+        ids.update(each for each in stated if isinstance(each, int) and not isinstance(each, bool))
     named = tokenizer.special_tokens_map
     ends = [tokenizer.convert_tokens_to_ids(named[name]) for name in TURN_ENDS if name in named]
     return frozenset(id_ for id_ in (*ids, *ends) if id_ is not None and 0 <= id_ < vocab_size)
+
+
+@contextmanager
+def _in_one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a stranger's files into one sentence.
+
+    A file, a shape, an unknown architecture, a lack of memory, a number where a mapping was
+    expected: the libraries raise anything for it, the tokenizers' `Exception` itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        said = words if len(words) <= LIBRARY_WORDS else words[:LIBRARY_WORDS] + "..."
+        raise ModelLoadError(f"{what} cannot be loaded: {said}") from error
 
 
 @contextmanager

@@ -6,7 +6,6 @@ that nothing it computes depends on a client's good will.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 import re
@@ -22,6 +21,7 @@ from serve_app.engine.grammar.late import Thoughts
 from serve_app.engine.reasoning import CLOSE, OPEN, Thinking, thinking_after
 from serve_app.engine.sequence import SamplingPlan
 from serve_app.engine.special_tokens import SpecialTokens, describe_tokenizer
+from serve_app.engine.text_work import INLINE_CHARS, TextLimit, TextWork
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.protocol import (
     ChatPrompt,
@@ -44,8 +44,6 @@ def _byte_level() -> dict[str, int]:
 
 
 BYTE_LEVEL = _byte_level()
-# Above this many characters encoding takes milliseconds and leaves the event loop.
-THREAD_CHARS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +107,29 @@ class PromptEncoder:
         self._max_context_tokens = max_context_tokens
         self.eos_token_ids = eos_token_ids
         self._special = SpecialTokens(self._backend)
+        self._limit = TextLimit(self._backend, max_context_tokens)
+        self._work = TextWork()
         self._defaults = defaults
         self._reasoning = reasoning
         self.conversations = ChatRenderer(tokenizer, trust_templates=trust_templates)
         self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     async def encode(self, request: GenerationRequest) -> EncodedRequest:
-        """Check and encode; long prompts are encoded off the event loop.
+        """Check and encode; long prompts are encoded off the event loop, a few at a time.
 
         Raises:
+            Overloaded: too much text waits to be encoded.
             InvalidRequest: an empty prompt, an id outside the vocabulary, a sampling
                 parameter out of range, a conversation that the chat template refuses.
             ContextLengthExceeded: prompt and completion do not fit the window.
         """
-        if _takes_long(request.prompt):
-            return await asyncio.to_thread(self.encode_now, request)
-        return self.encode_now(request)
+        return await self._work.run(_size(request.prompt), self.encode_now, request)
 
     def encode_now(self, request: GenerationRequest) -> EncodedRequest:
         """Check and encode on the calling thread; see `encode`."""
         params = resolved(request.sampling, self._defaults)
         check_sampling(params, self.vocab_size)
-        encoded = self._tokens(request.prompt)
+        encoded = self._tokens(request.prompt, has_to_fit=True)
         return EncodedRequest(
             tokens=encoded.ids,
             max_tokens=self._max_tokens(len(encoded.ids), request),
@@ -146,32 +145,37 @@ class PromptEncoder:
         return text
 
     async def tokenize(self, prompt: Prompt) -> list[int]:
-        """Return a prompt's ids; long ones are encoded off the event loop.
+        """Return a prompt's ids; long ones are encoded off the event loop, a few at a time.
 
         Raises:
+            Overloaded: too much text waits to be encoded.
             InvalidRequest: an empty prompt, an id outside the vocabulary, a conversation that
                 the chat template refuses.
+            ContextLengthExceeded: too many characters for any text that fits the window.
         """
-        if _takes_long(prompt):
-            return (await asyncio.to_thread(self._tokens, prompt)).ids
-        return self._tokens(prompt).ids
+        return (await self._work.run(_size(prompt), self._tokens, prompt)).ids
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens included.
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included; long ones as in `tokenize`.
 
         Raises:
+            Overloaded: too much text waits.
             InvalidRequest: an id outside the vocabulary.
         """
-        text: str = self._backend.decode(self._checked(ids), skip_special_tokens=False)
-        return text
+        return await self._work.run(len(ids), self._decode_all, ids)
 
-    def strings(self, ids: Sequence[int]) -> tuple[str, ...]:
+    def close(self) -> None:
+        """Encode nothing more."""
+        self._work.close()
+
+    async def strings(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Return each id as the vocabulary writes it; a row that no token uses is empty.
 
         Raises:
+            Overloaded: too much text waits.
             InvalidRequest: an id outside the vocabulary.
         """
-        return tuple(self._backend.id_to_token(id_) or "" for id_ in self._checked(ids))
+        return await self._work.run(len(ids), self._names, ids)
 
     def tokenizer_info(self) -> dict[str, Any]:
         """Return the tokenizer's settings, and whether its template shows tools to the model."""
@@ -213,7 +217,21 @@ class PromptEncoder:
             return text, bytes([int(match[1], 16)])
         return text, text.encode()
 
-    def _tokens(self, prompt: Prompt) -> _Encoded:
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        # The batched call leaves the interpreter lock, and it alone.
+        (text,) = self._backend.decode_batch([self._checked(ids)], skip_special_tokens=False)
+        return str(text)
+
+    def _names(self, ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self._backend.id_to_token(id_) or "" for id_ in self._checked(ids))
+
+    def _tokens(self, prompt: Prompt, *, has_to_fit: bool = False) -> _Encoded:
+        """Return a prompt's ids.
+
+        Args:
+            prompt: what to encode.
+            has_to_fit: stop as soon as it is known that they do not fit the window.
+        """
         limit = prompt.truncate
         if limit is not None and limit < 0:
             limit = max(1, self._max_context_tokens + limit)
@@ -222,6 +240,10 @@ class PromptEncoder:
         text, thinking = self._text(prompt)
         if not text:
             raise InvalidRequest("The prompt is empty.", param="prompt")
+        param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        self._limit.require_length(len(text), param=param)
+        if has_to_fit and limit is None:
+            self._limit.require_tokens(text, param=param)
         ids = self._special.encode(text, add=prompt.add_special_tokens, limit=limit)
         return _Encoded(self._checked(ids), thinking)
 
@@ -310,7 +332,7 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
         ("min_p", 0 <= params.min_p <= 1, "from 0 to 1"),
         ("frequency_penalty", math.isfinite(params.frequency_penalty), "a number"),
         ("presence_penalty", math.isfinite(params.presence_penalty), "a number"),
-        ("repetition_penalty", 0 < params.repetition_penalty < math.inf, "above 0"),
+        ("repetition_penalty", 0.01 <= params.repetition_penalty <= 100, "from 0.01 to 100"),
         (
             "min_tokens",
             0 <= params.min_tokens <= (params.max_tokens or math.inf),
@@ -342,15 +364,23 @@ def _begins_an_answer(prompt: Prompt) -> bool:
     return isinstance(prompt, ChatPrompt) and not prompt.continue_final_message
 
 
-def _takes_long(prompt: Prompt) -> bool:
-    # A client's own template is an unknown program.
-    foreign = isinstance(prompt, ChatPrompt) and prompt.chat_template is not None
-    return foreign or _chars(prompt) > THREAD_CHARS
-
-
-def _chars(prompt: Prompt) -> int:
+def _size(prompt: Prompt) -> int:
+    """Return about how many characters, or ids, a prompt holds."""
+    if isinstance(prompt, ChatPrompt) and prompt.chat_template is not None:
+        return INLINE_CHARS + 1  # an unknown program; it may take long over little
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
     if isinstance(prompt, TokenPrompt):
-        return 0
-    return sum(len(str(part)) for part in (*prompt.messages, *prompt.tools))
+        return len(prompt.token_ids)
+    return sum(map(_chars, (*prompt.messages, *prompt.tools)))
+
+
+def _chars(value: object) -> int:
+    """Return the characters of what a template may show, at least one for each value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(key)) + _chars(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_chars, value))
+    return 1

@@ -70,6 +70,8 @@ class Sequence:
         prompt_tokens: how many of them are the prompt, >= 1.
         max_tokens: sampled tokens at the most, >= 1.
         sampling: how to pick tokens.
+        client: who sent it; clients take turns.
+        request: what it belongs to, the key of its first sequence; requests take turns.
         reuse: whether a cached beginning may be used; not where every logit is asked for.
         parent: computes the same prompt; this one waits for it and copies.
         computed: tokens whose K and V are in the cache; the next step starts there.
@@ -92,6 +94,8 @@ class Sequence:
     prompt_tokens: int
     max_tokens: int
     sampling: SamplingPlan
+    client: str = ""
+    request: int = -1
     reuse: bool = True
     parent: Sequence | None = None
     computed: int = 0
@@ -107,6 +111,21 @@ class Sequence:
     began_s: float = 0.0
     first_s: float = 0.0
     latest_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Make one that belongs to nothing else a request of its own."""
+        if self.request < 0:
+            self.request = self.key
+
+    @property
+    def waits_for_parent(self) -> bool:
+        """Whether the prompt is being computed by another completion of the request."""
+        parent = self.parent
+        return (
+            parent is not None
+            and parent.holding is not None
+            and parent.computed < parent.prompt_tokens
+        )
 
     @property
     def region(self) -> Region | None:

@@ -28,7 +28,8 @@ class SpecialTokens:
                 with already is not put there again.
             limit: keep this many ids at the most: what is added in front, and the last ones.
         """
-        encoding = self._backend.encode(text, add_special_tokens=add)
+        # The batched call leaves the interpreter lock, and it alone (see text_work.py).
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add)
         ids: list[int] = encoding.ids
         lead = len(_lead(encoding))
         if lead and ids[lead : 2 * lead] == ids[:lead]:

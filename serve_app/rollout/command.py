@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,9 +22,12 @@ from serve_app.rollout.changes import by_name, changes
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.instance import Instance
 from serve_app.rollout.plan import needs
+from serve_app.rollout.scope import Scope, restored, scope_of
 from serve_app.rollout.turn import turn
 from serve_app.serve_config import IMPORT_PATH, ServedApp
 from serve_app.tally import Result
+
+NOTHING: dict[str, Any] = {"applications": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +38,43 @@ class Options:
         timeout_s: limit of the rollout, and of going back, in seconds.
         as_json: print one JSON object at the end.
         dry_run: show the plan alone.
+        remove: names of applications to take away.
     """
 
     timeout_s: float
     as_json: bool = False
     dry_run: bool = False
+    remove: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """What going back would do.
+
+    Args:
+        versions: the former one of each application that goes back.
+    """
+
+    versions: tuple[history.Version, ...]
+
+    @property
+    def applications(self) -> dict[str, Any]:
+        """Return a config of these applications alone, for the gate."""
+        return {"applications": [version.app for version in self.versions]}
 
 
 def run(
-    goal: dict[str, Any],
+    file: dict[str, Any],
     apps: Sequence[ServedApp],
     verdicts: Mapping[str, Verdict],
     options: Options,
 ) -> int:
     """Show what a config does on the connected cluster, and roll it out.
 
+    Applications that serve and are not in the file stay as they are.
+
     Args:
-        goal: the config file's content.
+        file: the config file's content.
         apps: our applications in it.
         verdicts: what the gate said of each, all granted.
         options: how.
@@ -60,11 +83,16 @@ def run(
         The exit code: 0 the new version serves, 5 it does not.
 
     Raises:
-        ConfigError: another rollout is under way.
+        ConfigError: another rollout is under way, the file and what serves do not go together,
+            or a name of `options.remove` is not there.
     """
-    serving = Instance(goal)
-    for line in changes(serving.goal(), goal):
+    serving = Instance(file)
+    goal = serving.goal()
+    scope = scope_of(file, goal, options.remove)
+    for line in changes(goal, scope.goal, scope.set_names):
         _say(line)
+    for name in scope.others:
+        _say(f"{name}: not in the file, stays as it is; --remove {name} takes it away")
     for app in apps:
         for line in needs(app, verdicts[app.name]):
             _say(line)
@@ -72,10 +100,19 @@ def run(
         return 0
     with turn():
         before = serving.goal()
-        if FAILED & {state.status for state in serving.states().values()}:
-            good = history.former(before)
-            before = good.goal if good else before
-        return _roll(serving, goal, before, options)
+        scope = scope_of(file, before, options.remove)  # again: somebody else may have been faster
+        return _roll(serving, scope, _good(serving, before, scope.names), options)
+
+
+def _good(
+    serving: Instance, before: dict[str, Any] | None, names: Collection[str]
+) -> dict[str, Any] | None:
+    """Return what to go back to: what serves, or what did before it failed."""
+    now = by_name(before or {"applications": []})
+    failed = {name for name, state in serving.states().items() if state.status in FAILED}
+    formers = (history.former(name, now[name]) for name in sorted(failed & now.keys() & set(names)))
+    good = {version.name: version.app for version in formers if version is not None}
+    return restored(before, good) if good else before
 
 
 def blocked(code: int, verdicts: Mapping[str, Verdict]) -> int:
@@ -94,21 +131,33 @@ def blocked(code: int, verdicts: Mapping[str, Verdict]) -> int:
     return code
 
 
-def former() -> history.Good:
-    """Return the newest config that served well on the connected cluster and does not now.
+def former(name: str | None) -> Return:
+    """Return what served well on the connected cluster before the last rollout.
+
+    Args:
+        name: of the one application to go back with; None for all that the last rollout set.
 
     Raises:
         ConfigError: none is remembered.
     """
-    entries = history.read()
-    good = history.former(Instance(entries[-1].goal).goal()) if entries else None
-    if good is None:
-        raise ConfigError("no earlier config that served is remembered; deploy one instead")
-    return good
+    known = sorted({version.name for version in history.read()})
+    # Without a memory Serve is not even asked, which would start it.
+    now = by_name(Instance(NOTHING).goal() or NOTHING) if known else {}
+    names = [name] if name is not None else history.last_rollout(now)
+    found = [history.former(each, now.get(each)) for each in names]
+    versions = tuple(version for version in found if version is not None)
+    if not versions:
+        of = f" of {', '.join(names)}" if names else ""
+        others = ", ".join(each for each in known if each not in names)
+        raise ConfigError(
+            f"no earlier config{of} that served is remembered; deploy one instead"
+            + (f", or go back with `serve-app rollback APP` for one of: {others}" if others else "")
+        )
+    return Return(versions)
 
 
-def roll_back(good: history.Good, options: Options) -> int:
-    """Go back to a config on the connected cluster.
+def roll_back(good: Return, options: Options) -> int:
+    """Go back on the connected cluster.
 
     Args:
         good: what `former` returned, after the gate: what was readable once need not be today.
@@ -120,24 +169,36 @@ def roll_back(good: history.Good, options: Options) -> int:
     Raises:
         ConfigError: another rollout is under way.
     """
-    since = datetime.fromtimestamp(good.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    _say(f"going back to the config that served since {since}")
+    for version in good.versions:
+        since = datetime.fromtimestamp(version.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        _say(f"{version.name}: going back to the config that served since {since}")
+    serving = Instance(good.applications)
+    names = frozenset(version.name for version in good.versions)
     with turn():
-        code = _roll(Instance(good.goal), nudged(good.goal), None, options)
+        before = serving.goal()
+        goal = restored(before, {version.name: version.app for version in good.versions})
+        scope = Scope(nudged(goal, names), names)
+        for line in changes(before, goal, names):
+            _say(line)
+        for name in scope.others:
+            _say(f"{name}: stays as it is")
+        code = _roll(serving, scope, None, options)
         if code == 0:
-            history.replace(good)
+            history.replace(good.versions, by_name(serving.goal() or NOTHING))
     return code
 
 
-def _roll(
-    serving: Instance, goal: dict[str, Any], before: dict[str, Any] | None, options: Options
-) -> int:
-    result = deploy(serving, goal, timeout_s=options.timeout_s, former=before)
-    for name, app in by_name(goal).items():
-        if app.get("import_path") == IMPORT_PATH:
+def _roll(serving: Instance, scope: Scope, before: dict[str, Any] | None, options: Options) -> int:
+    served = by_name(serving.goal() or NOTHING)
+    result = deploy(
+        serving, scope.goal, timeout_s=options.timeout_s, former=before, names=scope.names
+    )
+    for name, app in by_name(scope.goal).items():
+        if name in scope.names and app.get("import_path") == IMPORT_PATH:
             tally.note(name, Result(result.status), duration_s=result.duration_s)
-    if result.status == "done" and (serves := serving.goal()):
-        history.remember(serves)
+    if result.status == "done":
+        history.remember(served, scope.removed)  # what goes can come back
+        history.remember(by_name(serving.goal() or NOTHING), scope.names)
     return report(result, as_json=options.as_json)
 
 

@@ -13,7 +13,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,52 +68,61 @@ def deploy(
     *,
     timeout_s: float,
     former: dict[str, Any] | None,
+    names: Collection[str] | None = None,
 ) -> Result:
     """Apply a config whose access was proven, and make sure that it serves.
 
     Args:
         serving: Serve.
-        goal: the config file's content.
+        goal: all applications that are to serve.
         timeout_s: until every application runs, and again for a rollback, in seconds.
         former: what to go back to if it does not serve; None leaves it as it failed.
+        names: the applications that are looked after; None for all. How others fare is theirs.
     """
     began = time.monotonic()
-    reason = _put(serving, goal, timeout_s)
+    names = by_name(goal).keys() if names is None else names
+    reason = _put(serving, goal, names, timeout_s)
     if reason is None:
         return Result("done", "", time.monotonic() - began)
     _say(f"failed: {reason}")
     if former is None:
         return Result("failed", reason, time.monotonic() - began)
     _say("going back to the config that served before")
-    again = _put(serving, nudged(former), timeout_s)
+    again = _put(serving, nudged(former, names), names, timeout_s)
     if again is not None:
         reason = f"{reason}; and the former config does not come back: {again}"
     return Result("rolled_back" if again is None else "failed", reason, time.monotonic() - began)
 
 
-def _put(serving: Serving, goal: dict[str, Any], timeout_s: float) -> str | None:
-    """Apply a config and wait until it serves; returns what went wrong."""
+def _put(
+    serving: Serving, goal: dict[str, Any], names: Collection[str], timeout_s: float
+) -> str | None:
+    """Apply a config and wait until its named applications serve; returns what went wrong."""
     known = serving.states()
     serving.apply(goal)
-    return _settle(serving, goal, known, timeout_s)
+    asked = {name: app for name, app in by_name(goal).items() if name in names}
+    return _settle(serving, asked, known, timeout_s)
 
 
-def nudged(goal: dict[str, Any]) -> dict[str, Any]:
+def nudged(goal: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
     """Return a config that does the same but is not the same, where autoscaling needs it.
+
+    Args:
+        goal: the config.
+        names: the applications to change; None for all.
 
     The change is drawn by chance: what served before the failed build may have been nudged too,
     and a fixed one from the same old file would make the very same config again.
     """
     goal = copy.deepcopy(goal)
-    for app in goal["applications"]:
-        if app.get("import_path") != IMPORT_PATH:
+    for name, app in by_name(goal).items():
+        if app.get("import_path") != IMPORT_PATH or (names is not None and name not in names):
             continue
         replica = parse_args(app.get("args") or {}).replica
         if replica.min_replicas == replica.max_replicas:
             continue
         deployments = app["deployments"] = app.get("deployments") or []
-        names = [deployment["name"] for deployment in deployments]
-        if SERVER_DEPLOYMENT not in names:
+        if SERVER_DEPLOYMENT not in {deployment["name"] for deployment in deployments}:
             deployments.append({"name": SERVER_DEPLOYMENT})
         server = next(d for d in deployments if d["name"] == SERVER_DEPLOYMENT)
         # Whole, because it takes the place of what the application says by itself.
@@ -146,11 +155,14 @@ def report(result: Result, *, as_json: bool) -> int:
 
 
 def _settle(
-    serving: Serving, goal: dict[str, Any], known: Mapping[str, AppState], timeout_s: float
+    serving: Serving,
+    asked: Mapping[str, dict[str, Any]],
+    known: Mapping[str, AppState],
+    timeout_s: float,
 ) -> str | None:
-    """Wait until every application of a config runs and answers; returns what went wrong."""
+    """Wait until the applications run and answer; returns what went wrong."""
     deadline = time.monotonic() + timeout_s
-    waiting = set(by_name(goal))
+    waiting = set(asked)
     shown: dict[str, AppState] = {}
     began, progress = time.time(), Progress()
     while waiting:
@@ -168,7 +180,7 @@ def _settle(
         if waiting and time.monotonic() > deadline:
             return f"not running within {timeout_s:.0f} s: {', '.join(sorted(waiting))}"
         time.sleep(POLL_S if waiting else 0)
-    return _ask_all(serving, goal)
+    return _ask_all(serving, asked)
 
 
 def _states(serving: Serving) -> dict[str, AppState]:
@@ -186,8 +198,8 @@ def _tell_phases(serving: Serving, names: set[str], progress: Progress, *, since
             _say(f"{name}: {line}")
 
 
-def _ask_all(serving: Serving, goal: dict[str, Any]) -> str | None:
-    for name, app in by_name(goal).items():
+def _ask_all(serving: Serving, asked: Mapping[str, dict[str, Any]]) -> str | None:
+    for name, app in asked.items():
         replica = (app.get("args") or {}).get("replica") or {}
         if app.get("import_path") != IMPORT_PATH or replica.get("min_replicas", 1) == 0:
             continue  # somebody else's, or asleep until the first request

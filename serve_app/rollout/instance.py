@@ -75,7 +75,12 @@ class Instance:
         return {"applications": applications} if applications else None
 
     def apply(self, goal: dict[str, Any]) -> None:
-        """Set the goal and return; Serve goes on by itself."""
+        """Set the goal and return; Serve goes on by itself.
+
+        The target capacity of the whole instance, in percent, stays where the goal says none.
+        """
+        if "target_capacity" not in goal:
+            goal = goal | {"target_capacity": _details().get("target_capacity")}
         self._client.deploy_apps(ServeDeploySchema.model_validate(goal), _blocking=False)
 
     def states(self) -> dict[str, AppState]:

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import structlog
 
-from serve_app.access.download import HubDownload, HubFile, cache, cached_snapshot, listed
+from serve_app.access.download import HubDownload
+from serve_app.access.listing import HubFile, cache
+from serve_app.access.model_files import listed
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
+from serve_app.weights.copies import linked_files
 from serve_app.weights.peers import Peers
 from serve_app.weights.store import Damaged, Store
 
@@ -81,16 +84,17 @@ def bring(
     if commit is None:
         raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
     store = Store(repo_id, commit)
-    with store.locked():
-        if offline:
-            return _here(store)
-        hub = HubDownload(repo_id, access, commit)
+    if found := _whole(store, listed(repo_id, commit), peers):
+        return found
+    if offline:
+        return _here(store)
+    hub = HubDownload(repo_id, access, commit)
+    with _locked(store):
         try:
-            brought = _fill(store, hub, peers, tell)
+            return _fill(store, hub, peers, tell)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
-    return brought
 
 
 def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
@@ -105,18 +109,65 @@ def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
     return store.lacking_bytes(store.absent(files))
 
 
+def _whole(
+    store: Store, files: Sequence[HubFile] | None, peers: Peers | None = None
+) -> Brought | None:
+    """Return the copy that is here if nothing is to be done for it.
+
+    Takes no lock and needs to write nothing, so a cache that may only be read serves as well.
+    """
+    if not files or store.absent(files) or not store.is_linked(files):
+        return None
+    if store.missing(files, remove=False):
+        return None
+    with peers.taking_part(store) if peers else nullcontext():
+        return Brought(store.snapshot, cache_bytes=_total(files))
+
+
 def _here(store: Store) -> Brought:
-    """Return the copy that is here, every file verified where the Hub was ever asked for them."""
-    directory = cached_snapshot(store.repo_id, store.commit)
-    files = listed(store.repo_id, store.commit) or ()
-    if damaged := store.missing(files):
-        names = ", ".join(file.path for file in damaged[:5])
-        raise ModelLoadError(f"{cache()} had a damaged copy of {store.repo_id}: {names}")
-    return Brought(directory, cache_bytes=sum(file.size for file in files))
+    """Return the copy that is here, verified as far as its names tell what it must hold.
+
+    Raises:
+        ModelLoadError: there is none, or it is not whole.
+    """
+    files = listed(store.repo_id, store.commit)
+    if files is None:  # another tool made it, and did not keep the listing
+        files = linked_files(store.snapshot)
+        if found := _whole(store, files):
+            return found
+    elif store.absent(files) or not store.is_linked(files):
+        files = ()
+    if not files:
+        message = f"{cache()} has no complete copy of {store.repo_id} at {store.commit}"
+        raise ModelLoadError(message)
+    names = ", ".join(file.path for file in store.missing(files, remove=False)[:5])
+    raise ModelLoadError(f"{cache()} had a damaged copy of {store.repo_id}: {names}")
+
+
+@contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """Lock the store; where that cannot be, say what its copy lacks."""
+    entered = False
+    try:
+        with store.locked():
+            entered = True
+            yield
+    except ModelLoadError as error:
+        files = [] if entered else store.absent(listed(store.repo_id, store.commit) or ())
+        if not files:
+            raise
+        lacks = f"its copy of {store.repo_id} lacks {len(files)} files, {files[0].path} first"
+        raise ModelLoadError(f"{error.message}; {lacks}") from None
 
 
 def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Brought:
-    files = hub.files()
+    try:
+        files = hub.files()
+    except ModelLoadError:
+        # The Hub gives no listing (overloaded, say), and access was proven a moment ago.
+        if found := _whole(store, linked_files(store.snapshot)):
+            return found
+        raise
     missing = store.missing(files)
     hub_bytes = 0
     store.require_room(files, missing)
@@ -129,16 +180,20 @@ def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None
             _fetch(store, hub, missing)
         store.link(files)
     peer_bytes = peers.received_bytes if peers else 0
-    total = sum({file.etag: file.size for file in files}.values())
+    here = max(0, _total(files) - hub_bytes - peer_bytes)
     if old := store.old_revisions(files):
         log.info("weights.outdated", repo_id=store.repo_id, revisions=old)
-    return Brought(store.snapshot, hub_bytes, peer_bytes, max(0, total - hub_bytes - peer_bytes))
+    return Brought(store.snapshot, hub_bytes, peer_bytes, here)
+
+
+def _total(files: Sequence[HubFile]) -> int:
+    return sum({file.etag: file.size for file in files}.values())
 
 
 @contextmanager
 def _telling(tell: Tell | None, store: Store, files: Sequence[HubFile]) -> Iterator[None]:
     """Tell how much is here, whoever brings it, for as long as it comes."""
-    total = sum({file.etag: file.size for file in files}.values())
+    total = _total(files)
     over = threading.Event()
 
     def watch(tell: Tell) -> None:
@@ -157,23 +212,49 @@ def _telling(tell: Tell | None, store: Store, files: Sequence[HubFile]) -> Itera
 
 
 def _fetch(store: Store, hub: HubDownload, files: Sequence[HubFile]) -> None:
+    """Fetch files from the Hub: from its chunk store where it can be, else over HTTP."""
+    chunked = [file for file in files if file.xet_hash]
     with ThreadPoolExecutor(FETCHERS, thread_name_prefix="weights") as pool:
-        for _ in pool.map(lambda file: _fetch_file(store, hub, file), files):
-            pass
+        _fetch_over_http(pool, store, hub, [file for file in files if not file.xet_hash])
+        if chunked:
+            _fetch_over_http(pool, store, hub, _fetch_chunked(pool, store, hub, chunked))
+
+
+def _fetch_over_http(
+    pool: ThreadPoolExecutor, store: Store, hub: HubDownload, files: Sequence[HubFile]
+) -> None:
+    for _ in pool.map(lambda file: _fetch_file(store, hub, file), files):
+        pass
+
+
+def _fetch_chunked(
+    pool: ThreadPoolExecutor, store: Store, hub: HubDownload, files: Sequence[HubFile]
+) -> list[HubFile]:
+    """Fetch files from the chunk store; returns those that did not come right."""
+    reason = hub.fetch_by_xet([(file, store.prepare_chunked(file)) for file in files])
+    came = pool.map(lambda file: _accept_chunked(store, file), files)
+    left = [file for file, is_right in zip(files, came, strict=True) if not is_right]
+    if left:
+        reason = reason or "other bytes came than are listed"
+        log.warning("weights.xet_failed", repo_id=store.repo_id, files=len(left), reason=reason)
+    return left
+
+
+def _accept_chunked(store: Store, file: HubFile) -> bool:
+    try:
+        store.accept_chunked(file)
+    except Damaged:
+        return False
+    return True
 
 
 def _fetch_file(store: Store, hub: HubDownload, file: HubFile) -> None:
     """Fetch one file; what a dead process left may be wrong, so once more from its first byte."""
-    for again in (False, True):
+    for _ in range(2):
+        hub.fetch(file, lambda: store.appending(file))
         try:
-            if file.in_xet:
-                hub.fetch_by_xet(file, again=again)
-                if store.has(file):
-                    return
-            else:
-                hub.fetch(file, store.partial(file))
-                store.accept(file)
-                return
+            store.accept(file)
         except Damaged:
             continue
+        return
     raise ModelLoadError(f"{file.path} of {store.repo_id} came twice with other bytes than listed")

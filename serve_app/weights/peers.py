@@ -24,16 +24,16 @@ from typing import Any
 import ray
 import structlog
 from ray.exceptions import RayError
-from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from serve_app.access.download import HubFile
-from serve_app.weights.chunks import read_chunks
+from serve_app.access.listing import HubFile
+from serve_app.access.pace import Pace, Stalled
+from serve_app.weights.announcements import Announcements
+from serve_app.weights.chunks import CHUNK_BYTES, read_chunks
 from serve_app.weights.store import Damaged, Store
 
 log = structlog.get_logger()
 
-NAMESPACE = "serve_app"
 IN_FLIGHT = 4  # chunks between two nodes, which bounds the memory of both object stores
 BEAT_S = 1.0  # of a leader
 SILENT_S = 15.0  # without a beat, after which a leader is dead
@@ -56,7 +56,8 @@ class Peers:
     """
 
     def __init__(self, repo_id: str, commit: str, *, silent_s: float = SILENT_S) -> None:
-        self._prefix = f"weights/{repo_id}@{commit}/"
+        self._commit = (repo_id, commit)
+        self._keys = Announcements(repo_id, commit)
         self._node: str = ray.get_runtime_context().get_node_id()
         self._silent_s = silent_s
         self.received_bytes = 0
@@ -76,7 +77,7 @@ class Peers:
         try:
             yield
             with suppress(RayError):
-                self._put(f"has/{self._node}", str(store.blobs))
+                self._keys.put(f"has/{self._node}", str(store.blobs))
         finally:
             over.set()
             beating.join()
@@ -97,7 +98,7 @@ class Peers:
             while missing := store.missing(files):
                 source = self._pick()
                 if source is not None:
-                    self._copy(*source, store, missing)
+                    self._copy(source, store, missing)
                 elif self._leads():
                     return
                 else:
@@ -108,22 +109,26 @@ class Peers:
     def _leads(self) -> bool:
         """Claim the lead if nobody has it, or if nothing comes of the present one."""
         newest = max(self._claims(), default=0)
-        claim = self._get(f"claim/{newest}") if newest else None
+        claim = self._keys.get(f"claim/{newest}") if newest else None
         if claim is not None and not self._is_over(newest, claim):
             return False
         value = self._sign_of_life(beat=0, size=0)
-        if not self._put(f"claim/{newest + 1}", value, overwrite=False):
+        if not self._keys.put(f"claim/{newest + 1}", value, overwrite=False):
             return False
         self._claim = newest + 1
         return True
 
     def _is_over(self, number: int, claim: bytes) -> bool:
-        told = json.loads(claim)
-        # On our own node we hold the lock, so who claimed there before has died.
-        if told["node"] == self._node or told["node"] not in _alive():
+        try:
+            told = json.loads(claim)
+            node, beat, size = told["node"], told["beat"], told["bytes"]
+        except (ValueError, TypeError, KeyError, RecursionError):  # nobody of ours wrote that
             return True
-        silent_s = self._unchanged_s("beat", (number, told["beat"]))
-        stalled_s = self._unchanged_s("bytes", (number, told["bytes"]))
+        # On our own node we hold the lock, so who claimed there before has died.
+        if node == self._node or node not in _alive():
+            return True
+        silent_s = self._unchanged_s("beat", (number, beat))
+        stalled_s = self._unchanged_s("bytes", (number, size))
         return silent_s > self._silent_s or stalled_s > STALL_S
 
     def _unchanged_s(self, name: str, value: object) -> float:
@@ -140,7 +145,7 @@ class Peers:
             if self._claim:
                 with suppress(RayError):
                     value = self._sign_of_life(beat=beat, size=store.progress())
-                    self._put(f"claim/{self._claim}", value)
+                    self._keys.put(f"claim/{self._claim}", value)
 
     def _sign_of_life(self, *, beat: int, size: int) -> str:
         return json.dumps({"node": self._node, "beat": beat, "bytes": size})
@@ -148,33 +153,27 @@ class Peers:
     def _release(self) -> None:
         for number in self._claims() if self._claim else ():
             if number <= self._claim:
-                self._delete(f"claim/{number}")
+                self._keys.delete(f"claim/{number}")
         self._claim = 0
 
-    def _pick(self) -> tuple[str, str] | None:
-        """Return some node that has the files, and where it keeps them."""
-        prefix = f"{self._prefix}has/"
-        keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
-        nodes = {key.decode().removeprefix(prefix) for key in keys}
-        alive = _alive()
+    def _pick(self) -> str | None:
+        """Return some node that has the files."""
+        nodes, alive = set(self._keys.below("has")), _alive()
         for lost in nodes - alive:
-            self._delete(f"has/{lost}")
+            self._keys.delete(f"has/{lost}")
         usable = sorted(nodes & alive - self._passed_over - {self._node})
-        random.shuffle(usable)
-        for node in usable:
-            if (place := self._get(f"has/{node}")) is not None:
-                return node, place.decode()
-        return None
+        return random.choice(usable) if usable else None  # noqa: S311
 
-    def _copy(self, node: str, blobs: str, store: Store, missing: Sequence[HubFile]) -> None:
+    def _copy(self, node: str, store: Store, missing: Sequence[HubFile]) -> None:
         """Take files from a node, as many as it gives; a bad one is not asked again."""
         started, before = time.monotonic(), self.received_bytes
-        chunks = _start(node, blobs, [(file.etag, store.begun_bytes(file)) for file in missing])
+        wanted = [(file.etag, store.begun_bytes(file)) for file in missing]
+        chunks = _start(node, *self._commit, wanted)
         try:
             for file in missing:
                 self._receive(chunks, store, file)
                 store.accept(file)
-        except (RayError, StopIteration, Silent, Damaged) as error:
+        except (RayError, StopIteration, Silent, Stalled, Damaged) as error:
             self._passed_over.add(node)
             ray.cancel(chunks)
             log.warning(
@@ -190,42 +189,32 @@ class Peers:
             )
 
     def _receive(self, chunks: Any, store: Store, file: HubFile) -> None:
-        have = store.begun_bytes(file)
-        with store.partial(file).open("ab") as stream:
+        """Take one file, and of what a peer sends no byte more than the Hub lists."""
+        have, pace = store.begun_bytes(file), Pace()
+        with store.appending(file) as stream:
             stream.truncate(have)
+            stream.seek(have)
             while have < file.size:
                 chunk = self._next(chunks)
+                if not 0 < len(chunk) <= min(CHUNK_BYTES, file.size - have):
+                    raise Damaged(file.path)
                 stream.write(chunk)
                 have += len(chunk)
                 self.received_bytes += len(chunk)
+                pace.moved(len(chunk))
 
     def _next(self, chunks: Any) -> bytes:
         ready, _ = ray.wait([chunks], timeout=CHUNK_S)
         if not ready:
             raise Silent
-        chunk: bytes = ray.get(next(chunks), timeout=CHUNK_S)
-        return chunk
+        chunk = ray.get(next(chunks), timeout=CHUNK_S)
+        return chunk if isinstance(chunk, bytes) else b""
 
     def _claims(self) -> list[int]:
-        prefix = f"{self._prefix}claim/"
-        keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
-        return [int(key.decode().removeprefix(prefix)) for key in keys]
-
-    def _get(self, name: str) -> bytes | None:
-        found: bytes | None = internal_kv._internal_kv_get(self._prefix + name, namespace=NAMESPACE)
-        return found
-
-    def _put(self, name: str, value: str, *, overwrite: bool = True) -> bool:
-        """Write a key; False if it was there already."""
-        return not internal_kv._internal_kv_put(
-            self._prefix + name, value, overwrite, namespace=NAMESPACE
-        )
-
-    def _delete(self, name: str) -> None:
-        internal_kv._internal_kv_del(self._prefix + name, namespace=NAMESPACE)
+        return [int(number) for number in self._keys.below("claim") if number.isdecimal()]
 
 
-def _start(node: str, blobs: str, wanted: list[tuple[str, int]]) -> Any:
+def _start(node: str, repo_id: str, commit: str, wanted: list[tuple[str, int]]) -> Any:
     """Run `read_chunks` on a node; it goes on only as fast as we read."""
     task: Any = ray.remote(read_chunks)
     return task.options(
@@ -235,7 +224,7 @@ def _start(node: str, blobs: str, wanted: list[tuple[str, int]]) -> Any:
         max_retries=0,
         _generator_backpressure_num_objects=IN_FLIGHT,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    ).remote(blobs, wanted)
+    ).remote(repo_id, commit, wanted)
 
 
 def _alive() -> set[str]:

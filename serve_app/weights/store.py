@@ -3,24 +3,29 @@
 The layout is huggingface_hub's, so that its other tools share every file: `blobs/<hash>`, and
 `snapshots/<commit>/<path>` pointing there. A blob's name is its content's hash, which is
 computed once for a file and remembered by size, time and inode. Only whole and verified files
-get a name that others look for; what a dead process left behind is gone on with.
+get a name that others look for; what a dead process left behind is gone on with. What is
+written, linked or removed lies in the folders of this repository and this commit, see
+`access/folders.py`; reading goes wherever the cache's links lead, since every byte is hashed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
+import secrets
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
-from serve_app.access.download import HubFile, cache, repo_folder
+from serve_app.access.folders import Folder
+from serve_app.access.listing import HubFile, cache, folder_name, repo_folder
 from serve_app.errors import ModelLoadError
+from serve_app.weights.lock import exclusive
 
 log = structlog.get_logger()
 
@@ -43,10 +48,11 @@ class Store:
     def __init__(self, repo_id: str, commit: str) -> None:
         self.repo_id = repo_id
         self.commit = commit
+        self._name = folder_name(repo_id)
         self.blobs = repo_folder(repo_id) / "blobs"
         self.snapshot = repo_folder(repo_id) / "snapshots" / commit
-        self._own = cache() / OWN
-        self._verified = self._own / "verified" / repo_folder(repo_id).name
+        self._verified = cache() / OWN / "verified" / self._name
+        self._suffix = "incomplete"
         self._hashed = 0  # bytes, so that verifying counts as progress
         self._counting = threading.Lock()
 
@@ -54,59 +60,91 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Let one process of this node bring a repository at a time; the next finds it done.
 
-        The kernel frees the lock of a process that dies.
-
         Raises:
             ModelLoadError: the cache cannot be used.
         """
-        lock = self._own / (self.repo_id.replace("/", "--") + ".lock")
-        try:
-            for folder in (lock.parent, self.blobs, self.snapshot.parent, self._verified):
-                folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-        except OSError as error:
-            raise ModelLoadError(f"the cache {cache()} cannot be used: {error.strerror}") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        lock = self.repo_id.replace("/", "--") + ".lock"
+        with ExitStack() as stack:
+            try:
+                self._open("blobs", create=True).close()
+                self._open("snapshots", create=True).close()
+                folder = stack.enter_context(Folder.at(cache(), OWN, create=True))
+                Folder.at(cache(), OWN, "verified", self._name, create=True).close()
+                is_alone = stack.enter_context(exclusive(folder, lock, self.progress))
+            except OSError as error:
+                message = f"the cache {cache()} cannot be used: {error.strerror}"
+                raise ModelLoadError(message) from None
+            self._suffix = "incomplete" if is_alone else f"{secrets.token_hex(4)}.incomplete"
+            try:
+                yield
+            finally:
+                if not is_alone:
+                    self._remove_partials()
 
-    def missing(self, files: Iterable[HubFile]) -> list[HubFile]:
-        """Return the files that are not here whole, each content once; damaged ones are removed."""
-        return list({file.etag: file for file in files if not self.has(file)}.values())
+    def missing(self, files: Iterable[HubFile], *, remove: bool = True) -> list[HubFile]:
+        """Return the files that are not here whole, each content once.
+
+        Args:
+            files: of the commit.
+            remove: damaged ones, so that they can be fetched again.
+        """
+        lacking = (file for file in files if not self.has(file, remove=remove))
+        return list({file.etag: file for file in lacking}.values())
 
     def absent(self, files: Iterable[HubFile]) -> list[HubFile]:
         """Return the files that are not here, each content once, by name alone."""
-        return list({file.etag: file for file in files if self._place(file) is None}.values())
+        return list({file.etag: file for file in files if self.place(file) is None}.values())
 
-    def has(self, file: HubFile) -> bool:
+    def is_linked(self, files: Iterable[HubFile]) -> bool:
+        """Tell whether every file has its place in the commit's folder."""
+        return all((self.snapshot / file.path).is_file() for file in files)
+
+    def has(self, file: HubFile, *, remove: bool = True) -> bool:
         """Tell whether a file is here with the right bytes; hashes what it sees the first time."""
-        place = self._place(file)
+        place = self.place(file)
         if place is None:
             return False
         if self._is_remembered(file, place):
             return True
-        if place.stat().st_size == file.size and self._hash(place, file) == file.etag:
-            self._remember(file, place)
-            return True
+        with place.open("rb") as stream:
+            if place.stat().st_size == file.size and self._hash(stream, file) == file.etag:
+                self._remember(file, place)
+                return True
         log.warning("weights.damaged", repo_id=self.repo_id, file=file.path, path=str(place))
-        place.unlink()
+        if remove:
+            self._remove(file)
         return False
+
+    def appending(self, file: HubFile) -> AbstractContextManager[BinaryIO]:
+        """Open what is here of a missing file, at its end."""
+        return self._appending(self._partial(file))
 
     def partial(self, file: HubFile) -> Path:
         """Return where the bytes of a file collect until it is whole."""
-        return self.blobs / f"{file.etag}.incomplete"
+        return self.blobs / self._partial(file)
 
     def begun_bytes(self, file: HubFile) -> int:
         """Return how much of a missing file is here already."""
-        partial = self.partial(file)
-        have = partial.stat().st_size if partial.exists() else 0
+        have = _size(self.partial(file))
+        have += _size(self.blobs / self._chunked(file))
         return have if have <= file.size else 0
 
     def lacking_bytes(self, missing: Iterable[HubFile]) -> int:
         """Return what is still to come of missing files."""
         return sum(file.size - self.begun_bytes(file) for file in missing)
+
+    def prepare_chunked(self, file: HubFile) -> Path:
+        """Make the empty file that the chunk store's client writes to."""
+        with self._open("blobs") as blobs:
+            return blobs.create(self._chunked(file))
+
+    def accept_chunked(self, file: HubFile) -> None:
+        """Give what came from the chunk store its name, if its bytes are right.
+
+        Raises:
+            Damaged: they are not.
+        """
+        self._accept(file, self._chunked(file))
 
     def accept(self, file: HubFile) -> None:
         """Give a file that has come its name, if its bytes are right.
@@ -114,28 +152,23 @@ class Store:
         Raises:
             Damaged: they are not.
         """
-        partial, blob = self.partial(file), self.blobs / file.etag
-        if partial.stat().st_size != file.size or self._hash(partial, file) != file.etag:
-            partial.unlink()
-            raise Damaged(file.path)
-        partial.replace(blob)
-        self._remember(file, blob)
+        self._accept(file, self._partial(file))
 
     def link(self, files: Iterable[HubFile]) -> None:
         """Show the whole files under the commit's names, each at once or not at all."""
-        for file in files:
-            pointer, blob = self.snapshot / file.path, self.blobs / file.etag
-            if not blob.exists() or (pointer.exists() and pointer.samefile(blob)):
-                continue
-            pointer.parent.mkdir(parents=True, exist_ok=True)
-            temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            try:
-                temporary.symlink_to(os.path.relpath(blob, pointer.parent))
-            except OSError:  # no links on this file system: the file itself, as huggingface_hub
-                blob.replace(pointer)
-            else:
-                temporary.replace(pointer)
+        with self._open("blobs") as blobs, self._open("snapshots", create=True) as snapshots:
+            for file in files:
+                pointer, blob = self.snapshot / file.path, self.blobs / file.etag
+                if not blob.exists() or (pointer.exists() and pointer.samefile(blob)):
+                    continue
+                *folders, name = (self.commit, *file.path.split("/"))
+                with _descend(snapshots, folders) as folder:
+                    target = "/".join([*[".."] * (len(folders) + 1), "blobs", file.etag])
+                    try:
+                        folder.link(name, target)
+                    except (PermissionError, NotImplementedError):
+                        # No links on this file system: the file itself, as huggingface_hub.
+                        blobs.rename(file.etag, name, folder)
 
     def require_room(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
         """Refuse a download that cannot fit, before its first byte.
@@ -178,9 +211,52 @@ class Store:
                 total += path.stat().st_size
         return total
 
-    def _place(self, file: HubFile) -> Path | None:
+    def place(self, file: HubFile) -> Path | None:
+        """Return where a file is, whole or damaged; None if it is not here."""
         places = (self.blobs / file.etag, self.snapshot / file.path)
         return next((place for place in places if place.is_file()), None)
+
+    def _open(self, name: str, *, create: bool = False) -> Folder:
+        return Folder.at(cache(), self._name, name, create=create)
+
+    @contextmanager
+    def _appending(self, name: str) -> Iterator[BinaryIO]:
+        with self._open("blobs") as blobs, blobs.appending(name) as stream:
+            yield stream
+
+    def _partial(self, file: HubFile) -> str:
+        return f"{file.etag}.{self._suffix}"
+
+    def _chunked(self, file: HubFile) -> str:
+        return f"{file.etag}.xet.{self._suffix}"
+
+    def _accept(self, file: HubFile, name: str) -> None:
+        with self._open("blobs") as blobs:
+            is_right = blobs.size(name) == file.size
+            if is_right:
+                with blobs.reading(name) as stream:
+                    is_right = self._hash(stream, file) == file.etag
+            if not is_right:
+                blobs.unlink(name)
+                raise Damaged(file.path)
+            blobs.rename(name, file.etag)
+        self._remember(file, self.blobs / file.etag)
+
+    def _remove(self, file: HubFile) -> None:
+        """Remove a damaged file from where it is; of a link the link alone."""
+        with self._open("blobs") as blobs:
+            if blobs.stat(file.etag) is not None:
+                blobs.unlink(file.etag)
+                return
+        *folders, name = (self.commit, *file.path.split("/"))
+        with self._open("snapshots") as snapshots, _descend(snapshots, folders) as folder:
+            folder.unlink(name)
+
+    def _remove_partials(self) -> None:
+        with suppress(OSError), self._open("blobs") as blobs:
+            for name in blobs.names():
+                if name.endswith(f".{self._suffix}"):
+                    blobs.unlink(name)
 
     def _is_remembered(self, file: HubFile, place: Path) -> bool:
         try:
@@ -189,26 +265,47 @@ class Store:
             return False
 
     def _remember(self, file: HubFile, place: Path) -> None:
-        temporary = self._verified / f".{file.etag}.{os.getpid()}"
-        with suppress(OSError):  # a full disk only costs hashing it once more
-            temporary.write_text(_identity(place), encoding="ascii")
-            temporary.replace(self._verified / file.etag)
+        place_of_notes = (OWN, "verified", self._name)
+        # A full or read-only disk only costs hashing it once more.
+        with suppress(OSError), Folder.at(cache(), *place_of_notes, create=True) as verified:
+            verified.write(file.etag, _identity(place))
 
-    def _hash(self, path: Path, file: HubFile) -> str:
+    def _hash(self, stream: BinaryIO, file: HubFile) -> str:
         """Compute a file's name: SHA-256 of large files, Git's object id of the others."""
         if len(file.etag) == 64:
             digest = hashlib.sha256()
         else:
             digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-        with path.open("rb") as stream:
-            while piece := stream.read(HASH_BYTES):
-                digest.update(piece)
-                with self._counting:
-                    self._hashed += len(piece)
+        while piece := stream.read(HASH_BYTES):
+            digest.update(piece)
+            with self._counting:
+                self._hashed += len(piece)
         return digest.hexdigest()
+
+
+@contextmanager
+def _descend(folder: Folder, names: Sequence[str]) -> Iterator[Folder]:
+    """Open folders one below the other, making what is missing."""
+    opened: list[Folder] = []
+    try:
+        for name in names:
+            folder = folder.enter(name, create=True)
+            opened.append(folder)
+        yield folder
+    finally:
+        for each in opened:
+            each.close()
+
+
+def _size(path: Path) -> int:
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def _identity(path: Path) -> str:
     """Return what changes whenever a file is written or replaced."""
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serve_app.api.convert import plan_chat
+from serve_app.api.convert import plan_chat, plan_completion
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
 from serve_app.errors import InvalidRequest, UnsupportedParameter
 from serve_app.protocol import Structure
@@ -13,6 +13,7 @@ from tests.fakes import FakeEngine
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+ONCE = {"prompt": "Once"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -68,9 +69,12 @@ def structures(**fields):
 def test_every_form_is_read(field, value, structure):
     """The order of a schema's properties is kept, because the text follows it."""
     assert structures(**{field: value}) == {field: structure}
-    plan = plan_chat(validate(ChatRequest, HELLO | {field: value}), request_id="r")
-    assert plan.requests[0].sampling.structure == structure
-    assert plan.structure_field == field
+    for plan in (
+        plan_chat(validate(ChatRequest, HELLO | {field: value}), request_id="r"),
+        plan_completion(validate(CompletionRequest, ONCE | {field: value}), request_id="r"),
+    ):
+        assert plan.requests[0].sampling.structure == structure
+        assert plan.structure_field == field
 
 
 def test_plain_text_asks_for_nothing():

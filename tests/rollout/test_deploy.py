@@ -119,6 +119,45 @@ def test_a_build_that_never_ends_is_given_up():
     assert "not running within 0 s: llm" in result.reason
 
 
+class Shared(Scripted):
+    """A Serve where somebody else's application has failed, and fails again."""
+
+    def states(self):
+        failed = AppState("DEPLOY_FAILED", "theirs", float(len(self.applied)))
+        return {**super().states(), "theirs": failed}
+
+
+def together(ours):
+    return {
+        "applications": [*config("theirs", least=1, most=4)["applications"]] + ours["applications"]
+    }
+
+
+def test_how_somebody_elses_application_fares_is_theirs(capsys):
+    """Neither waited for nor asked nor shown, and going back does not touch it."""
+    before = together(config(least=1, most=4))
+    serving = Shared([("DEPLOYING", ""), ("RUNNING", "")], goal=before)
+    goal = together(config(most=2))
+    done = deploy(serving, goal, timeout_s=20, former=before, names={"llm"})
+    assert (done.status, len(serving.applied)) == ("done", 1)
+    assert "theirs" not in capsys.readouterr().err
+
+    serving = Shared([("DEPLOY_FAILED", "why")], [("RUNNING", "")], goal=before)
+    back = deploy(serving, goal, timeout_s=20, former=before, names={"llm"})
+    assert back.status == "rolled_back"
+    theirs, ours = serving.applied[1]["applications"]
+    assert theirs == before["applications"][0]
+    assert ours != before["applications"][1]
+
+
+def test_a_new_application_that_fails_goes_and_is_not_waited_for():
+    """What served beside it is what serves again."""
+    before = config("theirs")
+    serving = Shared([("DEPLOY_FAILED", "why")], [], goal=before)
+    result = deploy(serving, together(config()), timeout_s=1, former=before, names={"llm"})
+    assert (result.status, serving.applied[1]) == ("rolled_back", before)
+
+
 def test_a_nudge_changes_nothing_but_one_delay_and_each_time_again():
     """Never twice alike from the same config, never more; fixed sizes and others' stay."""
     once = nudged(config(most=3))

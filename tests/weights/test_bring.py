@@ -5,12 +5,13 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.access import download
+from serve_app.access.pace import Stalled
 from serve_app.config import ModelConfig
 from serve_app.errors import AccessDenied, ModelLoadError
 from serve_app.weights import bring as weights_bring
@@ -96,7 +97,7 @@ def test_a_hub_out_of_reach_is_no_denial(hub, tmp_path, monkeypatch):
     commit = commit_of(hub)
     hub.stop()
     try:
-        with pytest.raises(ModelLoadError, match=r"broke off \(ConnectError\)"):
+        with pytest.raises(ModelLoadError, match=r"broke off: no connection to 127\.0\.0\.1"):
             bring(MODEL, config, commit)
     finally:
         hub.start()
@@ -106,18 +107,20 @@ def test_a_hub_out_of_reach_is_no_denial(hub, tmp_path, monkeypatch):
     ("error", "words"),
     [
         (OSError(28, "No space left on device"), "No space left on device"),
-        (RuntimeError("Task error: CAS Client Error"), "broke off"),
-        (LocalEntryNotFoundError("check your connection"), "cannot be downloaded"),
-        (ValueError("Force download failed"), "broke off"),
+        (httpx2.ReadError("reset"), r"broke off \(ReadError\)"),
+        (httpx2.ConnectTimeout("slow"), r"broke off \(ConnectTimeout\)"),
+        (ValueError("a header that is none"), r"broke off \(ValueError\)"),
+        (Stalled("few bytes"), "stands still: few bytes"),
     ],
 )
 def test_other_failures_are_one_clean_sentence(hub, tmp_path, monkeypatch, error, words):
-    """Disk, storage client, connection: no exception of another library leaves."""
+    """Disk, connection, pace: no exception of another library leaves."""
 
     def fail(*_args, **_options):
         raise error
 
-    monkeypatch.setattr(download, "http_get", fail)
+    monkeypatch.setattr(download.transfer, "append", fail)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(ModelLoadError, match=words):
         bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
 

@@ -236,22 +236,21 @@ def test_a_listing_made_without_access_is_not_believed(hub, tmp_path):
     assert bring(MODEL, config, commit_of(hub)).hub_bytes > 0
 
 
-def test_the_chunk_store_is_asked_once_more_for_damaged_bytes(hub, tmp_path, monkeypatch):
-    """huggingface_hub checks sizes only; what it linked from its shared store may be rotten."""
+def test_what_the_chunk_store_sends_is_checked_and_fetched_over_http_if_wrong(
+    hub, tmp_path, monkeypatch
+):
+    """Its client checks sizes only."""
     hub._state.repos[TINY_REPO].xet = True
-    file, asked = hub_file(hub), []
-    store = Store(TINY_REPO, commit_of(hub))
+    asked = []
 
-    def fetch(repo_id, path, *, force_download, **options):
-        asked.append(force_download)
-        content = single_files()[WEIGHTS] if force_download else bytes(file.size)
-        (store.blobs / file.sha256).write_bytes(content)
-        store.snapshot.mkdir(exist_ok=True)
-        (store.snapshot / path).unlink(missing_ok=True)
-        (store.snapshot / path).symlink_to(store.blobs / file.sha256)
-        return str(store.snapshot / path)
+    def fetch(_key, files, *, pace):
+        asked.extend(files)
+        for file in files:
+            Path(file.path).write_bytes(bytes(file.size))
 
-    monkeypatch.setattr(download, "hf_hub_download", fetch)
+    monkeypatch.setattr(download.xet, "fetch", fetch)
     brought = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
-    assert asked == [False, True]
+    assert [file.size for file in asked] == [len(single_files()[WEIGHTS])]
     assert (brought.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
+    assert len(cdn(hub)) == 1
+    assert not list(Store(TINY_REPO, commit_of(hub)).blobs.glob("*incomplete*"))

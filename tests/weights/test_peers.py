@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import RayError
 
 from scripts.local_hub import LocalHub, Repo
-from serve_app.weights import chunks, peers
+from serve_app.weights import announcements, chunks, peers
 from serve_app.weights.bring import bring
 from serve_app.weights.peers import Peers
 from serve_app.weights.store import Store
@@ -53,7 +53,7 @@ class KeyValueStore:
 def cluster(monkeypatch):
     """The store and the nodes that are alive."""
     known = SimpleNamespace(kv=KeyValueStore(), alive={"a", "b", "c"})
-    monkeypatch.setattr(peers, "internal_kv", known.kv)
+    monkeypatch.setattr(announcements, "internal_kv", known.kv)
     monkeypatch.setattr(peers, "_alive", lambda: set(known.alive))
     monkeypatch.setattr(peers, "POLL_S", 0.02)
     monkeypatch.setattr(peers, "BEAT_S", 0.02)
@@ -118,7 +118,7 @@ def test_a_leader_without_a_sign_of_life_is_followed(cluster, on, monkeypatch, s
     began = time.monotonic()
     for count in range(1000):
         life = {"beat": 0, "bytes": 0} | {("bytes" if sign == "beat" else "beat"): count}
-        first._put("claim/1", first._sign_of_life(beat=life["beat"], size=life["bytes"]))
+        first._keys.put("claim/1", first._sign_of_life(beat=life["beat"], size=life["bytes"]))
         if second._leads():
             break
         time.sleep(0.01)
@@ -130,7 +130,7 @@ def test_a_leader_that_makes_progress_is_waited_for(cluster, on):
     first, second = on("a"), on("b", silent_s=0.1)
     assert first._leads()
     for count in range(30):
-        first._put("claim/1", first._sign_of_life(beat=count, size=count))
+        first._keys.put("claim/1", first._sign_of_life(beat=count, size=count))
         assert not second._leads()
         time.sleep(0.01)
 
@@ -149,8 +149,8 @@ def test_the_newest_claim_counts(cluster, on):
 def test_what_lost_nodes_had_is_forgotten(cluster, on):
     """Their places do not pile up in the store."""
     asking = on("b")
-    on("a")._put("has/a", "/somewhere")
-    assert asking._pick() == ("a", "/somewhere")
+    on("a")._keys.put("has/a", "/somewhere")
+    assert asking._pick() == "a"
     cluster.alive.remove("a")
     assert asking._pick() is None
     assert cluster.kv.held == {}
@@ -167,12 +167,161 @@ def test_without_the_store_everybody_asks_the_hub(cluster, on, tmp_path):
     assert brought.hub_bytes > 0
 
 
-def test_chunks_are_whole_files_in_order_from_where_they_begin(tmp_path, monkeypatch):
+@pytest.mark.parametrize("claim", [b"", b"[]", b"{}", b'{"node": 1}', b"[" * 99_999])
+def test_a_claim_that_nobody_of_ours_wrote_holds_nobody_up(cluster, on, claim):
+    """Whoever may write to the cluster's store can write anything."""
+    first = on("a")
+    cluster.kv.held["weights/acme/tiny-llama@" + COMMIT + "/claim/1"] = claim
+    cluster.kv.held["weights/acme/tiny-llama@" + COMMIT + "/claim/x"] = claim
+    assert first._leads()
+
+
+@pytest.fixture
+def copy(cluster, on, tmp_path):
+    """A node that has a commit and said so."""
+    with LocalHub([Repo(TINY_REPO, single_files())]) as hub:
+        commit = hub.commits()[TINY_REPO]["main"]
+        store = Store(TINY_REPO, commit)
+        config = access(hub, tmp_path, hub.issue_token())
+        bring(MODEL, config, commit)
+        on("a")
+        peers.Announcements(TINY_REPO, commit).put("has/a", "here")
+        weights = hub._state.repos[TINY_REPO].files(commit)["model.safetensors"]
+        yield SimpleNamespace(hub=hub, commit=commit, store=store, weights=weights, config=config)
+
+
+def handed_out(copy, wanted, *, repo_id=TINY_REPO, commit=None):
+    return list(chunks.read_chunks(repo_id, commit or copy.commit, wanted))
+
+
+def test_chunks_are_whole_files_in_order_from_where_they_begin(copy, monkeypatch):
     """No chunk holds bytes of two files, and an empty rest has none."""
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4)
-    (tmp_path / "a").write_bytes(b"0123456789")
-    (tmp_path / "b").write_bytes(b"xyz")
-    read = list(chunks.read_chunks(str(tmp_path), [("a", 3), ("b", 3), ("b", 0)]))
-    assert read == [b"3456", b"789", b"xyz"]
-    with pytest.raises(FileNotFoundError):
-        list(chunks.read_chunks(str(tmp_path), [("c", 0)]))
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 400)
+    content = single_files()["model.safetensors"]
+    config = single_files()["config.json"]
+    (small,) = (f for f in copy.hub._state.repos[TINY_REPO].files(copy.commit).values()
+                if f.path == "config.json")  # fmt: skip
+    wanted = [(copy.weights.etag, 3), (small.etag, len(config)), (small.etag, 0)]
+    read = handed_out(copy, wanted)
+    assert b"".join(read[:-1]) == content[3:]
+    assert read[-1] == config
+    assert all(len(chunk) <= 400 for chunk in read)
+    (copy.store.blobs / copy.weights.etag).unlink()
+    (copy.store.snapshot / "model.safetensors").unlink()
+    with pytest.raises(chunks.NotOffered):
+        handed_out(copy, [(copy.weights.etag, 0)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../secret", "/etc/passwd", "", ".", "secret", "0" * 64, "0" * 40, "x\0y", None, 7,
+     "../refs/main", "not-ours.incomplete"],
+)  # fmt: skip
+def test_a_node_hands_out_files_of_the_commit_alone(copy, own_cache, name):
+    """Not what lies beside them, above them, or anywhere else."""
+    (own_cache / "secret").write_text("secret")
+    (copy.store.blobs / "secret").write_text("secret")
+    (copy.store.blobs / ("0" * 64)).write_text("secret")
+    with pytest.raises(chunks.NotOffered):
+        handed_out(copy, [(name, 0)])
+
+
+@pytest.mark.parametrize("start", [-1, "0", None, 1.5])
+def test_a_place_in_a_file_is_a_number(copy, start):
+    """From the end, say, there is nothing to read."""
+    with pytest.raises(chunks.NotOffered):
+        handed_out(copy, [(copy.weights.etag, start)])
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "commit"),
+    [("../..", None), (TINY_REPO, "../../x"), (TINY_REPO, "main"), (None, None), ("a/b/c", None),
+     ("acme/other", None), (TINY_REPO, "0" * 40)],
+)  # fmt: skip
+def test_a_node_hands_out_what_it_announced(copy, repo_id, commit):
+    """Another repository or commit of its cache, and what names neither, stays here."""
+    with pytest.raises(chunks.NotOffered):
+        handed_out(copy, [(copy.weights.etag, 0)], repo_id=repo_id, commit=commit)
+
+
+def test_a_node_that_announced_nothing_hands_out_nothing(cluster, copy):
+    """Having the files is not offering them."""
+    cluster.kv.held.clear()
+    with pytest.raises(chunks.NotOffered, match="did not announce"):
+        handed_out(copy, [(copy.weights.etag, 0)])
+
+
+def test_a_link_out_of_the_cache_is_not_handed_out(copy, tmp_path):
+    """Whoever can write to the cache cannot read more of the node through us."""
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    blob = copy.store.blobs / copy.weights.etag
+    blob.unlink()
+    blob.symlink_to(outside)
+    with pytest.raises(chunks.NotOffered, match="outside its cache"):
+        handed_out(copy, [(copy.weights.etag, 0)])
+
+
+class LyingPeer:
+    """Sends what it likes instead of the file."""
+
+    def __init__(self, *sent):
+        self._sent = iter(sent)
+
+    def __next__(self):
+        return next(self._sent)
+
+
+@pytest.mark.parametrize(
+    ("sent", "at_most"),
+    [
+        ([b"x" * 100_000] * 50, 0),
+        ([b"x" * 900] * 50, 1144),
+        ([b"x"] * 5000, 1144),
+        ([b""] * 5, 0),
+        ([{"a": 1}], 0),
+        ([None], 0),
+        ([], 0),
+    ],
+    ids=[
+        "too long at once",
+        "too long in pieces",
+        "wrong bytes",
+        "nothing",
+        "a dict",
+        "None",
+        "end",
+    ],
+)
+def test_a_lying_peer_costs_no_more_than_the_file_and_is_passed_over(
+    cluster, on, tmp_path, monkeypatch, sent, at_most
+):
+    """Its bytes are counted against the Hub's list and hashed; then the Hub is asked."""
+    monkeypatch.setattr(peers, "_start", lambda *_: LyingPeer(*sent))
+    monkeypatch.setattr(peers.ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(peers.ray, "get", lambda ref, timeout: ref)
+    monkeypatch.setattr(peers.ray, "cancel", lambda ref: None)
+    largest = []
+    with LocalHub([Repo(TINY_REPO, {"config.json": b"{}", **weights_only()})]) as hub:
+        commit = hub.commits()[TINY_REPO]["main"]
+        asking = Peers(TINY_REPO, commit) if on("b") else None
+        asking._keys.put("has/a", "here")
+        receive = asking._receive
+
+        def watched(chunks_, store, file):
+            try:
+                receive(chunks_, store, file)
+            finally:
+                largest.append(store.begun_bytes(file))
+
+        monkeypatch.setattr(asking, "_receive", watched)
+        config = access(hub, tmp_path, hub.issue_token())
+        brought = bring(MODEL, config, commit, peers=asking)
+        content = weights_only()["model.safetensors"]
+        assert (brought.directory / "model.safetensors").read_bytes() == content
+    assert max(largest) <= at_most
+    assert asking._passed_over == {"a"}
+
+
+def weights_only():
+    return {"model.safetensors": single_files()["model.safetensors"]}

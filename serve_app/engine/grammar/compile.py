@@ -10,6 +10,7 @@ from llguidance import LLMatcher
 
 from serve_app.engine.grammar.limits import MAX_CHOICES, check_text
 from serve_app.engine.grammar.schema import prepare
+from serve_app.protocol import SUBSCHEMA
 
 # JSON as models have learnt to write it, and without free spaces: a model that likes them could
 # go on with them for ever. Compact separators cost a small model a third of its right answers.
@@ -21,6 +22,9 @@ OPTIONS: Any = {
     "lenient": True,
     "coerce_one_of": True,
 }
+
+# Remarks of llguidance on what changes no document's validity, or next to nothing.
+HARMLESS = ("Unknown format", "oneOf not fully supported")
 
 
 def translate(kind: str, definition: str, *, strict: bool) -> str:
@@ -55,7 +59,35 @@ def _of_schema(schema: Any, *, strict: bool) -> str:
     if not isinstance(schema, dict):
         raise ValueError("the schema must be an object")  # noqa: TRY004 - a client's mistake
     prepared = prepare(schema, strict=strict, is_regular=_is_regular)
-    return str(LLMatcher.grammar_from_json_schema(prepared, OPTIONS))
+    grammar = str(LLMatcher.grammar_from_json_schema(prepared, OPTIONS))
+    is_error, remarks = LLMatcher.validate_grammar_with_warnings(grammar)
+    if is_error:
+        return _without_bad_parts(schema, prepared) or grammar  # the compiler says what is wrong
+    if strict and (left := [remark for remark in remarks if not remark.startswith(HARMLESS)]):
+        raise ValueError(left[0])
+    return grammar
+
+
+def _without_bad_parts(schema: dict[str, Any], prepared: dict[str, Any]) -> str | None:
+    """Let parts of their own (tools) that cannot be compiled be any object.
+
+    Raises:
+        ValueError: one of them is strict; names it.
+    """
+    definitions = prepared.get("$defs", {})
+    parts = {name: part[SUBSCHEMA] for name, part in schema.get("$defs", {}).items()
+             if isinstance(part, dict) and isinstance(part.get(SUBSCHEMA), dict)}  # fmt: skip
+    changed = dict(definitions)
+    for name, mark in parts.items():
+        alone = {"$defs": definitions, "$ref": f"#/$defs/{name}"}
+        fault = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(alone, OPTIONS))
+        if fault and mark.get("strict"):
+            raise ValueError(f"`{mark.get('name', name)}`: {fault}")
+        if fault:
+            changed[name] = {"type": "object"}
+    if changed == definitions:
+        return None
+    return str(LLMatcher.grammar_from_json_schema({**prepared, "$defs": changed}, OPTIONS))
 
 
 def _of_choices(choices: list[str]) -> str:

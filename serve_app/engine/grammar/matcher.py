@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from serve_app.engine.grammar.worker import (
+from serve_app.engine.grammar.wire import (
     ADVANCE,
     CLOSE,
     COMMAND,
@@ -97,22 +97,25 @@ class Worker:
         """How many walk the grammar now."""
         return len(self._open)
 
-    def open(self, begin: Begin | None = None) -> Matcher:
-        """Begin a completion; its first mask is on its way.
+    def open(self, count: int = 1, begin: Begin | None = None) -> list[Matcher]:
+        """Begin completions; the first mask of each is on its way.
 
         Args:
+            count: how many.
             begin: makes the walk of a number, a slot and this worker; None for a plain one.
 
         Raises:
             Overloaded: as many as the engine ever takes on walk it, or have not been closed yet.
         """
         self.last_used = time.monotonic()
-        if not self._free:
+        if len(self._free) < count:
             raise Overloaded("Too many completions have this structure now.", retry_after_s=1)
-        matcher = (begin or Matcher)(next(_numbers), self._free.pop(), self)
-        self._open[matcher.number] = matcher
-        matcher.send(OPEN, matcher.slot)
-        return matcher
+        made = begin or Matcher
+        matchers = [made(next(_numbers), self._free.pop(), self) for _ in range(count)]
+        for matcher in matchers:
+            self._open[matcher.number] = matcher
+            matcher.send(OPEN, matcher.slot)
+        return matchers
 
     def send(self, operation: int, number: int, value: int) -> None:
         """Ask the process for something; what cannot be sent ends it."""

@@ -8,8 +8,7 @@ Three things are done to a schema before it is compiled:
   schema can stand inside another one, as a tool's does.
 * Without `strict`, what cannot be enforced is left to the reader of the answer: a pattern with
   look-around, a divisor too large for an automaton. With it, that is an error which names the
-  place. `protocol.SUBSCHEMA` on a part of the schema sets both for what is inside, and makes
-  it the root of its own references.
+  place. `protocol.SUBSCHEMA` on a part of the schema sets both for what is inside.
 """
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ def prepare(
         is_regular: tells whether a pattern can be enforced.
 
     Raises:
-        SchemaFault: nested too deeply, a reference leads nowhere, or, under `strict`, something
-            in it cannot be enforced.
+        SchemaFault: nested too deeply, or, under `strict`, something in it cannot be enforced or a
+            reference leads nowhere.
     """
     resources: dict[str, str] = {}
     for uri, pointer in _identifiers(schema, "", "#", 0):
@@ -103,9 +102,11 @@ def _identifiers(node: Any, base: str, pointer: str, depth: int) -> Iterator[tup
         raise SchemaFault(f"it is nested deeper than {MAX_DEPTH} levels")
     if not isinstance(node, dict):
         return
-    if (own := _base(node, base, pointer)) != base or pointer == "#":
+    if (own := _base(node, base)) != base or pointer == "#":
         base = own
         yield base, pointer
+    if isinstance(mark := node.get(SUBSCHEMA), dict) and isinstance(mark.get("id"), str):
+        yield urldefrag(mark["id"]).url, pointer
     for keyword in ("$anchor", "$dynamicAnchor"):
         if isinstance(anchor := node.get(keyword), str):
             yield f"{base}#{anchor}", pointer
@@ -113,13 +114,11 @@ def _identifiers(node: Any, base: str, pointer: str, depth: int) -> Iterator[tup
         yield from _identifiers(child, base, f"{pointer}/{step}", depth + 1)
 
 
-def _base(node: dict[str, Any], base: str, pointer: str) -> str:
+def _base(node: dict[str, Any], base: str) -> str:
     """Return the URI that references inside a schema are resolved against."""
     identifier = node.get("$id", node.get("id"))
     if isinstance(identifier, str) and not identifier.startswith("#"):
         base = urldefrag(urljoin(base, identifier)).url
-    if SUBSCHEMA in node:  # two of them may bear one `$id`
-        base = urljoin("https://tool.invalid/", quote(pointer, safe=""))
     return base
 
 
@@ -171,7 +170,7 @@ class _Preparation:
                 strict=bool(mark.get("strict", place.strict)),
                 name=str(mark.get("name", place.name)),
             )
-        place = replace(place, base=_base(node, place.base, pointer))
+        place = replace(place, base=_base(node, place.base))
         out = {
             keyword: self._value(node, keyword, place, pointer)
             for keyword, value in node.items()
@@ -216,15 +215,20 @@ class _Preparation:
         """
         if keyword == SUBSCHEMA or (keyword in _IDENTIFYING and isinstance(value, str)):
             return False
+        if any(value is neutral or value == neutral for neutral in _NEUTRAL.get(keyword, ())):
+            return False
+        why = self._obstacle(keyword, value, place)
+        return why is None or self._leave(place, keyword, why)
+
+    def _obstacle(self, keyword: str, value: Any, place: _Place) -> str | None:
+        """Return why a keyword cannot be enforced; None if it can."""
+        if keyword == "$ref" and isinstance(value, str) and self._found(value, place) is None:
+            return f"{value[:200]!r} leads to no part of this schema"
         if keyword == "pattern" and isinstance(value, str) and not self._is_regular(value):
-            return self._leave(place, keyword, _NOT_REGULAR)
+            return _NOT_REGULAR
         if keyword == "multipleOf" and is_too_large_a_multiple(value):
-            return self._leave(place, keyword, f"above the limit of {MAX_MULTIPLE:,}")
-        if keyword in _NOT_ENFORCED:
-            if any(value is neutral or value == neutral for neutral in _NEUTRAL.get(keyword, ())):
-                return False
-            return self._leave(place, keyword, "this keyword is not enforced here")
-        return True
+            return f"above the limit of {MAX_MULTIPLE:,}"
+        return "this keyword is not enforced here" if keyword in _NOT_ENFORCED else None
 
     def _is_kept_name(self, keyword: str, name: str, place: _Place) -> bool:
         if keyword != "patternProperties" or self._is_regular(name):
@@ -267,11 +271,11 @@ class _Preparation:
         lists = [set(own)] if isinstance(own, dict) else []
         beside = [m for m in _members(node, "allOf") if not _says_nothing_of_keys(m)]
         if isinstance(reference := node.get("$ref"), str):
-            target = self._target(reference, place)
-            if target in seen:
+            found = self._found(reference, place)
+            if found is None or found[0] in seen:
                 return None
-            seen |= {target}
-            beside.append(self._at(target, reference, place))
+            seen |= {found[0]}
+            beside.append(found[1])
         for member in beside:
             if (listed := self._listed(member, place, seen)) is None:
                 return None
@@ -279,8 +283,8 @@ class _Preparation:
         return set().union(*lists) if lists else None
 
     def _reference(self, reference: str, place: _Place, *, shared: bool) -> str:
-        target = self._target(reference, place)
-        node = self._at(target, reference, place)
+        """Return a reference as a pointer from the root; it is known to lead somewhere."""
+        target, node = self._found(reference, place) or ("#", self._root)
         if not shared:
             return _quoted(target)
         name = f"open {target}"
@@ -289,19 +293,17 @@ class _Preparation:
             self._open[name] = self._node(node, replace(place, shared=True), target)
         return _quoted(f"#/$defs/{_escaped(name)}")
 
-    def _target(self, reference: str, place: _Place) -> str:
-        """Return the pointer, from the root, to what a reference means."""
+    def _found(self, reference: str, place: _Place) -> tuple[str, Any] | None:
+        """Return what a reference means: the pointer from the root, and the schema there."""
         uri, fragment = urldefrag(urljoin(place.base, reference))
         if fragment and not fragment.startswith("/"):
-            found = self._resources.get(f"{uri}#{fragment}")
+            pointer = self._resources.get(f"{uri}#{fragment}")
         else:
             start = self._resources.get(uri)
-            found = None if start is None else start + unquote(fragment)
-        if found is None:
-            raise self._nowhere(reference, place)
-        return found
+            pointer = None if start is None else start + unquote(fragment)
+        return None if pointer is None else self._at(pointer)
 
-    def _at(self, pointer: str, reference: str, place: _Place) -> Any:
+    def _at(self, pointer: str) -> tuple[str, Any] | None:
         node: Any = self._root
         for step in pointer.split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
@@ -310,12 +312,8 @@ class _Preparation:
             elif isinstance(node, list) and name.isdecimal() and int(name) < len(node):
                 node = node[int(name)]
             else:
-                raise self._nowhere(reference, place)
-        return node
-
-    def _nowhere(self, reference: str, place: _Place) -> SchemaFault:
-        where = place.inside("$ref").name
-        return SchemaFault(f"`{where}`: {reference[:200]!r} leads to no part of this schema")
+                return None
+        return pointer, node
 
 
 def _members(node: dict[str, Any], keyword: str) -> list[Any]:

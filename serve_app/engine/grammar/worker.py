@@ -1,39 +1,37 @@
-"""The processes that compile and walk grammars: a server that forks a worker per grammar.
+"""A process that compiles one grammar and walks it for any number of completions.
 
-The server holds llguidance's view of the tokenizer, which takes a second to make; a fork shares
-it. It never touches a client's text. A worker compiles one grammar and walks it for any number
-of completions; each operation has a limit of processor time, the whole of it one of memory, and
-passing a limit ends the process. Nothing here imports more than the standard library and
-llguidance: a fork has to be small and quick.
-
-    engine ──control socket──► server   spawn (with the worker's descriptors), and what to do
-                                        with a worker: nice, kill, status
-    engine ──worker socket───► worker   OPEN, ADVANCE, CLOSE a completion; a reply for each mask
-    engine ◄─shared memory─── worker   the masks, a slot for each completion
+Each operation has a limit of processor time, all of them together one of memory; passing one
+ends the process. The kernel sees to that, so it holds in the middle of a compiler, too.
 """
 
 from __future__ import annotations
 
-import gc
-import json
 import mmap
 import os
 import resource
 import signal
 import socket
-import struct
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-OPEN, ADVANCE, CLOSE = 1, 2, 3
-READY, FAULT = 1, 2
-COMMAND = struct.Struct("<BIi")  # operation, completion, its slot or the token to go on with
-REPLY = struct.Struct("<BIi")  # READY or FAULT, completion, memory in KiB; a fault's text follows
-MESSAGE_BYTES = 65_536
+from llguidance import LLMatcher, LLParserLimits
+
+from serve_app.engine.grammar.compile import translate
+from serve_app.engine.grammar.wire import (
+    CLOSE,
+    COMMAND,
+    COMPILED,
+    FAULT,
+    MESSAGE_BYTES,
+    OPEN,
+    READY,
+    REPLY,
+    Job,
+    Settings,
+)
+
 MAX_FAULT_CHARS = 200
 # Where llguidance's own word for a fault says nothing to a client.
 WORDS = {
@@ -42,177 +40,6 @@ WORDS = {
     "ParserTooComplex": "it is too complex: too many ways to read one text",
     "LexerTooComplex": "it is too complex: an expression in it has too many states",
 }
-COMPILED = 0  # the completion's number in the reply that the grammar is compiled
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one grammar may cost.
-
-    Args:
-        compile_cpu_s: processor time to compile it and to make its first mask.
-        step_cpu_s: processor time of one further mask.
-        walk_cpu_s: processor time of one completion's masks together, over `token_cpu_s` each.
-        token_cpu_s: see there.
-        compile_bytes: memory over what the worker starts with.
-        walk_bytes: memory over what the compiled grammar takes.
-    """
-
-    compile_cpu_s: float = 2.0
-    step_cpu_s: float = 0.5
-    walk_cpu_s: float = 2.0
-    token_cpu_s: float = 0.02
-    compile_bytes: int = 384 << 20
-    walk_bytes: int = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the server starts with; the tokenizer's JSON comes in a descriptor of its own.
-
-    Args:
-        vocab_size: bits of a mask.
-        eos_token_ids: any of them may end a completion that is complete.
-        slots: completions of one grammar at a time.
-        limits: of each worker.
-    """
-
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    slots: int
-    limits: Limits
-
-    @property
-    def mask_bytes(self) -> int:
-        """Return the size of one mask: whole 32-bit words."""
-        return (self.vocab_size + 31) // 32 * 4
-
-    def dump(self) -> bytes:
-        """Return the settings as a message."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def parse(cls, message: bytes) -> Settings:
-        """Return the settings of a message."""
-        fields = json.loads(message)
-        return cls(
-            fields["vocab_size"],
-            tuple(fields["eos_token_ids"]),
-            fields["slots"],
-            Limits(**fields["limits"]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One grammar to compile: `protocol.Structure`, as plain data."""
-
-    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
-    definition: str
-    strict: bool
-
-
-def read_all(descriptor: int) -> bytes:
-    """Return what a descriptor's file holds, from its beginning, and close it."""
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(0)
-        return file.read()
-
-
-def main(descriptor: int) -> None:
-    """Run the server until the engine is gone.
-
-    Args:
-        descriptor: of the control socket.
-    """
-    control = socket.socket(fileno=descriptor)
-    _be_expendable()
-    message, (tokenizer, *_), *_ = socket.recv_fds(control, MESSAGE_BYTES, 1)
-    settings = Settings.parse(message)
-    try:
-        tokens = _tokens(read_all(tokenizer).decode(), settings)
-    except (ValueError, TypeError, OSError) as error:
-        control.send(json.dumps({"fault": str(error).partition("\n")[0][:300]}).encode())
-        return
-    gc.freeze()  # a collection in a fork would write to every page that it shares
-    control.send(b"{}")
-    statuses: dict[int, int] = {}
-    while True:
-        message, descriptors, *_ = socket.recv_fds(control, MESSAGE_BYTES, 3)
-        if not message:
-            return
-        _reap(statuses)
-        command = json.loads(message)
-        if command["do"] == "spawn":
-            answer: dict[str, int | None] = {"pid": _spawn(control, descriptors, tokens, settings)}
-        else:
-            answer = {"status": _govern(command["do"], command["pid"], statuses)}
-        control.send(json.dumps(answer).encode())
-
-
-def _be_expendable() -> None:
-    """Leave no core, which would hold a client's text, and be the first to go without memory."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
-            file.write("1000")
-    except OSError:  # no such file, or none that may be written: only the order is lost
-        pass
-
-
-def _tokens(tokenizer: str, settings: Settings) -> Any:
-    from llguidance import LLTokenizer  # noqa: PLC0415 - the engine's side imports this module
-
-    from serve_app.engine.grammar import compile as _  # noqa: F401, PLC0415 - once, not in each fork
-
-    return LLTokenizer(
-        tokenizer, n_vocab=settings.vocab_size, eos_token=list(settings.eos_token_ids)
-    )
-
-
-def _reap(statuses: dict[int, int]) -> None:
-    """Collect the workers that have ended, so that none stays as a zombie."""
-    try:
-        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-            statuses[ended[0]] = ended[1]
-    except ChildProcessError:  # there is none
-        pass
-    for pid in list(statuses)[:-256]:  # of those that nobody asked for
-        del statuses[pid]
-
-
-def _govern(what: str, pid: int, statuses: dict[int, int]) -> int | None:
-    """Do something with a worker; only its parent can be sure that the number is still its own.
-
-    Returns:
-        For `status` the wait status of a worker that is ending; None where nobody knows.
-    """
-    if pid not in statuses:
-        try:
-            if what == "nice":
-                os.setpriority(os.PRIO_PROCESS, pid, 19)
-            elif what == "kill":
-                os.kill(pid, signal.SIGKILL)
-            elif what == "status":
-                statuses[pid] = os.waitpid(pid, 0)[1]
-        except OSError:  # there is no such worker
-            return None
-    return statuses.pop(pid, None) if what == "status" else None
-
-
-def _spawn(control: socket.socket, descriptors: list[int], tokens: Any, settings: Settings) -> int:
-    pid = os.fork()
-    if not pid:
-        try:
-            control.close()
-            connection, slots, job = descriptors
-            work(socket.socket(fileno=connection), slots, Job(**json.loads(read_all(job))), tokens,
-                 settings)  # fmt: skip
-        finally:
-            os._exit(1)
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return pid
 
 
 def work(
@@ -244,10 +71,6 @@ def work(
 
 
 def _compile(job: Job, tokens: Any) -> Any:
-    from llguidance import LLMatcher, LLParserLimits  # noqa: PLC0415
-
-    from serve_app.engine.grammar.compile import translate  # noqa: PLC0415
-
     grammar = translate(job.kind, job.definition, strict=job.strict)
     # Errors in llguidance's own words carry the grammar; the first line is all that is used.
     bounds = LLParserLimits(max_lexer_states=20_000, verbose_errors=False)
@@ -350,7 +173,3 @@ def _dead_end(mask: bytes) -> str:
 def _line(text: str) -> bytes:
     line = text.partition("\n")[0][:MAX_FAULT_CHARS]
     return WORDS.get(line, line).encode("utf-8", "replace")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

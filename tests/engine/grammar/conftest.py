@@ -49,7 +49,7 @@ class Demo:
     def walk(self, worker: Worker, *, seed: int = 0, most: int = 300) -> Walk:
         """Draw tokens that the masks allow, an end only where nothing else may come."""
         rng = random.Random(seed)
-        matcher = worker.open()
+        (matcher,) = worker.open()
         ids: list[int] = []
         try:
             while len(ids) < most:
@@ -69,6 +69,21 @@ class Demo:
         finally:
             matcher.close()
         return Walk(self.decode(ids), complete=False, fault=None)
+
+    def accepts(self, worker: Worker, text: str) -> bool:
+        """Tell whether a text is complete under a grammar."""
+        (matcher,) = worker.open()
+        try:
+            for token in (*self.tokenizer.encode(text).ids, EOS):
+                wait([matcher], 20)
+                bits = np.unpackbits(matcher.mask, bitorder="little", count=self.vocab_size)
+                if matcher.fault is not None or not bits[token]:
+                    return False
+                if token != EOS:
+                    matcher.advance(token)
+            return True
+        finally:
+            matcher.close()
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids."""

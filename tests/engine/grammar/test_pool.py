@@ -15,9 +15,9 @@ import pytest
 
 from serve_app.engine.grammar import pool as pools
 from serve_app.engine.grammar.matcher import wait
-from serve_app.engine.grammar.worker import Limits
+from serve_app.engine.grammar.wire import Limits
 from serve_app.errors import InvalidRequest, Overloaded
-from serve_app.protocol import Structure
+from serve_app.protocol import SUBSCHEMA, Structure
 
 
 def schema(definition, *, strict=False) -> Structure:
@@ -34,7 +34,7 @@ SLOW = {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}], "type": "integer"
 EXPENSIVE = {
     "prime divisors": (
         schema(SLOW),
-        "processor time",
+        "processor time|longer than",
     ),
     "doubling": (
         schema(
@@ -46,7 +46,7 @@ EXPENSIVE = {
                 "$ref": "#/$defs/d0",
             }
         ),
-        "processor time|memory",
+        "processor time|memory|longer than",
     ),
     "too many bytes": (Structure("regex", "a" * 600_000), "524,288 is the limit"),
     "too many rules": (
@@ -115,6 +115,67 @@ async def test_a_walk_follows_the_schema(pool, demo, seed):
     assert re.fullmatch(r'\{"name": ".*", "age": [78]\}', walk.text)
 
 
+def of_tools(*tools):
+    """Return calls of tools as the API writes them: parts of one schema."""
+    definitions = {
+        f"t{n}": {
+            **tool,
+            "$id": f"https://part.test/{n}",
+            SUBSCHEMA: {"name": f"tools[{n}]", **mark},
+        }
+        for n, (tool, mark) in enumerate(tools)
+    }
+    calls = [{"properties": {name: {"$ref": f"#/$defs/{name}"}}} for name in definitions]
+    return schema({"$defs": definitions, "anyOf": calls})
+
+
+async def test_one_bad_tool_does_not_spoil_the_others(pool, demo):
+    """It takes any object; the others are enforced. A strict one is refused by its name."""
+    number = {"type": "integer", "minimum": 5, "maximum": 3}
+    bad = {"type": "object", "properties": {"a": number}, "required": ["a"]}
+    good = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}
+    worker = await pool.compile(of_tools((bad, {}), (good, {"strict": True})))
+    assert demo.accepts(worker, '{"t0": {"any": "thing"}}')
+    assert demo.accepts(worker, '{"t1": {"x": 2}}')
+    assert not demo.accepts(worker, '{"t1": {"x": 3}}')
+    with pytest.raises(InvalidRequest, match=r"`tools\[0\]`.*Unsatisfiable"):
+        await pool.compile(of_tools((bad, {"strict": True}), (good, {})))
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"properties": {"e": {"propertyNames": {"type": "string"}, "additionalProperties": True}}},
+        {"properties": {"e": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}},
+        {"properties": {"e": {"not": {}}}},
+        {"properties": {"e": {"type": "string"}}, "unevaluatedProperties": False},
+        {"oneOf": [{"properties": {"a": {"type": "string"}}}, {"properties": {"b": {}}}]},
+        {"type": "string", "format": "uuid4"},
+        {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"},
+        {"$schema": "https://unknown.test/s#", "type": "object"},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "maxProperties": 1},
+        {"$ref": "https://elsewhere.test/schema.json"},
+    ],
+    ids=lambda definition: json.dumps(definition)[:60],
+)
+async def test_what_generators_of_schemas_write_compiles(pool, definition):
+    """Records, sets, unions and formats of pydantic and Zod."""
+    assert (await pool.compile(schema(definition))).fault is None
+
+
+async def test_strict_refuses_what_the_compiler_leaves_out(pool):
+    """Also what only the compiler knows of."""
+    definition = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+        "additionalProperties": True,
+        "maxProperties": 1,
+    }
+    with pytest.raises(InvalidRequest, match="maxProperties"):
+        await pool.compile(schema(definition, strict=True))
+    await pool.compile(schema({"type": "string", "format": "uuid4"}, strict=True))
+
+
 async def test_one_grammar_is_compiled_once(pool):
     """For as many as ask at the same time, and later."""
     structure = schema({**PERSON, "title": "once"})
@@ -126,7 +187,7 @@ async def test_one_grammar_is_compiled_once(pool):
 async def test_completions_walk_apart(pool, demo):
     """Many at a time in one worker, each at a place of its own."""
     worker = await pool.compile(Structure("choice", '["alpha", "beta", "gamma"]'))
-    matchers = [worker.open() for _ in range(3)]
+    matchers = worker.open(3)
     wait(matchers, 5)
     texts = ["al", "be", "ga"]
     for matcher, text in zip(matchers, texts, strict=True):
@@ -145,7 +206,7 @@ async def test_completions_walk_apart(pool, demo):
 async def test_a_token_outside_the_grammar_is_a_fault(pool, demo):
     """Whoever ignored the mask hears of it."""
     worker = await pool.compile(Structure("choice", '["alpha"]'))
-    matcher = worker.open()
+    (matcher,) = worker.open()
     wait([matcher], 5)
     matcher.advance(demo.tokenizer.encode("zebra").ids[0])
     wait([matcher], 5)
@@ -158,7 +219,7 @@ async def test_a_worker_that_dies_takes_its_completions_and_nobody_else(demo):
     with closing(demo.pool()) as pool:
         worker = await pool.compile(schema(PERSON))
         other = await pool.compile(Structure("choice", '["a", "b"]'))
-        mine, theirs = worker.open(), other.open()
+        (mine,), (theirs,) = worker.open(), other.open()
         wait([mine, theirs], 5)
         os.kill(worker.pid, signal.SIGSEGV)
         mine.advance(5)
@@ -176,7 +237,7 @@ async def test_a_worker_that_hangs_is_late_and_then_ended(demo, monkeypatch):
     monkeypatch.setattr("serve_app.engine.grammar.matcher.MASK_TIMEOUT_S", 0.3)
     with closing(demo.pool()) as pool:
         worker = await pool.compile(schema(PERSON))
-        matcher = worker.open()
+        (matcher,) = worker.open()
         wait([matcher], 5)
         os.kill(worker.pid, signal.SIGSTOP)
         matcher.advance(demo.tokenizer.encode("{").ids[0])
@@ -265,7 +326,7 @@ async def test_idle_workers_make_room(demo, monkeypatch):
     monkeypatch.setattr(pools, "IDLE_S", 0.0)
     with closing(demo.pool()) as pool:
         used = await pool.compile(Structure("regex", "used"))
-        matcher = used.open()
+        (matcher,) = used.open()
         for number in range(6):
             await pool.compile(Structure("regex", f"idle{number}"))
         assert len(pool._workers) <= 3
@@ -286,7 +347,7 @@ async def test_memory_of_all_together_is_bounded(demo, monkeypatch):
         second = await pool.compile(Structure("regex", "second"))
         assert first.fault == "nobody used it"
         assert second.fault is None
-        matcher = second.open()
+        (matcher,) = second.open()
         second.memory_kib = pools.MEMORY_KIB + 1
         pool._check_memory()
         assert "most memory" in (second.fault or "")

@@ -115,16 +115,17 @@ def test_references_become_pointers(root, reference):
 
 def test_a_subschema_is_the_root_of_its_references():
     """Two tools with definitions of one name, and even of one `$id`, do not meet."""
+    mark = {"id": "https://x.test/tool"}
     tool = {
-        "$id": "https://x.test/tool",
         "properties": {"a": {"$ref": "#/$defs/y"}, "again": {"$ref": "#"}},
         "$defs": {"y": STRING},
     }
     got = prepared(
         {
             "$defs": {
-                "one": {SUBSCHEMA: {"name": "tools[0].parameters"}, **tool},
-                "two": {SUBSCHEMA: {"name": "tools[1].parameters"}, **tool},
+                "one": {"$id": "https://part.test/1", SUBSCHEMA: mark, **tool},
+                "two": {"$id": "https://part.test/2", SUBSCHEMA: mark, **tool},
+                "three": {"properties": {"a": {"$ref": "https://x.test/tool#/$defs/y"}}},
             },
             "anyOf": [{"$ref": "#/$defs/one"}, {"$ref": "#/$defs/two"}],
         }
@@ -133,6 +134,7 @@ def test_a_subschema_is_the_root_of_its_references():
         properties = got["$defs"][name]["properties"]
         assert properties["a"] == {"$ref": f"#/$defs/{name}/$defs/y"}
         assert properties["again"] == {"$ref": f"#/$defs/{name}"}
+    assert got["$defs"]["three"]["properties"]["a"] == {"$ref": "#/$defs/one/$defs/y"}
     assert SUBSCHEMA not in json.dumps(got)
 
 
@@ -197,10 +199,11 @@ def test_what_says_nothing_is_fine_with_strict(extra):
     ["#/$defs/none", "#none", "https://elsewhere.test/schema", "other.json", "#/$defs/y/0"],
 )
 def test_a_reference_that_leads_nowhere(reference):
-    """Nothing is fetched; the place and the reference are named."""
-    schema = {"properties": {"a": {"$ref": reference}}, "$defs": {"y": STRING}}
+    """Nothing is fetched; it is left out, or, with `strict`, named with its place."""
+    schema = {"properties": {"a": {"title": "t", "$ref": reference}}, "$defs": {"y": STRING}}
+    assert prepared(schema)["properties"]["a"] == {"title": "t"}
     with pytest.raises(SchemaFault, match=r"`properties\.a\.\$ref`.*leads to no part"):
-        prepared(schema)
+        prepared(schema, strict=True)
 
 
 def test_a_schema_that_is_too_deep():
