@@ -153,7 +153,7 @@ _SHAPES: tuple[tuple[Callable[[str], object], str], ...] = (
     ),
     (lambda value: re.match(r"\$|<.*>$|\{\{", value), "is a placeholder that was not filled in"),
     (
-        lambda value: _is_encoded(value),
+        lambda value: _is_encoded(value),  # noqa: PLW0108 - it is defined below
         "is base64 of a token: the Secret was encoded twice (its `data:` is base64 already; "
         "`stringData:` takes the token itself)",
     ),

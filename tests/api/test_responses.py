@@ -17,7 +17,7 @@ from serve_app.protocol import FinishReason
 from tests.api.harness import MODEL, Connection, Service, refusal, until
 from tests.api.specification import conform
 from tests.api.test_openai_sdk import Talk
-from tests.fakes import FakeEngine, Pause
+from tests.fakes import FakeEngine, Pause, Thought
 
 RESPONSES = "/v1/responses"
 WEATHER = {
@@ -491,3 +491,46 @@ async def test_whatever_the_service_answers_can_be_sent_back(script, asked, reas
     }
     shown = service.engine.requests[-1].prompt.messages
     assert len(shown) >= 2 + bool(first["output"])
+
+
+THINKS = [Thought("I may"), Pause(0.002), Thought(" know."), "Hello", Pause(0.002), " you"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_are_an_item_before_the_answer(stream):
+    """As OpenAI's own models that show them; each event and item is as it is specified."""
+    response = await Service(FakeEngine(THINKS)).post(RESPONSES, {"input": "hi", "stream": stream})
+    body = response.json() if not stream else events(response.text)[-1]["response"]
+    conform(body, "Response")
+    thoughts, message = body["output"]
+    assert (thoughts["type"], thoughts["status"], thoughts["summary"]) == (
+        "reasoning",
+        "completed",
+        [],
+    )
+    assert thoughts["content"] == [{"type": "reasoning_text", "text": "I may know."}]
+    assert message["content"][0]["text"] == "Hello you"
+    if stream:
+        told = events(response.text)
+        for event in told:
+            conform(event, "ResponseStreamEvent")
+        deltas = [e["delta"] for e in told if e["type"] == "response.reasoning_text.delta"]
+        assert "".join(deltas) == "I may know."
+
+
+async def test_thoughts_of_an_answer_can_be_sent_back():
+    """The item is left out: its model's template shows none of an earlier answer's."""
+    service = Service(FakeEngine(THINKS))
+    output = (await service.post(RESPONSES, {"input": "hi"})).json()["output"]
+    asked = [{"role": "user", "content": "hi"}, *output, {"role": "user", "content": "so?"}]
+    assert (await service.post(RESPONSES, {"input": asked})).status_code == 200
+    messages = service.engine.requests[-1].prompt.messages
+    assert [m["role"] for m in messages] == ["user", "assistant", "user"]
+
+
+async def test_ids_of_calls_are_what_every_template_takes():
+    """Nine letters and digits, as Mistral's want them."""
+    body = {"input": "hi", "tools": [WEATHER]}
+    output = (await Service(FakeEngine([CALL])).post(RESPONSES, body)).json()["output"]
+    assert len(output[0]["call_id"]) == 9
+    assert output[0]["call_id"].isalnum()
