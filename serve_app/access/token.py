@@ -137,6 +137,19 @@ def fingerprint(value: str) -> str:
     return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
+def _is_encoded(value: str) -> bool:
+    """Tell whether a value is a token in base64, once or several times over."""
+    for _ in range(4):
+        try:
+            decoded = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+            value = decoded.decode().strip()
+        except ValueError:
+            return False
+        if value.startswith(("hf_", "api_org_")):
+            return True
+    return False
+
+
 _QUOTES = "\"'`“”‘’"
 _SHAPES: tuple[tuple[Callable[[str], object], str], ...] = (
     (lambda value: not value, "is empty"),
@@ -153,26 +166,13 @@ _SHAPES: tuple[tuple[Callable[[str], object], str], ...] = (
     ),
     (lambda value: re.match(r"\$|<.*>$|\{\{", value), "is a placeholder that was not filled in"),
     (
-        lambda value: _is_encoded(value),
+        _is_encoded,
         "is base64 of a token: the Secret was encoded twice (its `data:` is base64 already; "
         "`stringData:` takes the token itself)",
     ),
     (lambda value: not value.isascii(), "has characters that no token has (not ASCII)"),
     (lambda value: re.search(r"[\s\x00-\x1f\x7f]", value), "has spaces or control characters"),
 )
-
-
-def _is_encoded(value: str) -> bool:
-    """Tell whether a value is a token in base64, once or several times over."""
-    for _ in range(4):
-        try:
-            value = base64.b64decode(value + "=" * (-len(value) % 4), validate=True).decode()
-        except ValueError:
-            return False
-        if value.startswith(("hf_", "api_org_")):
-            return True
-        value = value.strip()
-    return False
 
 
 def shape_fault(value: str) -> str | None:
