@@ -64,7 +64,7 @@ class Fleet:
     def _ask(self) -> View:
         try:
             found = replicas(self._application, CONTROLLER_TIMEOUT_S)
-            phases = ledger.running(self._application, since=time.time() - ledger.LOST_S)
+            phases = ledger.running(self._application, since=ledger.now() - ledger.LOST_S)
             names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
             counts = self._counts({each["replica_id"] for each in found[INGRESS_DEPLOYMENT]})
             text = self._kept(LICENSE)

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app import __version__, logs, tally
 from serve_app.access.placement import placements_of
 from serve_app.access.preflight import preflight
+from serve_app.access.token import write_no_core_file
 from serve_app.access.verdict import Verdict
 from serve_app.access.watch import Watch
 from serve_app.api.app import RequestRecord, create_app
@@ -241,6 +242,7 @@ class Ingress:
         self, llm: DeploymentHandle[Any], config: AppConfig, verdict: Verdict
     ) -> None:
         logs.configure_serve(config.logging)
+        write_no_core_file()  # keys and prompts of clients pass through here
         self._metrics = IngressMetrics()
         self._engine = RemoteEngine(
             llm,

@@ -82,7 +82,7 @@ class LLMServer:
         self._metrics.loaded(took_s, model=config.model.source, commit=commit)
         await asyncio.to_thread(self._engine.prepare_grammars)
         # Told beside the first requests: what asks others must not delay them.
-        telling = asyncio.to_thread(self._tell_start, proven, brought, time.time())
+        telling = asyncio.to_thread(self._tell_start, proven, brought, ledger.now())
         self._start = asyncio.create_task(telling)
         self._first_answer: asyncio.Task[None] | None = None
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
@@ -96,11 +96,11 @@ class LLMServer:
         client's mistake with a traceback and count it as a failure of the replica. Heartbeats
         come first and while there is no delta, so that the reader knows of a lost replica.
         """
-        asked_at, asked = time.time(), time.monotonic()
+        asked_at = ledger.now()
         try:
             async for delta in with_heartbeats(self._engine.generate(request), self._heartbeat_s):
                 if self._first_answer is None and isinstance(delta, TokenDelta):
-                    told = self._tell_first_answer(asked_at, time.monotonic() - asked)
+                    told = self._tell_first_answer(asked_at, ledger.now() - asked_at)
                     self._first_answer = asyncio.create_task(told)
                 yield delta
         except ServeAppError as error:
@@ -213,7 +213,7 @@ def _load(
     from serve_app.engine.engine import Engine  # noqa: PLC0415
 
     spans.tell("load")
-    loading_at = time.time()
+    loading_at = ledger.now()
     engine = Engine.load(
         brought.directory,
         model=config.model,
@@ -232,10 +232,10 @@ def _load(
 
 def _import_libraries(spans: ledger.Ledger) -> None:
     # Not a `span`: it would tell the cluster of this phase in place of the download beside it.
-    started_at, started = time.time(), time.monotonic()
+    started_at = ledger.now()
     import serve_app.engine.engine  # noqa: F401, PLC0415
 
-    spans.follow({"libraries": time.monotonic() - started}, started_at=started_at)
+    spans.follow({"libraries": ledger.now() - started_at}, started_at=started_at)
 
 
 def _bring(

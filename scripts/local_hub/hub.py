@@ -89,7 +89,9 @@ class Hub:
             **self._state.rate_headers(request.bearer, target.route),
             **answer.headers,
         }
-        return Answer(answer.status, answer.body, headers, answer.silence)
+        dropped = self._state.dropped_headers
+        kept = {name: value for name, value in headers.items() if name.lower() not in dropped}
+        return Answer(answer.status, answer.body, kept, answer.silence)
 
     def _caller(self, request: Request) -> Account:
         known = self._state.accounts.find(request.bearer)

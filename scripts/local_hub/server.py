@@ -192,6 +192,19 @@ class LocalHub:
         """Let one fault strike every request to the Hub, whoever asks; None ends it."""
         self._state.outage = None if fault is None else Behaviour(fault)
 
+    def send_chunks_from(self, url: str) -> None:
+        """Let the Xet store's plans name another place for the bytes; "" is the CDN again."""
+        self._state.chunks_url = url
+
+    def drop_headers(self, *names: str) -> None:
+        """Leave headers out of the Hub's answers, as a mirror may; without a name all are sent."""
+        self._state.dropped_headers = frozenset(name.lower() for name in names)
+
+    @property
+    def closed_url(self) -> str:
+        """An address where nobody listens."""
+        return self._state.closed_url
+
     def add_repo(self, repo: Repo) -> None:
         """Hold one more repository, or another one under the same name."""
         self._state.repos[repo.repo_id] = repo

@@ -33,6 +33,8 @@ class State:
     accounts: Accounts = field(default_factory=Accounts)
     urls: dict[Origin, str] = field(default_factory=dict)
     closed_url: str = ""  # an address where nobody listens
+    chunks_url: str = ""  # where the Xet store says that chunks lie; "" is the CDN
+    dropped_headers: frozenset[str] = frozenset()  # in lower case; a mirror may lose some
     page_size: int = 1000
     outage: Behaviour | None = None
     log: list[HubRequest] = field(default_factory=list)

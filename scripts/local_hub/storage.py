@@ -86,7 +86,8 @@ class XetStore:
 
     def _reconstruction(self, repo: Repo, file: RepoFile, key: str) -> dict[str, object]:
         path = f"/xet-bridge-us/{repo.repo_id}/{file.sha256}"
-        url = f"{self._state.urls['cdn']}{path}?{self._state.signer.query(path, key)}"
+        origin = self._state.chunks_url or self._state.urls["cdn"]
+        url = f"{origin}{path}?{self._state.signer.query(path, key)}"
         chunks = {"start": 0, "end": 1}
         ranges = [{"chunks": chunks, "bytes": {"start": 0, "end": file.size - 1}}]
         return {

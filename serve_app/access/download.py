@@ -84,8 +84,11 @@ class HubDownload:
             raise AccessDenied(message)
         self._read: dict[str, bytes] = {}
 
-    def files(self) -> tuple[HubFile, ...]:
+    def files(self, *, budget_s: float = BUDGET_S) -> tuple[HubFile, ...]:
         """Return the model's files: by the cache if the commit was listed here before.
+
+        Args:
+            budget_s: limit of asking for the listing, retries and waits included.
 
         Raises:
             AccessDenied: the Hub refuses.
@@ -94,7 +97,7 @@ class HubDownload:
         entries = read_listing(self._repo_id, self._commit)
         with self._failures():
             if entries is None:
-                entries = self._list()
+                entries = self._list(budget_s)
             chosen = choose(entries, self._small)
         if not any(file.path.endswith(".safetensors") for file in chosen):
             raise ModelLoadError(f"the Hub lists no weights of {self._repo_id} at {self._commit}")
@@ -162,8 +165,8 @@ class HubDownload:
             raise xet.XetFailed(f"the Hub gives no key for it (status {answer.status})")
         return xet.XetKey(store, secret, expires, url, dict(self._credentials(url)))
 
-    def _list(self) -> Entries:
-        with self._wire(BUDGET_S) as wire:
+    def _list(self, budget_s: float) -> Entries:
+        with self._wire(budget_s) as wire:
             try:
                 entries = ask_listing(wire, self._endpoint, self._repo_id, self._commit)
             except Masked as masked:

@@ -108,7 +108,7 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     every call, so a rotated secret is seen. May ask the network where huggingface_hub would:
     OIDC, OAuth refresh. From now on a crash of this process writes no core file.
     """
-    _write_no_core_file()
+    write_no_core_file()
     try:
         found = _configured(access) or _implicit()
     except _Unusable as unusable:
@@ -126,15 +126,32 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     return ResolvedToken(token, report)
 
 
-def _write_no_core_file() -> None:
-    """Keep a crash from putting the token on a disk; the limit can be raised again by hand."""
+def write_no_core_file() -> None:
+    """Keep a crash from putting what this process knows on a disk, or into a crash collector.
+
+    No file fits into one byte, and Linux starts no collector (`core_pattern` with a pipe) at this
+    very limit, while it does at 0: core(5). The limit can be raised again by hand.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if hard == 0 else 1, hard))
 
 
 def fingerprint(value: str) -> str:
     """Name a value by the first 8 hex digits of its SHA-256."""
     return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _is_encoded(value: str) -> bool:
+    """Tell whether a value is a token in base64, once or several times over."""
+    for _ in range(4):
+        try:
+            decoded = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+            value = decoded.decode().strip()
+        except ValueError:
+            return False
+        if value.startswith(("hf_", "api_org_")):
+            return True
+    return False
 
 
 _QUOTES = "\"'`“”‘’"
@@ -153,26 +170,13 @@ _SHAPES: tuple[tuple[Callable[[str], object], str], ...] = (
     ),
     (lambda value: re.match(r"\$|<.*>$|\{\{", value), "is a placeholder that was not filled in"),
     (
-        lambda value: _is_encoded(value),  # noqa: PLW0108 - it is defined below
+        _is_encoded,
         "is base64 of a token: the Secret was encoded twice (its `data:` is base64 already; "
         "`stringData:` takes the token itself)",
     ),
     (lambda value: not value.isascii(), "has characters that no token has (not ASCII)"),
     (lambda value: re.search(r"[\s\x00-\x1f\x7f]", value), "has spaces or control characters"),
 )
-
-
-def _is_encoded(value: str) -> bool:
-    """Tell whether a value is a token in base64, once or several times over."""
-    for _ in range(4):
-        try:
-            value = base64.b64decode(value + "=" * (-len(value) % 4), validate=True).decode()
-        except ValueError:
-            return False
-        if value.startswith(("hf_", "api_org_")):
-            return True
-        value = value.strip()
-    return False
 
 
 def shape_fault(value: str) -> str | None:

@@ -96,11 +96,13 @@ def _check_small_files(directory: Path, names: set[str]) -> None:
             continue
         if (directory / name).stat().st_size > limit and files.is_read(name):
             raise ModelLoadError(f"{name} has more than {limit:,} bytes")
-    raw = files.read_limited(directory / "tokenizer_config.json", files.SMALL_BYTES)
-    if raw and files.parse_json(raw) is None:
-        raise ModelLoadError("tokenizer_config.json is not readable as JSON")
-    told = files.parse_json(raw)
-    template = told.get("chat_template") if isinstance(told, dict) else None
+    name = "tokenizer_config.json"
+    if name not in names:
+        return
+    told = files.parse_json(files.read_limited(directory / name, files.SMALL_BYTES))
+    if not isinstance(told, dict):
+        raise ModelLoadError(f"{name} is not readable as a JSON object")
+    template = told.get("chat_template")
     if len(json.dumps(template)) > files.TEMPLATE_BYTES:
         message = f"the chat template has more than {files.TEMPLATE_BYTES:,} bytes"
-        raise ModelLoadError(f"{message} (tokenizer_config.json)")
+        raise ModelLoadError(f"{message} ({name})")

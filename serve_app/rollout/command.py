@@ -22,7 +22,7 @@ from serve_app.rollout.changes import by_name, changes
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.instance import Instance
 from serve_app.rollout.plan import needs
-from serve_app.rollout.scope import Scope, restored, scope_of
+from serve_app.rollout.scope import Scope, pinned, restored, scope_of
 from serve_app.rollout.turn import turn
 from serve_app.serve_config import IMPORT_PATH, ServedApp
 from serve_app.tally import Result
@@ -58,9 +58,18 @@ class Return:
     versions: tuple[history.Version, ...]
 
     @property
+    def apps(self) -> dict[str, dict[str, Any]]:
+        """Return these applications by name, each with the commit that it served."""
+        return {
+            version.name: pinned(version.app, version.commit)
+            for version in self.versions
+            if version.app is not None
+        }
+
+    @property
     def applications(self) -> dict[str, Any]:
         """Return a config of these applications alone, for the gate."""
-        return {"applications": [version.app for version in self.versions]}
+        return {"applications": list(self.apps.values())}
 
 
 def run(
@@ -101,18 +110,42 @@ def run(
     with turn():
         before = serving.goal()
         scope = scope_of(file, before, options.remove)  # again: somebody else may have been faster
-        return _roll(serving, scope, _good(serving, before, scope.names), options)
+        commits = {name: verdict.commit for name, verdict in verdicts.items()}
+        good = _good(before, scope, _failing(serving, scope.names), commits)
+        return _roll(serving, scope, good, options, commits)
 
 
 def _good(
-    serving: Instance, before: dict[str, Any] | None, names: Collection[str]
+    before: dict[str, Any] | None,
+    scope: Scope,
+    failing: Collection[str],
+    commits: Mapping[str, str | None],
 ) -> dict[str, Any] | None:
     """Return what to go back to: what serves, or what did before it failed."""
-    now = by_name(before or {"applications": []})
-    failed = {name for name, state in serving.states().items() if state.status in FAILED}
-    formers = (history.former(name, now[name]) for name in sorted(failed & now.keys() & set(names)))
-    good = {version.name: version.app for version in formers if version is not None}
+    good: dict[str, dict[str, Any] | None] = {}
+    goal = by_name(scope.goal)
+    for name, app in by_name(before or NOTHING).items():
+        if name in failing:
+            version = history.former(name, app)
+            good |= {name: pinned(version.app, version.commit)} if version and version.app else {}
+        elif name in commits and _source(app) == _source(goal[name]):
+            # The same branch: if it has moved, the same config would load the new commit. While it
+            # has not, its replicas run, and another revision would replace them.
+            commit = history.commit_of(name, app)
+            good |= {name: pinned(app, commit)} if commit != commits[name] else {}
     return restored(before, good) if good else before
+
+
+def _source(app: Mapping[str, Any]) -> tuple[Any, ...]:
+    args = app.get("args") or {}
+    model = args.get("model") or {}
+    endpoint = (args.get("access") or {}).get("endpoint")
+    return model.get("repo_id"), model.get("revision", "main"), endpoint
+
+
+def _failing(serving: Instance, names: Collection[str]) -> set[str]:
+    states = serving.states()
+    return {name for name in names if name in states and states[name].status in FAILED}
 
 
 def blocked(code: int, verdicts: Mapping[str, Verdict]) -> int:
@@ -164,7 +197,8 @@ def roll_back(good: Return, options: Options) -> int:
         options: how.
 
     Returns:
-        As `run`; what fails here is left as it failed.
+        As `run`; where the former version does not serve, what served well goes on. What did
+        not is left as it failed.
 
     Raises:
         ConfigError: another rollout is under way.
@@ -176,19 +210,27 @@ def roll_back(good: Return, options: Options) -> int:
     names = frozenset(version.name for version in good.versions)
     with turn():
         before = serving.goal()
-        goal = restored(before, {version.name: version.app for version in good.versions})
+        goal = restored(before, dict(good.apps))
         scope = Scope(nudged(goal, names), names)
         for line in changes(before, goal, names):
             _say(line)
         for name in scope.others:
             _say(f"{name}: stays as it is")
-        code = _roll(serving, scope, None, options)
+        well = None if _failing(serving, names) else before
+        commits = {version.name: version.commit for version in good.versions}
+        code = _roll(serving, scope, well, options, commits)
         if code == 0:
-            history.replace(good.versions, by_name(serving.goal() or NOTHING))
+            history.go_back(good.versions, by_name(serving.goal() or NOTHING))
     return code
 
 
-def _roll(serving: Instance, scope: Scope, before: dict[str, Any] | None, options: Options) -> int:
+def _roll(
+    serving: Instance,
+    scope: Scope,
+    before: dict[str, Any] | None,
+    options: Options,
+    commits: Mapping[str, str | None],
+) -> int:
     served = by_name(serving.goal() or NOTHING)
     result = deploy(
         serving, scope.goal, timeout_s=options.timeout_s, former=before, names=scope.names
@@ -196,9 +238,14 @@ def _roll(serving: Instance, scope: Scope, before: dict[str, Any] | None, option
     for name, app in by_name(scope.goal).items():
         if name in scope.names and app.get("import_path") == IMPORT_PATH:
             tally.note(name, Result(result.status), duration_s=result.duration_s)
+    if result.status == "rolled_back":
+        back = {
+            name: app for name, app in by_name(before or NOTHING).items() if name in scope.names
+        }
+        history.restate(by_name(serving.goal() or NOTHING), back)
     if result.status == "done":
         history.remember(served, scope.removed)  # what goes can come back
-        history.remember(by_name(serving.goal() or NOTHING), scope.names)
+        history.remember(by_name(serving.goal() or NOTHING), scope.names, commits)
     return report(result, as_json=options.as_json)
 
 

@@ -38,7 +38,7 @@ class Serving(Protocol):
     def goal(self) -> dict[str, Any] | None: ...  # noqa: D102
     def apply(self, goal: dict[str, Any]) -> None: ...  # noqa: D102
     def states(self) -> dict[str, AppState]: ...  # noqa: D102
-    def phases(self, name: str, *, since: float) -> dict[str, Phase]: ...  # noqa: D102
+    def phases(self, name: str) -> dict[str, Phase]: ...  # noqa: D102
     def ask(self, name: str) -> str | None: ...  # noqa: D102
 
 
@@ -60,6 +60,14 @@ class Result:
     def exit_code(self) -> int:
         """0 if the new version serves, else 5."""
         return 0 if self.status == "done" else 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What Serve told before the goal was set; compared, as no two machines' clocks agree."""
+
+    states: Mapping[str, AppState]
+    phases: Mapping[str, Mapping[str, Phase]]
 
 
 def deploy(
@@ -98,10 +106,10 @@ def _put(
     serving: Serving, goal: dict[str, Any], names: Collection[str], timeout_s: float
 ) -> str | None:
     """Apply a config and wait until its named applications serve; returns what went wrong."""
-    known = serving.states()
-    serving.apply(goal)
     asked = {name: app for name, app in by_name(goal).items() if name in names}
-    return _settle(serving, asked, known, timeout_s)
+    before = _Before(serving.states(), {name: serving.phases(name) for name in asked})
+    serving.apply(goal)
+    return _settle(serving, asked, before, timeout_s)
 
 
 def nudged(goal: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
@@ -157,18 +165,18 @@ def report(result: Result, *, as_json: bool) -> int:
 def _settle(
     serving: Serving,
     asked: Mapping[str, dict[str, Any]],
-    known: Mapping[str, AppState],
+    before: _Before,
     timeout_s: float,
 ) -> str | None:
     """Wait until the applications run and answer; returns what went wrong."""
     deadline = time.monotonic() + timeout_s
     waiting = set(asked)
     shown: dict[str, AppState] = {}
-    began, progress = time.time(), Progress()
+    progress = Progress()
     while waiting:
-        _tell_phases(serving, waiting, progress, since=began)
+        _tell_phases(serving, waiting, progress, before.phases)
         for name, state in _states(serving).items():
-            old = known.get(name)
+            old = before.states.get(name)
             if name not in waiting or (old and state.deployed_s == old.deployed_s):
                 continue  # still the state of the goal before
             if shown.get(name) != state:
@@ -192,9 +200,17 @@ def _states(serving: Serving) -> dict[str, AppState]:
         return {}
 
 
-def _tell_phases(serving: Serving, names: set[str], progress: Progress, *, since: float) -> None:
+def _tell_phases(
+    serving: Serving,
+    names: set[str],
+    progress: Progress,
+    before: Mapping[str, Mapping[str, Phase]],
+) -> None:
     for name in sorted(names):
-        for line in progress.lines(serving.phases(name, since=since)):
+        old = before[name]
+        phases = serving.phases(name).items()
+        new = {replica: phase for replica, phase in phases if old.get(replica) != phase}
+        for line in progress.lines(new):
             _say(f"{name}: {line}")
 
 

@@ -11,12 +11,13 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ray.experimental import internal_kv
 
 from serve_app.ledger import NAMESPACE
+from serve_app.rollout.scope import pinned
 
 KEY = "rollout/versions"
 OLD_KEY = "rollout/history"  # before 0.2: whole configs
@@ -31,11 +32,13 @@ class Version:
         name: of the application.
         app: its config, as Serve reports it; None where it was removed.
         since: Unix seconds; the same for all that one rollout set.
+        commit: of the model, as the gate before the rollout resolved it; None if that is unknown.
     """
 
     name: str
     app: dict[str, Any] | None
     since: float
+    commit: str | None = None
 
 
 def read() -> list[Version]:
@@ -44,23 +47,28 @@ def read() -> list[Version]:
     return [Version(**entry) for entry in json.loads(value)] if value else _converted()
 
 
-def remember(serving: Mapping[str, dict[str, Any]], names: Iterable[str]) -> None:
+def remember(
+    serving: Mapping[str, dict[str, Any]],
+    names: Iterable[str],
+    commits: Mapping[str, str | None] | None = None,
+) -> None:
     """Note what a rollout set.
 
     Args:
         serving: every application's config by its name.
         names: of those that the rollout was about; one that does not serve was removed.
+        commits: of the models, by application.
     """
     versions, now = read(), time.time()
     newest = _newest(versions)
     for name in sorted(names):
         app = serving.get(name)
         if (name not in newest and app is not None) or newest.get(name, app) != app:
-            versions.append(Version(name, app, now))
+            versions.append(Version(name, app, now, (commits or {}).get(name)))
     _write(versions)
 
 
-def replace(gone_back_to: Iterable[Version], serving: Mapping[str, dict[str, Any]]) -> None:
+def go_back(gone_back_to: Iterable[Version], serving: Mapping[str, dict[str, Any]]) -> None:
     """Let what serves now stand for the old versions that were gone back to.
 
     What came between served worse; without this, going back twice would go to it again.
@@ -72,7 +80,30 @@ def replace(gone_back_to: Iterable[Version], serving: Mapping[str, dict[str, Any
         ended |= {version.name} if old.get(version.name) == version else set()
         if version.name not in ended:
             kept.append(version)
-    _write([*kept, *(Version(name, serving.get(name), now) for name in sorted(old))])
+    new = (Version(name, serving.get(name), now, old[name].commit) for name in sorted(old))
+    _write([*kept, *new])
+
+
+def restate(serving: Mapping[str, dict[str, Any]], back: Mapping[str, dict[str, Any]]) -> None:
+    """Write the newest versions as they serve after a failed rollout went back to them.
+
+    What is gone back to is nudged and may be pinned; without this it would look like something
+    that nobody remembers, and the next way back would lead to the same version again.
+
+    Args:
+        serving: every application's config by its name.
+        back: the configs that the rollout went back to, before they were nudged.
+    """
+    versions = read()
+    newest = {version.name: index for index, version in enumerate(versions)}
+    for name, app in back.items():
+        index = newest.get(name)
+        if index is None or name not in serving:
+            continue
+        version = versions[index]
+        if version.app is not None and app in (version.app, pinned(version.app, version.commit)):
+            versions[index] = replace(version, app=serving[name])
+    _write(versions)
 
 
 def former(name: str, app: Mapping[str, Any] | None) -> Version | None:
@@ -84,6 +115,12 @@ def former(name: str, app: Mapping[str, Any] | None) -> Version | None:
     """
     found = (version for version in reversed(read()) if version.name == name)
     return next((version for version in found if version.app not in (None, app)), None)
+
+
+def commit_of(name: str, app: Mapping[str, Any]) -> str | None:
+    """Return the commit that a good version of an application served; None if it is none."""
+    own = [version for version in read() if (version.name, version.app) == (name, app)]
+    return own[-1].commit if own else None
 
 
 def last_rollout(serving: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -100,7 +137,8 @@ def last_rollout(serving: Mapping[str, dict[str, Any]]) -> list[str]:
     newest = _newest(versions)
     if off := sorted(name for name, app in newest.items() if serving.get(name) != app):
         return off
-    last = max((version.since for version in versions), default=0.0)
+    # The last in order: clocks of two machines may differ, or be set back.
+    last = versions[-1].since if versions else None
     return sorted(version.name for version in versions if version.since == last)
 
 

@@ -99,9 +99,9 @@ class Instance:
             for name, app in status.applications.items()
         }
 
-    def phases(self, name: str, *, since: float) -> dict[str, ledger.Phase]:
-        """Return what each replica of an application is at that has begun to start since then."""
-        return ledger.running(name, since=since)
+    def phases(self, name: str) -> dict[str, ledger.Phase]:
+        """Return what each replica of an application is at that starts, or was killed in it."""
+        return ledger.running(name, since=0.0)
 
     def ask(self, name: str) -> str | None:
         """Let an application's model say a few tokens; returns what went wrong, or None."""

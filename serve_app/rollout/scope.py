@@ -13,6 +13,7 @@ from typing import Any
 
 from serve_app.errors import ConfigError
 from serve_app.rollout.changes import by_name
+from serve_app.serve_config import IMPORT_PATH
 
 ROUTE = "/"  # of an application that names none
 
@@ -88,6 +89,14 @@ def restored(
     goal = {"applications": [app for app in now.values() if app is not None]}
     _require_own_routes(goal, apps.keys())
     return goal
+
+
+def pinned(app: dict[str, Any], commit: str | None) -> dict[str, Any]:
+    """Return an application that loads this very commit, whatever its branch means by now."""
+    model = (app.get("args") or {}).get("model") or {}
+    if app.get("import_path") != IMPORT_PATH or commit is None or model.get("repo_id") is None:
+        return app
+    return {**app, "args": {**app["args"], "model": {**model, "revision": commit}}}
 
 
 def _with_logging(app: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:

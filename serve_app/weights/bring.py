@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 Tell = Callable[[int, int], None]
 TELL_S = 2.0
+IMPATIENT_S = 10.0  # for a listing of what is here whole, as far as its own names tell
 FETCHERS = 8  # files at a time from the Hub, as huggingface_hub does it
 
 
@@ -161,11 +162,12 @@ def _locked(store: Store) -> Iterator[None]:
 
 
 def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Brought:
+    unlisted = linked_files(store.snapshot) if listed(store.repo_id, store.commit) is None else None
     try:
-        files = hub.files()
+        files = hub.files(budget_s=IMPATIENT_S) if unlisted else hub.files()
     except ModelLoadError:
         # The Hub gives no listing (overloaded, say), and access was proven a moment ago.
-        if found := _whole(store, linked_files(store.snapshot)):
+        if found := _whole(store, unlisted):
             return found
         raise
     missing = store.missing(files)

@@ -142,6 +142,37 @@ def test_a_refusal_counts_more_than_any_receipt(hub, tmp_path, behaviour):
     assert verdict.receipt_age_s is None
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize(
+    ("behaviour", "outcome"),
+    [
+        (Behaviour.rate_limited, Outcome.RATE_LIMITED),
+        (Behaviour.server_error, Outcome.HUB_UNREACHABLE),
+        (Behaviour.hang, Outcome.HUB_UNREACHABLE),
+        (Behaviour.garbage, Outcome.HUB_UNREACHABLE),
+        (Behaviour.not_http, Outcome.HUB_UNREACHABLE),
+        (Behaviour.cdn_down, Outcome.WEIGHTS_UNREACHABLE),
+        (Behaviour.cdn_denied, Outcome.WEIGHTS_UNREACHABLE),
+        (Behaviour.cdn_cut, Outcome.WEIGHTS_UNREACHABLE),
+    ],
+)
+def test_a_receipt_counts_where_nobody_said_no(hub, tmp_path, behaviour, outcome, pinned):
+    """A counted or overloaded Hub, bytes that do not come: all that is needed is here."""
+    token = hub.issue_token()
+    access, commit = serve_once(hub, tmp_path, token)
+    hub.set_behaviour(token, behaviour)
+    asked = commit if pinned else None
+    blocked = prove_here(MODEL, node(hub, tmp_path, token, on_unreachable="block"), commit=asked)
+    assert blocked.outcome is outcome
+    verdict = prove_here(MODEL, access, commit=asked)
+    assert (verdict.outcome, verdict.commit) == (Outcome.GRANTED, commit)
+    assert "granted by a receipt" in verdict.hub_message
+    hub.clear_log()
+    brought = bring(MODEL, access, commit, offline=verdict.receipt_age_s is not None)
+    assert brought.cache_bytes > 0
+    assert hub.log == []
+
+
 def refused_while_down(hub, access, *, model=MODEL, commit=None):
     """Stop the Hub, ask, and return the words of the block."""
     hub.stop()

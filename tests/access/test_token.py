@@ -1,5 +1,6 @@
 """Which token is sent, from where, and what is wrong with it."""
 
+import base64
 import hashlib
 import os
 import pickle
@@ -157,6 +158,27 @@ def test_shape_faults_are_told_before_any_request(tmp_path, raw, words):
     assert words in resolved.fault.message
     assert f"file:{file}" in resolved.fault.message
     assert token not in repr(resolved)
+
+
+@pytest.mark.parametrize("around", ["{}", "{}\n", "  {}"])
+@pytest.mark.parametrize(("times", "prefix"), [(1, "hf_"), (2, "hf_"), (1, "api_org_")])
+def test_a_token_that_was_encoded_twice_is_told_so(tmp_path, around, times, prefix):
+    """The `data:` of a Kubernetes Secret is base64 already; who encodes by hand does it again."""
+    value = around.format(fake_token().replace("hf_", prefix))
+    for _ in range(times):
+        value = base64.b64encode(value.encode()).decode()
+    for spelling in (value, value.rstrip("=")):
+        (tmp_path / "secret").write_text(spelling)
+        resolved = resolve_token(AccessConfig(token_file=str(tmp_path / "secret")))
+        assert resolved.fault.outcome is Outcome.MALFORMED_TOKEN
+        assert "the Secret was encoded twice" in resolved.fault.message
+        assert value[:20] not in repr(resolved)
+
+
+def test_a_token_that_only_looks_like_base64_is_sent(tmp_path):
+    """A mirror's own tokens may be anything."""
+    (tmp_path / "secret").write_text("bm90aGluZyBvZiB0aGUgSHVi")
+    assert resolve_token(AccessConfig(token_file=str(tmp_path / "secret"))).fault is None
 
 
 @pytest.mark.parametrize("raw", ["{}\n{}", '"{}"', "Bearer {}"])

@@ -1,6 +1,7 @@
 """What a client hears, and when: early signs of life, large answers, readers that do not read."""
 
 import asyncio
+import gc
 import json
 import time
 
@@ -202,6 +203,8 @@ class Gaps:
 
     async def __aenter__(self):
         self.longest_s = 0.0
+        gc.collect()
+        gc.freeze()  # what other tests left behind is not collected again and again in here
         self._task = asyncio.create_task(self._tick())
         await asyncio.sleep(0.05)
         return self
@@ -209,6 +212,7 @@ class Gaps:
     async def __aexit__(self, *exc):
         await asyncio.sleep(0.01)  # what was done without a pause counts as well
         self._task.cancel()
+        gc.unfreeze()
 
     async def _tick(self):
         last = time.process_time()

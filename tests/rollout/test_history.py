@@ -6,6 +6,8 @@ import time
 import pytest
 
 from serve_app.rollout import history
+from serve_app.rollout.scope import pinned
+from serve_app.serve_config import IMPORT_PATH
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,11 @@ def store(monkeypatch):
 
 def app(name, version):
     return {"name": name, "args": {"version": version}}
+
+
+def ours(version):
+    model = {"repo_id": "acme/tiny", "revision": "main"}
+    return {"name": "a", "import_path": IMPORT_PATH, "args": {"model": model, "v": version}}
 
 
 class Cluster:
@@ -51,7 +58,7 @@ class Cluster:
         for version in versions:
             self.serving[version.name] = {**version.app, "nudged": time.time()}
         history.remember(self.serving, [version.name for version in versions])
-        history.replace(versions, self.serving)
+        history.go_back(versions, self.serving)
         return self.versions()
 
     def versions(self):
@@ -138,6 +145,49 @@ def test_what_was_removed_comes_back(cluster):
     assert cluster.back() == {"a": 1, "b": 1}
     cluster.past_us(b=None)
     assert cluster.back() == {"a": 1, "b": 1}
+
+
+def test_the_last_rollout_is_the_last_whatever_a_clock_says(cluster, monkeypatch):
+    """It may have been made on a machine whose clock is behind, or was set back since."""
+    cluster.deploy(a=1, b=1)
+    cluster.deploy(a=2)
+    monkeypatch.setattr(time, "time", lambda: -5.0)
+    cluster.deploy(b=2)
+    assert history.last_rollout(cluster.serving) == ["b"]
+    assert cluster.back() == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_a_rollout_that_went_back_by_itself_leaves_the_way_back_open(is_pinned):
+    """To the version before the one that serves again, which is not quite as it was."""
+    first, second = ours(1), ours(2)
+    history.remember({"a": first}, ["a"], {"a": "c" * 40})
+    history.remember({"a": second}, ["a"], {"a": "d" * 40})
+    back = pinned(second, "d" * 40) if is_pinned else second
+    serving = {"a": {**back, "nudged": True}}
+    history.restate(serving, {"a": back})
+    assert history.last_rollout(serving) == ["a"]
+    assert history.former("a", serving["a"]).app == first
+    assert history.commit_of("a", serving["a"]) == "d" * 40
+
+
+def test_going_back_to_what_nobody_remembers_changes_no_memory():
+    """Such as what a plain `serve deploy` had put there."""
+    history.remember({"a": ours(1)}, ["a"])
+    history.restate({"a": ours(9)}, {"a": ours(9), "b": ours(1)})
+    assert history.former("a", ours(9)).app == ours(1)
+    history.restate({}, {"a": ours(1)})
+    assert history.former("a", None).app == ours(1)
+
+
+def test_the_commit_of_a_good_version_is_known():
+    """The latest one of a config that served twice; none of what was not remembered."""
+    history.remember({"a": ours(1)}, ["a"], {"a": "c" * 40})
+    history.remember({"a": ours(2)}, ["a"])
+    assert history.commit_of("a", ours(1)) == "c" * 40
+    assert history.commit_of("a", ours(2)) is None
+    assert history.commit_of("a", ours(3)) is None
+    assert history.commit_of("b", ours(1)) is None
 
 
 def test_only_the_latest_are_kept(cluster):

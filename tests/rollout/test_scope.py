@@ -4,7 +4,8 @@ import pytest
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.errors import ConfigError
-from serve_app.rollout.scope import restored, scope_of
+from serve_app.rollout.scope import pinned, restored, scope_of
+from serve_app.serve_config import IMPORT_PATH
 
 
 def app(name, **fields):
@@ -109,3 +110,17 @@ def test_going_back_to_a_route_that_is_taken_is_refused():
     """Somebody has put another application there since."""
     with pytest.raises(ConfigError, match="same route_prefix /a"):
         restored(config(app("b", route_prefix="/a")), {"a": app("a")})
+
+
+def test_a_former_version_is_pinned_to_what_it_served():
+    """A branch may mean something else by now; a directory and others' applications have none."""
+    ours = app("a", import_path=IMPORT_PATH, args={"model": {"repo_id": "o/r"}, "api": {}})
+    assert pinned(ours, "c" * 40)["args"] == {
+        "model": {"repo_id": "o/r", "revision": "c" * 40},
+        "api": {},
+    }
+    assert "revision" not in ours["args"]["model"]
+    local = app("a", import_path=IMPORT_PATH, args={"model": {"path": "/m"}})
+    theirs = app("a", args={"model": {"repo_id": "o/r"}})
+    for each, commit in ((ours, None), (local, "c" * 40), (theirs, "c" * 40)):
+        assert pinned(each, commit) == each

@@ -29,7 +29,7 @@ def hub(monkeypatch):
     # Short limits, and no pauses between tries.
     monkeypatch.setattr(pace.Pace.__init__, "__kwdefaults__", {"stall_s": 0.6, "least_bytes": 4096})
     monkeypatch.setattr(transfer, "HEADERS_S", 0.5)
-    monkeypatch.setattr(download, "BUDGET_S", 4.0)
+    monkeypatch.setattr(download.HubDownload.files, "__kwdefaults__", {"budget_s": 4.0})
     monkeypatch.setattr(download, "TRIES", 2)
     with HostileHub(dict(FILES)) as running:
         yield running
