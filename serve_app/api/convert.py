@@ -70,7 +70,7 @@ class Plan:
         old_calls: tell a call in OpenAI's first form, as it was asked for.
         echo: show the prompt before the completion.
         prompt_only: show nothing of the completion (`max_tokens: 0`); one token is generated.
-        reasoning: show the model's thoughts, where they are told from its answer.
+        reasoning: show the model's thoughts, where they are separated from its answer.
         token_ids: show the ids of prompt and completion.
         structure_field: the request's field that `SamplingParams.structure` stems from.
         repeated: what a response's answer repeats of its request.

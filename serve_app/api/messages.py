@@ -199,7 +199,7 @@ def shown(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
 
 
 class _Pairing:
-    """Brings calls and results of one conversation together, in order.
+    """Pairs calls and results of one conversation, in order.
 
     Args:
         taken: ids that the client gave.

@@ -1,7 +1,7 @@
 """Reads tool calls out of a model's text, as it comes, in the forms that models write them.
 
 Only what names a known tool is a call; every other text stays content, also what only looks
-like the beginning of a call. A call is told as soon as it is certain, and its arguments follow
+like the beginning of a call. A call is emitted as soon as it is certain, and its arguments follow
 piece by piece where its form allows that. How the text is cut into pieces never changes what is
 read, and nothing of it is lost but the syntax around calls: tags, brackets, separators and the
 white space that touches them.
@@ -17,19 +17,19 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from serve_app.api.formats.function_tag import take_tag
-from serve_app.api.formats.table import ANY_OPENING, FORMS, OPENINGS, TAGS, THOUGHTS_END, Tag
-from serve_app.api.formats.tape import (
+from serve_app.api.formats.buffer import (
     SPACE,
+    Buffer,
     CallArguments,
     CallBegun,
     Content,
     Part,
     Read,
-    Tape,
     Tools,
     Wait,
 )
+from serve_app.api.formats.function_tag import take_tag
+from serve_app.api.formats.table import ANY_OPENING, FORMS, OPENINGS, TAGS, THOUGHTS_END, Tag
 
 __all__ = ["CallArguments", "CallBegun", "Content", "Part", "ToolReader"]
 
@@ -60,19 +60,19 @@ class ToolReader:
         self._tools = Tools(frozenset(names), parameters or {})
         self._parallel = parallel
         self._forced = forced
-        self._tape = Tape()
-        self._before = ""  # the last characters of what was told as content
+        self._buffer = Buffer()
+        self._before = ""  # the last characters of what was emitted as content
         self._calls = 0
         self._parts = self._read()
 
     def read(self, text: str) -> list[Part]:
         """Return what is certain after more text."""
-        self._tape.text += text
+        self._buffer.text += text
         return list(self._ready())
 
     def end(self) -> list[Part]:
-        """Return what is left when no more text comes; a call that broke off stays as told."""
-        self._tape.ended = True
+        """Return what is left when no more text comes; a call that broke off stays as emitted."""
+        self._buffer.ended = True
         return list(self._ready())
 
     def _ready(self) -> Iterator[Part]:
@@ -83,58 +83,58 @@ class ToolReader:
                 yield part
 
     def _read(self) -> Read[None]:
-        tape = self._tape
+        buffer = self._buffer
         yield from self._thoughts()
         fresh = True  # a bare call may stand here
-        while (yield from tape.more(0)):
+        while (yield from buffer.more(0)):
             if fresh and (yield from self._calls_here()):
                 continue
             fresh = yield from self._content()
 
     def _thoughts(self) -> Read[None]:
-        """Tell the thoughts that the text begins with; they may talk of calls."""
-        tape = self._tape
-        at = yield from tape.skip(0)
-        if not (yield from tape.starts(THOUGHTS, at)):
+        """Emit the thoughts that the text begins with; they may talk of calls."""
+        buffer = self._buffer
+        at = yield from buffer.skip(0)
+        if not (yield from buffer.starts(THOUGHTS, at)):
             return
-        while THOUGHTS_END not in tape.text:
-            yield from self._tell(len(tape.text) - _beginning(tape.text, (THOUGHTS_END,)))
-            if not (yield from tape.more(len(tape.text))):
+        while THOUGHTS_END not in buffer.text:
+            yield from self._emit(len(buffer.text) - _beginning(buffer.text, (THOUGHTS_END,)))
+            if not (yield from buffer.more(len(buffer.text))):
                 return
-        yield from self._tell(tape.text.index(THOUGHTS_END) + len(THOUGHTS_END))
+        yield from self._emit(buffer.text.index(THOUGHTS_END) + len(THOUGHTS_END))
 
     def _calls_here(self) -> Read[bool]:
         """Read calls at this place, behind white space and separators of earlier ones."""
-        tape = self._tape
-        at = yield from tape.skip(0, SEPARATORS if self._calls else SPACE)
-        if not (yield from tape.more(at)):
+        buffer = self._buffer
+        at = yield from buffer.skip(0, SEPARATORS if self._calls else SPACE)
+        if not (yield from buffer.more(at)):
             if self._calls:
-                tape.take(at)  # nothing but syntax is left
+                buffer.take(at)  # nothing but syntax is left
             return bool(self._calls)
-        tape.short = False
+        buffer.short = False
         if (yield from self._tagged(at, fresh=True)) or (yield from self._some_form(at, sure=True)):
             return True
-        if self._calls and ANY_OPENING.match(tape.text, at):
-            tape.drop_beginning()
+        if self._calls and ANY_OPENING.match(buffer.text, at):
+            buffer.drop_beginning()
         return False
 
     def _content(self) -> Read[bool]:
-        """Tell content up to the next calls and read those; False if a bare one may not follow."""
-        tape = self._tape
-        while not (found := ANY_OPENING.search(tape.text)):
-            sure = len(tape.text) - _beginning(tape.text, OPENINGS)
-            yield from self._tell(len(tape.text[:sure].rstrip(SPACE)))
-            if not (yield from tape.more(len(tape.text))):
-                yield from self._tell(len(tape.text))
+        """Emit content up to the next calls and read those; False if a bare one may not follow."""
+        buffer = self._buffer
+        while not (found := ANY_OPENING.search(buffer.text)):
+            sure = len(buffer.text) - _beginning(buffer.text, OPENINGS)
+            yield from self._emit(len(buffer.text[:sure].rstrip(SPACE)))
+            if not (yield from buffer.more(len(buffer.text))):
+                yield from self._emit(len(buffer.text))
                 return False
-        yield from self._tell(len(tape.text[: found.start()].rstrip(SPACE)))
-        at = yield from tape.skip(0)
-        if (yield from tape.starts(THOUGHTS_END, at)):
-            yield from self._tell(at + len(THOUGHTS_END))
+        yield from self._emit(len(buffer.text[: found.start()].rstrip(SPACE)))
+        at = yield from buffer.skip(0)
+        if (yield from buffer.starts(THOUGHTS_END, at)):
+            yield from self._emit(at + len(THOUGHTS_END))
             return True
         if (yield from self._tagged(at, fresh=False)) or (yield from self._bare(at)):
             return True
-        yield from self._tell(at + 1)
+        yield from self._emit(at + 1)
         return False
 
     def _bare(self, at: int) -> Read[bool]:
@@ -146,35 +146,35 @@ class ToolReader:
     def _tagged(self, at: int, *, fresh: bool) -> Read[bool]:
         """Read a tag and the calls in it."""
         for tag in TAGS:
-            if (yield from self._tape.starts(tag.opening, at)):
+            if (yield from self._buffer.starts(tag.opening, at)):
                 return (yield from self._within(tag, at + len(tag.opening), fresh=fresh))
         return False
 
     def _within(self, tag: Tag, at: int, *, fresh: bool) -> Read[bool]:
-        tape = self._tape
+        buffer = self._buffer
         at = yield from self._inside(tag, at)
         called = False
         while (yield from self._some_form(at, sure=tag.sure or fresh)):
             called = True
-            at = yield from tape.skip(0, SEPARATORS)
+            at = yield from buffer.skip(0, SEPARATORS)
         if called and tag.closing:
-            yield from take_tag(tape, tag.closing)
+            yield from take_tag(buffer, tag.closing)
         return called
 
     def _inside(self, tag: Tag, at: int) -> Wait[int]:
         if tag.after:
-            at = yield from self._tape.skip(at, tag.after)
-        return (yield from self._tape.skip(at))
+            at = yield from self._buffer.skip(at, tag.after)
+        return (yield from self._buffer.skip(at))
 
     def _some_form(self, at: int, *, sure: bool) -> Read[bool]:
         for form in FORMS:
-            if (yield from form.read(self._tape, at, self._tools, sure=sure)):
+            if (yield from form.read(self._buffer, at, self._tools, sure=sure)):
                 self._before = ""
                 return True
         return False
 
-    def _tell(self, length: int) -> Read[None]:
-        if text := self._tape.take(length):
+    def _emit(self, length: int) -> Read[None]:
+        if text := self._buffer.take(length):
             self._before = (self._before + text)[-2:]
             yield Content(text)
 

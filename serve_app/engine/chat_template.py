@@ -31,8 +31,8 @@ MAX_ITEMS = 2**20  # of any list on the way
 TICKS_A_LOOK = 64  # the clock costs more than a step of a loop
 CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "  # ends in a space, so that trimming shows
 MAX_BITS = 4096  # of any number
-# Filters and methods of strings that repeat something as often as they are told, and those that
-# write a whole value as text.
+# Filters and methods of strings that repeat something as often as an argument says, and those that
+# write all of a value as text.
 _WIDENING = frozenset({
     "batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson", "wordwrap",
     "zfill",
@@ -228,7 +228,7 @@ def _environment() -> _Environment:
         extensions=[type(extension) for extension in theirs.extensions.values()],
     )
     environment.globals |= theirs.globals
-    del environment.globals["lipsum"]  # as many words as it is told
+    del environment.globals["lipsum"]  # as many words as its argument says
     environment.filters = {name: _metered(name, each) for name, each in theirs.filters.items()}
     environment.filters |= {"_steps": _steps, "_joined": _joined}
     environment.tests = dict(theirs.tests)
@@ -324,5 +324,5 @@ def _before_the_tag(text: str, final: str) -> str:
     at = text.rfind(CONTINUE.strip())
     if at < 0 or final.strip() not in text:
         raise TemplateRefusal("its last message is not shown as it is, so it cannot be continued")
-    whole = text[at : at + len(CONTINUE)] == CONTINUE
-    return text[:at] if whole else text[:at].rstrip()
+    kept = text[at : at + len(CONTINUE)] == CONTINUE
+    return text[:at] if kept else text[:at].rstrip()

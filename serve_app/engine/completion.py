@@ -27,7 +27,7 @@ class Completion:
         scores_prompt: the first delta has the prompt's logprobs.
         include_stop: the text ends with what stopped it.
         stop_strings: stop strings that are special tokens, by id.
-        thinking: what the text begins with, where thoughts are told from answers.
+        thinking: what the text begins with, where thoughts are separated from answers.
         shown_prompt: the first delta has these ids of the prompt.
     """
 

@@ -73,7 +73,7 @@ class ChatRenderer:
         return _render_some_form(source, prompt, variables)
 
     def shows_tools(self) -> bool:
-        """Tell whether the template shows a request's tools to the model."""
+        """Return whether the template shows a request's tools to the model."""
         try:
             without = self.render(PROBE)
             with_tool = self.render(ChatPrompt(PROBE.messages, tools=(PROBE_TOOL,)))

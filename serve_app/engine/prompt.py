@@ -6,9 +6,7 @@ that nothing it computes depends on a client's good will.
 
 from __future__ import annotations
 
-import math
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,6 +17,7 @@ from serve_app.engine.defaults import resolved
 from serve_app.engine.detokenizer import Decode
 from serve_app.engine.grammar.late import Thoughts
 from serve_app.engine.reasoning import CLOSE, OPEN, Thinking, thinking_after
+from serve_app.engine.sampling_rules import check_sampling
 from serve_app.engine.sequence import SamplingPlan
 from serve_app.engine.special_tokens import SpecialTokens, describe_tokenizer
 from serve_app.engine.text_work import INLINE_CHARS, TextLimit, TextWork
@@ -32,19 +31,6 @@ from serve_app.protocol import (
     TokenPrompt,
 )
 
-MAX_LOGPROBS = 20  # as OpenAI has it
-BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of tokenizers that fall back to bytes
-
-
-def _byte_level() -> dict[str, int]:
-    """Return the letters that byte-level tokenizers write for bytes, as GPT-2 chose them."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
-    others = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTE_LEVEL = _byte_level()
-
 
 @dataclass(frozen=True, slots=True)
 class EncodedRequest:
@@ -56,7 +42,7 @@ class EncodedRequest:
         sampling: with every default resolved.
         continues: the completion continues the prompt's text (it is no chat answer), so the
             prompt's end decides on spaces before its first word.
-        thinking: what the completion begins with, where thoughts are told from answers.
+        thinking: what the completion begins with, where thoughts are separated from answers.
         stop_strings: stop strings that are special tokens, by id.
     """
 
@@ -83,7 +69,7 @@ class PromptEncoder:
         max_context_tokens: prompt and completion together.
         eos_token_ids: the model's own end-of-sequence ids.
         defaults: of sampling parameters, for requests that are silent about them.
-        reasoning: tell a chat answer's thoughts from the answer.
+        reasoning: separate a chat answer's thoughts from the answer.
         trust_templates: take a chat template that comes with a request.
     """
 
@@ -112,7 +98,6 @@ class PromptEncoder:
         self._defaults = defaults
         self._reasoning = reasoning
         self.conversations = ChatRenderer(tokenizer, trust_templates=trust_templates)
-        self._byte_level = "ByteLevel" in str(self._backend.decoder)
 
     async def encode(self, request: GenerationRequest) -> EncodedRequest:
         """Check and encode; long prompts are encoded off the event loop, a few at a time.
@@ -199,7 +184,7 @@ class PromptEncoder:
         )
 
     def decoder(self, params: SamplingParams) -> Decode:
-        """Return what turns a completion's ids into the text that was asked for."""
+        """Return the decoder of a completion: its ids to the text that was asked for."""
         tags = (OPEN, CLOSE) if self._reasoning else ()
         return self._special.decoder(
             skip=params.skip_special_tokens, keep=(*params.keep_special_tokens, *tags)
@@ -207,15 +192,7 @@ class PromptEncoder:
 
     def piece(self, token: int) -> tuple[str, bytes]:
         """Return one id's text, half characters as U+FFFD, and its bytes."""
-        text: str = self._backend.decode([token], skip_special_tokens=False)
-        name = self._backend.id_to_token(token)
-        if name is None:  # a row of the embedding that no token uses
-            return "", b""
-        if self._byte_level and all(letter in BYTE_LEVEL for letter in name):
-            return text, bytes(BYTE_LEVEL[letter] for letter in name)
-        if match := BYTE_TOKEN.fullmatch(name):
-            return text, bytes([int(match[1], 16)])
-        return text, text.encode()
+        return self._special.piece(token)
 
     def _decode_all(self, ids: Sequence[int]) -> str:
         # The batched call leaves the interpreter lock, and it alone.
@@ -315,49 +292,6 @@ class PromptEncoder:
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
         )
-
-
-def check_sampling(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse parameters that no result could honour.
-
-    Raises:
-        InvalidRequest: names the parameter and its range.
-    """
-    rules = (
-        ("max_tokens", params.max_tokens is None or params.max_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= params.temperature < math.inf, "a number, 0 or above"),
-        ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
-        ("top_k", params.top_k >= 0, "0 (off) or above"),
-        ("stop", all(params.stop), "strings of at least one character"),
-        ("min_p", 0 <= params.min_p <= 1, "from 0 to 1"),
-        ("frequency_penalty", math.isfinite(params.frequency_penalty), "a number"),
-        ("presence_penalty", math.isfinite(params.presence_penalty), "a number"),
-        ("repetition_penalty", 0.01 <= params.repetition_penalty <= 100, "from 0.01 to 100"),
-        (
-            "min_tokens",
-            0 <= params.min_tokens <= (params.max_tokens or math.inf),
-            "0 or above, and not above max_tokens",
-        ),
-        ("logprobs", 0 <= (params.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
-        (
-            "prompt_logprobs",
-            0 <= (params.prompt_logprobs or 0) <= MAX_LOGPROBS,
-            f"0 to {MAX_LOGPROBS}",
-        ),
-        (
-            "logit_bias",
-            all(0 <= token < vocab_size and math.isfinite(v) for token, v in params.logit_bias),
-            f"numbers for token ids from 0 to {vocab_size - 1}",
-        ),
-        (
-            "stop_token_ids",
-            all(0 <= token < vocab_size for token in params.stop_token_ids),
-            f"token ids from 0 to {vocab_size - 1}",
-        ),
-    )
-    for name, holds, words in rules:
-        if not holds:
-            raise InvalidRequest(f"{name} must be {words}.", param=name)
 
 
 def _begins_an_answer(prompt: Prompt) -> bool:

@@ -1,9 +1,22 @@
-"""What a tokenizer's special tokens mean for prompts and texts: which are added, hidden, ends."""
+"""What a tokenizer's tokens mean for prompts and texts: which are added, hidden, ends, bytes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of tokenizers that fall back to bytes
+
+
+def _byte_level() -> dict[str, int]:
+    """Return the letters that byte-level tokenizers write for bytes, as GPT-2 chose them."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_LEVEL = _byte_level()
 
 
 class SpecialTokens:
@@ -17,6 +30,7 @@ class SpecialTokens:
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._ids = {token.content: id_ for id_, token in added.items()}
+        self._byte_level = "ByteLevel" in str(backend.decoder)
         self._special = frozenset(id_ for id_, token in added.items() if token.special)
 
     def encode(self, text: str, *, add: bool, limit: int | None = None) -> list[int]:
@@ -43,12 +57,24 @@ class SpecialTokens:
         """Return the id of the added token that is written so, if there is one."""
         return self._ids.get(text)
 
+    def piece(self, id_: int) -> tuple[str, bytes]:
+        """Return one id's text, half characters as U+FFFD, and its bytes."""
+        text: str = self._backend.decode([id_], skip_special_tokens=False)
+        name = self._backend.id_to_token(id_)
+        if name is None:  # a row of the embedding that no token uses
+            return "", b""
+        if self._byte_level and all(letter in BYTE_LEVEL for letter in name):
+            return text, bytes(BYTE_LEVEL[letter] for letter in name)
+        if match := BYTE_TOKEN.fullmatch(name):
+            return text, bytes([int(match[1], 16)])
+        return text, text.encode()
+
     def stop_ids(self, stop: Sequence[str]) -> dict[int, str]:
         """Return the stop strings that are exactly one added token, by its id."""
         return {self._ids[text]: text for text in stop if text in self._ids}
 
     def decoder(self, *, skip: bool, keep: Collection[str]) -> Callable[[list[int]], str]:
-        """Return what turns ids into text.
+        """Return a decoder: ids to text.
 
         Args:
             skip: special tokens have no text.

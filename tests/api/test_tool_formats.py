@@ -317,8 +317,8 @@ def test_the_schema_says_what_a_parameters_text_means(key, text, value):
     """Texts stay texts, all else is read as JSON or as Python writes it."""
     tagged = f"<function=weather>\n<parameter={key}>\n{text}\n</parameter>\n</function>"
     for pieces in ([tagged], tagged):
-        begun, told = read(pieces, parameters=SCHEMAS)
-        assert (begun, json.loads(told.text)) == (CallBegun("weather"), {key: value})
+        begun, seen = read(pieces, parameters=SCHEMAS)
+        assert (begun, json.loads(seen.text)) == (CallBegun("weather"), {key: value})
 
 
 def test_arguments_by_position_get_their_names_from_the_schema():
@@ -333,8 +333,8 @@ def test_arguments_by_position_get_their_names_from_the_schema():
 def test_the_value_of_a_call_in_python_is_told_while_it_comes():
     """A long text does not wait for its end."""
     reader = ToolReader(NAMES)
-    told = [reader.read(piece) for piece in ["[search(", 'q="a', "b\n", 'c"', ")", "]"]]
-    assert told == [
+    seen = [reader.read(piece) for piece in ["[search(", 'q="a', "b\n", 'c"', ")", "]"]]
+    assert seen == [
         [],
         [CallBegun("search"), *map(CallArguments, ('{"q": ', '"', "a"))],
         [CallArguments("b\\n")],
@@ -379,8 +379,8 @@ def test_an_object_of_other_keys_is_told_at_once():
 def test_without_parallel_calls_there_is_one():
     """Further ones are left out, what is said beside them is not."""
     one = f'{OPEN}{{"name": "search", "arguments": {{}}}}{CLOSE}'
-    told = [*call("search", "{}"), Content("\nand")]
-    assert read([f"{one}\nand {one}"], parallel=False) == told
+    seen = [*call("search", "{}"), Content("\nand")]
+    assert read([f"{one}\nand {one}"], parallel=False) == seen
 
 
 values = st.recursive(
@@ -487,6 +487,6 @@ def test_every_literal_of_python_arrives_as_json(data, wanted):
         for name, arguments in wanted
     ]
     _, pieces = data.draw(cut(st.just(f"[{', '.join(calls)}]")))
-    told = read(pieces)
-    assert [part.name for part in told[::2]] == [name for name, _ in wanted]
-    assert [json.loads(part.text) for part in told[1::2]] == [as_json(args) for _, args in wanted]
+    seen = read(pieces)
+    assert [part.name for part in seen[::2]] == [name for name, _ in wanted]
+    assert [json.loads(part.text) for part in seen[1::2]] == [as_json(args) for _, args in wanted]

@@ -154,10 +154,10 @@ async def test_the_vocabulary_names_its_ids(load):
     """As it writes them; a row that no token uses has no name."""
     engine = load()
     assert await engine.token_strings((0, THINK, 383)) == (END, "<think>", "")
-    told = await engine.tokenizer_info()
-    assert (told["eos_token"], told["chat_template"]) == (END, TEMPLATE)
-    assert told["chat_template_shows_tools"] is False
-    json.dumps(told)
+    seen = await engine.tokenizer_info()
+    assert (seen["eos_token"], seen["chat_template"]) == (END, TEMPLATE)
+    assert seen["chat_template_shows_tools"] is False
+    json.dumps(seen)
 
 
 async def test_a_template_of_the_request_needs_the_services_trust(load):
@@ -174,8 +174,8 @@ def test_a_template_that_hides_tools_is_said_once(load, tmp_path):
     """At the start, in the log, with the way out; one that shows them is no news."""
     with capture_logs() as logs:
         load()
-    told = [entry for entry in logs if entry["event"] == "template.hides_tools"]
-    assert [entry["log_level"] for entry in told] == ["warning"]
+    seen = [entry for entry in logs if entry["event"] == "template.hides_tools"]
+    assert [entry["log_level"] for entry in seen] == ["warning"]
     own = tmp_path / "own.jinja"
     own.write_text("{{ tools | tojson if tools }}" + TEMPLATE)
     with capture_logs() as logs:
@@ -187,7 +187,7 @@ def thinking(opening=""):
     return ChatPrompt(HELLO.messages, {"opening": opening})
 
 
-async def told(engine, prompt, sampling):
+async def answer(engine, prompt, sampling):
     deltas = await collect(engine, GenerationRequest("r", prompt, sampling))
     reasoning = "".join(delta.reasoning for delta in deltas)
     return reasoning, "".join(delta.text for delta in deltas), deltas[-1]
@@ -199,18 +199,18 @@ FOX = make_tokenizer().backend_tokenizer.encode(" fox").ids
 async def test_thoughts_are_told_from_the_answer_where_that_is_asked_for(load):
     """By the config; without it all is text, tags included."""
     engine = load(model={"reasoning": "think"})
-    assert (await told(engine, thinking("<think>\n"), forced(*FOX[:1])))[:2] == (
+    assert (await answer(engine, thinking("<think>\n"), forced(*FOX[:1])))[:2] == (
         engine._encoder.decode(FOX[:1] * 4).strip(),
         "",
     )
-    reasoning, text, _ = await told(engine, thinking(), forced(THINK, max_tokens=3))
+    reasoning, text, _ = await answer(engine, thinking(), forced(THINK, max_tokens=3))
     assert (reasoning, text) == ("<think><think>", "")
-    assert (await told(engine, thinking("<think></think>"), forced(THINK)))[:2] == (
+    assert (await answer(engine, thinking("<think></think>"), forced(THINK)))[:2] == (
         "",
         "<think>" * 4,
     )
     plain = load()
-    assert (await told(plain, thinking("<think>\n"), forced(THOUGHT)))[:2] == (
+    assert (await answer(plain, thinking("<think>\n"), forced(THOUGHT)))[:2] == (
         "",
         "</think>" * 4,
     )
@@ -236,7 +236,7 @@ async def test_a_structure_begins_behind_the_thoughts(load, opening, tokens):
     sampling = forced(*tokens, structure=SCHEMA, max_tokens=40)
     if THOUGHT not in tokens:
         sampling = replace(sampling, logit_bias=((THINK, -400.0), *sampling.logit_bias))
-    thoughts, text, last = await told(engine, thinking(opening), sampling)
+    thoughts, text, last = await answer(engine, thinking(opening), sampling)
     assert thoughts == ""
     assert json.loads(text) in ([], [7])
     assert last.finish_reason is STOP
@@ -246,7 +246,7 @@ async def test_thoughts_are_free_before_a_structure(load):
     """Any text but an end: the answer would be missing."""
     engine = load(model={"reasoning": "think"})
     sampling = forced(0, *FOX[:1], structure=SCHEMA, max_tokens=6)
-    thoughts, text, last = await told(engine, thinking("<think>"), sampling)
+    thoughts, text, last = await answer(engine, thinking("<think>"), sampling)
     assert thoughts == engine._encoder.decode(FOX[:1] * 6).strip()
     assert (text, last.finish_reason) == ("", LENGTH)
 
@@ -254,5 +254,5 @@ async def test_thoughts_are_free_before_a_structure(load):
 async def test_without_thoughts_told_a_structure_begins_at_once(load):
     """The switch is off: the whole text is the answer."""
     sampling = forced(THOUGHT, THINK, structure=SCHEMA, max_tokens=40)
-    _, text, _ = await told(load(), thinking("<think>"), sampling)
+    _, text, _ = await answer(load(), thinking("<think>"), sampling)
     assert json.loads(text) in ([], [7])

@@ -1,4 +1,4 @@
-"""Thoughts and answer are told apart, however the text is cut."""
+"""Thoughts and answer are separated, however the text is cut."""
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +9,8 @@ from serve_app.engine.reasoning import Thinking, ThoughtSplitter, thinking_after
 
 def split(pieces, start=Thinking.POSSIBLE):
     splitter = ThoughtSplitter(start)
-    told = [*(splitter.push(piece) for piece in pieces), splitter.flush()]
-    return "".join(thoughts for thoughts, _ in told), "".join(words for _, words in told)
+    seen = [*(splitter.push(piece) for piece in pieces), splitter.flush()]
+    return "".join(thoughts for thoughts, _ in seen), "".join(words for _, words in seen)
 
 
 CASES = [
@@ -59,8 +59,8 @@ def test_any_cut_of_any_text_is_split_alike(text, ends, start):
 def test_thoughts_are_told_while_they_come():
     """What may be the closing tag is held, and white space before it."""
     splitter = ThoughtSplitter(Thinking.OPEN)
-    told = [splitter.push(piece) for piece in ["\nI", " see ", "<", "b", " </th", "ink>\n", "so"]]
-    assert told == [("I", ""), (" see", ""), ("", ""), (" <b", ""), ("", ""), ("", ""), ("", "so")]
+    seen = [splitter.push(piece) for piece in ["\nI", " see ", "<", "b", " </th", "ink>\n", "so"]]
+    assert seen == [("I", ""), (" see", ""), ("", ""), (" <b", ""), ("", ""), ("", ""), ("", "so")]
 
 
 @pytest.mark.parametrize(

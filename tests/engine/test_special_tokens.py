@@ -27,7 +27,7 @@ def names(made, text, **options):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "seen"),
     [
         ("a", ["<s>", "a"]),
         ("<s>a", ["<s>", "a"]),
@@ -36,9 +36,9 @@ def names(made, text, **options):
         ("<s>", ["<s>"]),
     ],
 )
-def test_a_text_has_no_second_beginning(text, told):
+def test_a_text_has_no_second_beginning(text, seen):
     """A prompt that is templated already brings its own."""
-    assert names(tokenizer(), text) == told
+    assert names(tokenizer(), text) == seen
 
 
 def test_all_that_is_added_in_front_counts_as_the_beginning():
@@ -56,7 +56,7 @@ def test_nothing_is_added_where_that_is_not_wanted():
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "seen"),
     [
         (9, ["<s>", "a", "b", "c"]),
         (4, ["<s>", "a", "b", "c"]),
@@ -65,11 +65,11 @@ def test_nothing_is_added_where_that_is_not_wanted():
         (1, ["<s>"]),
     ],
 )
-def test_a_text_is_cut_at_its_beginning(limit, told):
+def test_a_text_is_cut_at_its_beginning(limit, seen):
     """The last tokens stay, and what was added in front of it."""
     made = tokenizer(added=[("a", False), ("b", False), ("c", False)])
-    assert names(made, "abc", limit=limit) == told
-    assert names(made, "<s>abc", limit=limit) == told
+    assert names(made, "abc", limit=limit) == seen
+    assert names(made, "<s>abc", limit=limit) == seen
 
 
 def test_a_text_without_a_beginning_is_cut_to_its_last_tokens():
@@ -110,7 +110,7 @@ def test_special_tokens_have_a_text_where_it_is_asked_for(skip, keep, text):
 def test_the_tokenizer_is_described_as_json(tmp_path):
     """Its class, its special tokens and its template, and no place on the node's disk."""
     make_tokenizer().save_pretrained(tmp_path)
-    told = describe_tokenizer(PreTrainedTokenizerFast.from_pretrained(tmp_path))
-    assert told["eos_token"] == END
-    assert "messages" in told["chat_template"]
-    assert str(tmp_path) not in json.dumps(told)
+    seen = describe_tokenizer(PreTrainedTokenizerFast.from_pretrained(tmp_path))
+    assert seen["eos_token"] == END
+    assert "messages" in seen["chat_template"]
+    assert str(tmp_path) not in json.dumps(seen)

@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.api.formats.tape import CallArguments, CallBegun, Read, Tape, Tools, Wait
+from serve_app.api.formats.buffer import Buffer, CallArguments, CallBegun, Read, Tools, Wait
 
 CLOSE, PARAMETER, CLOSE_PARAMETER = "</function>", "<parameter=", "</parameter>"
 
@@ -27,74 +27,74 @@ class FunctionTag:
 
     opening = "<function="
 
-    def read(self, tape: Tape, at: int, tools: Tools, *, sure: bool) -> Read[bool]:  # noqa: ARG002
+    def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:  # noqa: ARG002
         """See `table.Form`."""
-        if not (yield from tape.starts(self.opening, at)):
+        if not (yield from buffer.starts(self.opening, at)):
             return False
         at += len(self.opening)
-        name = yield from tape.one_of(tools.names, at)
-        if not name or (yield from tape.char(at + len(name))) != ">":
+        name = yield from buffer.one_of(tools.names, at)
+        if not name or (yield from buffer.char(at + len(name))) != ">":
             return False
-        at = yield from tape.skip(at + len(name) + 1)
-        if (yield from tape.char(at)) == "{":
-            tape.take(at)
+        at = yield from buffer.skip(at + len(name) + 1)
+        if (yield from buffer.char(at)) == "{":
+            buffer.take(at)
             yield CallBegun(name)
-            yield from tape.tell_object()
-        elif (yield from _begins_parameters(tape, at)):
-            tape.take(at)
+            yield from buffer.emit_object()
+        elif (yield from _begins_parameters(buffer, at)):
+            buffer.take(at)
             yield CallBegun(name)
-            yield from _parameters(tape, tools.properties(name))
+            yield from _parameters(buffer, tools.properties(name))
         else:
             return False
-        yield from take_tag(tape, CLOSE)
+        yield from take_tag(buffer, CLOSE)
         return True
 
 
-def take_tag(tape: Tape, tag: str) -> Wait[None]:
+def take_tag(buffer: Buffer, tag: str) -> Wait[None]:
     """Take a closing tag and white space before it, or what the end of the text left of it."""
-    at = yield from tape.skip(0)
-    if (yield from tape.starts(tag, at)):
-        tape.take(at + len(tag))
-    elif tape.ended and tag.startswith(tape.text[at:]):
-        tape.take(len(tape.text))
+    at = yield from buffer.skip(0)
+    if (yield from buffer.starts(tag, at)):
+        buffer.take(at + len(tag))
+    elif buffer.ended and tag.startswith(buffer.text[at:]):
+        buffer.take(len(buffer.text))
 
 
-def _begins_parameters(tape: Tape, at: int) -> Wait[bool]:
-    return (yield from tape.starts(PARAMETER, at)) or (yield from tape.starts(CLOSE, at))
+def _begins_parameters(buffer: Buffer, at: int) -> Wait[bool]:
+    return (yield from buffer.starts(PARAMETER, at)) or (yield from buffer.starts(CLOSE, at))
 
 
-def _parameters(tape: Tape, properties: Mapping[str, Any]) -> Read[None]:
+def _parameters(buffer: Buffer, properties: Mapping[str, Any]) -> Read[None]:
     lead = "{"
     while True:
-        at = yield from tape.skip(0)
-        if not (yield from tape.starts(PARAMETER, at)):
+        at = yield from buffer.skip(0)
+        if not (yield from buffer.starts(PARAMETER, at)):
             break
         at += len(PARAMETER)
-        end = yield from _find(tape, (">",), at)
-        stop = yield from _find(tape, (CLOSE_PARAMETER, PARAMETER, CLOSE), end + 1)
-        if stop == len(tape.text):
-            tape.take(stop)  # cut off: half a value is none
+        end = yield from _find(buffer, (">",), at)
+        stop = yield from _find(buffer, (CLOSE_PARAMETER, PARAMETER, CLOSE), end + 1)
+        if stop == len(buffer.text):
+            buffer.take(stop)  # cut off: half a value is none
             return
-        key, text = tape.text[at:end].strip("\"' "), tape.text[end + 1 : stop]
-        tape.take(stop)
-        yield from take_tag(tape, CLOSE_PARAMETER)
+        key, text = buffer.text[at:end].strip("\"' "), buffer.text[end + 1 : stop]
+        buffer.take(stop)
+        yield from take_tag(buffer, CLOSE_PARAMETER)
         value = _value(text.removeprefix("\n").removesuffix("\n"), properties.get(key))
         yield CallArguments(f"{lead}{json.dumps(key)}: {value}")
         lead = ", "
-    if tape.text or lead == "{":
+    if buffer.text or lead == "{":
         yield CallArguments("{}" if lead == "{" else "}")
 
 
-def _find(tape: Tape, marks: tuple[str, ...], at: int) -> Wait[int]:
+def _find(buffer: Buffer, marks: tuple[str, ...], at: int) -> Wait[int]:
     """Return the place of the first mark from `at` on; the text's end if there is none."""
     searched = at
     while True:
-        found = [place for mark in marks if (place := tape.text.find(mark, searched)) >= 0]
+        found = [place for mark in marks if (place := buffer.text.find(mark, searched)) >= 0]
         if found:
             return min(found)
-        searched = max(at, len(tape.text) - max(map(len, marks)))
-        if not (yield from tape.more(len(tape.text))):
-            return len(tape.text)
+        searched = max(at, len(buffer.text) - max(map(len, marks)))
+        if not (yield from buffer.more(len(buffer.text))):
+            return len(buffer.text)
 
 
 def _value(text: str, schema: object) -> str:

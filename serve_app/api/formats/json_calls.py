@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pydantic_core import from_json
 
-from serve_app.api.formats.tape import CallArguments, CallBegun, Read, Tape, Tools, Wait
+from serve_app.api.formats.buffer import Buffer, CallArguments, CallBegun, Read, Tools, Wait
 
 _NAMES, _ARGUMENTS = ("name", "function"), ("parameters", "arguments")
 _KEYS = (*_NAMES, *_ARGUMENTS, "type", "id")
@@ -26,11 +26,11 @@ class JsonCall:
 
     opening = "{"
 
-    def read(self, tape: Tape, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
+    def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
         """See `table.Form`."""
-        if (yield from tape.char(at)) != "{":
+        if (yield from buffer.char(at)) != "{":
             return False
-        return (yield from _Object(tape, tools, sure=sure).read(at))
+        return (yield from _Object(buffer, tools, sure=sure).read(at))
 
 
 class JsonCalls:
@@ -38,24 +38,24 @@ class JsonCalls:
 
     opening = "["
 
-    def read(self, tape: Tape, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
+    def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
         """See `table.Form`."""
-        if (yield from tape.char(at)) != "[":
+        if (yield from buffer.char(at)) != "[":
             return False
-        at = yield from tape.skip(at + 1)
+        at = yield from buffer.skip(at + 1)
         one = JsonCall()
-        if not (yield from one.read(tape, at, tools, sure=sure)):
+        if not (yield from one.read(buffer, at, tools, sure=sure)):
             return False
         while True:
-            at = yield from tape.skip(0)
-            mark = yield from tape.char(at)
+            at = yield from buffer.skip(0)
+            mark = yield from buffer.char(at)
             if mark == "]":
-                tape.take(at + 1)
+                buffer.take(at + 1)
                 return True
-            at = yield from tape.skip(at + 1)
-            tape.short = False
-            if mark != "," or not (yield from one.read(tape, at, tools, sure=True)):
-                tape.drop_beginning()
+            at = yield from buffer.skip(at + 1)
+            buffer.short = False
+            if mark != "," or not (yield from one.read(buffer, at, tools, sure=True)):
+                buffer.drop_beginning()
                 return True
 
 
@@ -64,141 +64,141 @@ class _Object:
     """The reading of one call.
 
     Args:
-        tape: the text.
+        buffer: the text.
         tools: that may be called.
         sure: a call is expected here, so that one without arguments is one.
         name: as far as it was read.
-        arguments: a whole text of them, if they came before the name.
+        arguments: all of them as text, if they came before the name.
     """
 
-    tape: Tape
+    buffer: Buffer
     tools: Tools
     sure: bool
     name: str = ""
     arguments: str | None = None
 
     def read(self, at: int) -> Read[bool]:
-        """Read the members until there is a call, tell it, and take the whole object."""
-        tape = self.tape
+        """Read the members until there is a call, emit it, and take the object to its end."""
+        buffer = self.buffer
         while True:
-            at = yield from tape.skip(at + 1)  # behind the brace or a comma
+            at = yield from buffer.skip(at + 1)  # behind the brace or a comma
             key, at = yield from self._key(at)
             if not key:
                 return False
-            if key in _ARGUMENTS and self.name and (yield from self._tell(at)):
+            if key in _ARGUMENTS and self.name and (yield from self._emit(at)):
                 return True
-            if key == "function" and (yield from tape.char(at)) == "{":
+            if key == "function" and (yield from buffer.char(at)) == "{":
                 return (yield from self._nested(at))
             end = yield from self._member(key, at)
             if end is None:
                 return False
-            at = yield from tape.skip(end)
-            mark = yield from tape.char(at)
+            at = yield from buffer.skip(end)
+            mark = yield from buffer.char(at)
             if mark == "}":
-                return (yield from self._whole(at + 1))
+                return (yield from self._complete(at + 1))
             if mark != ",":
                 return False
 
     def _key(self, at: int) -> Wait[tuple[str, int]]:
         """Return a key that a call may have, and the place of its value."""
         for key in _KEYS:
-            if (yield from self.tape.starts(f'"{key}"', at)):
-                at = yield from self.tape.skip(at + len(key) + 2)
-                if (yield from self.tape.char(at)) != ":":
+            if (yield from self.buffer.starts(f'"{key}"', at)):
+                at = yield from self.buffer.skip(at + len(key) + 2)
+                if (yield from self.buffer.char(at)) != ":":
                     break
-                return key, (yield from self.tape.skip(at + 1))
+                return key, (yield from self.buffer.skip(at + 1))
         return "", at
 
     def _member(self, key: str, at: int) -> Wait[int | None]:
         """Take a member in and return its end; None if this cannot be a call."""
-        tape = self.tape
+        buffer = self.buffer
         if key in _NAMES:
-            if not (yield from tape.starts('"', at)):
+            if not (yield from buffer.starts('"', at)):
                 return None
-            self.name = yield from tape.one_of(self.tools.names, at + 1)
+            self.name = yield from buffer.one_of(self.tools.names, at + 1)
             quote = at + 1 + len(self.name)
-            return quote + 1 if self.name and (yield from tape.starts('"', quote)) else None
+            return quote + 1 if self.name and (yield from buffer.starts('"', quote)) else None
         if key == "type":
-            known = yield from tape.starts('"function"', at)
+            known = yield from buffer.starts('"function"', at)
             return at + len('"function"') if known else None
-        end = yield from tape.value_end(at)
+        end = yield from buffer.value_end(at)
         if end is not None and key in _ARGUMENTS:
-            self.arguments = _object(tape.text[at:end])
+            self.arguments = _object(buffer.text[at:end])
             return end if self.arguments is not None else None
         return end
 
-    def _tell(self, at: int) -> Read[bool]:
-        """Tell the call whose arguments begin here while they come; False if they cannot."""
-        tape = self.tape
-        first = yield from tape.char(at)
+    def _emit(self, at: int) -> Read[bool]:
+        """Emit the call whose arguments begin here while they come; False if they cannot."""
+        buffer = self.buffer
+        first = yield from buffer.char(at)
         if first == "{":
-            inner = yield from tape.skip(at + 1)
-            if (yield from tape.char(inner)) not in ('"', "}"):
+            inner = yield from buffer.skip(at + 1)
+            if (yield from buffer.char(inner)) not in ('"', "}"):
                 return False
-            tape.take(at)
+            buffer.take(at)
             yield CallBegun(self.name)
-            whole = yield from tape.tell_object()
+            complete = yield from buffer.emit_object()
         elif first == '"':
-            inner = yield from tape.skip(at + 1)
-            if (yield from tape.char(inner)) != "{":
+            inner = yield from buffer.skip(at + 1)
+            if (yield from buffer.char(inner)) != "{":
                 return False
-            tape.take(at + 1)
+            buffer.take(at + 1)
             yield CallBegun(self.name)
-            whole = yield from _tell_quoted(tape)
+            complete = yield from _emit_quoted(buffer)
         else:
             return False
-        if whole:
+        if complete:
             yield from self._rest()
         return True
 
     def _nested(self, at: int) -> Read[bool]:
-        inner = _Object(self.tape, self.tools, sure=self.sure, arguments=self.arguments)
+        inner = _Object(self.buffer, self.tools, sure=self.sure, arguments=self.arguments)
         called = yield from inner.read(at)
         if called:
             yield from self._rest()
         return called
 
-    def _whole(self, end: int) -> Read[bool]:
-        """Tell a call whose object has ended."""
+    def _complete(self, end: int) -> Read[bool]:
+        """Emit a call whose object has ended."""
         if not self.name or (self.arguments is None and not self.sure):
             return False
-        self.tape.take(end)
+        self.buffer.take(end)
         yield CallBegun(self.name)
         yield CallArguments(self.arguments or NO_ARGUMENTS)
         return True
 
     def _rest(self) -> Wait[None]:
         """Take the members behind the arguments, and the brace."""
-        tape = self.tape
+        buffer = self.buffer
         while True:
-            at = yield from tape.skip(0)
-            mark = yield from tape.char(at)
+            at = yield from buffer.skip(0)
+            mark = yield from buffer.char(at)
             if mark == "}":
-                tape.take(at + 1)
+                buffer.take(at + 1)
                 return
             if mark != "," or (end := (yield from self._any_member(at + 1))) is None:
-                if tape.ended and mark in ("", ","):
-                    tape.take(len(tape.text))  # cut off within the call
+                if buffer.ended and mark in ("", ","):
+                    buffer.take(len(buffer.text))  # cut off within the call
                 return
-            tape.take(end)
+            buffer.take(end)
 
     def _any_member(self, at: int) -> Wait[int | None]:
-        tape = self.tape
-        at = yield from tape.skip(at)
-        if (yield from tape.char(at)) != '"':
+        buffer = self.buffer
+        at = yield from buffer.skip(at)
+        if (yield from buffer.char(at)) != '"':
             return None
-        end = yield from tape.string_end(at)
+        end = yield from buffer.string_end(at)
         if end is None:
             return None
-        at = yield from tape.skip(end)
-        if (yield from tape.char(at)) != ":":
+        at = yield from buffer.skip(end)
+        if (yield from buffer.char(at)) != ":":
             return None
-        at = yield from tape.skip(at + 1)
-        return (yield from tape.value_end(at))
+        at = yield from buffer.skip(at + 1)
+        return (yield from buffer.value_end(at))
 
 
 def _object(text: str) -> str | None:
-    """Return whole arguments as the text of an object; None if they are none."""
+    """Return complete arguments as the text of an object; None if they are none."""
     try:
         value = from_json(text, allow_inf_nan=False)
         if isinstance(value, str):
@@ -209,34 +209,34 @@ def _object(text: str) -> str | None:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else None
 
 
-def _tell_quoted(tape: Tape) -> Read[bool]:
-    """Tell the arguments in the string that goes on here; False if it is cut."""
+def _emit_quoted(buffer: Buffer) -> Read[bool]:
+    """Emit the arguments in the string that goes on here; False if it is cut."""
     while True:
-        found = _QUOTED.search(tape.text)
-        if text := tape.take(found.start() if found else len(tape.text)):
+        found = _QUOTED.search(buffer.text)
+        if text := buffer.take(found.start() if found else len(buffer.text)):
             yield CallArguments(text)
         if found is None:
-            if not (yield from tape.more(0)):
+            if not (yield from buffer.more(0)):
                 return False
         elif found[0] == '"':
-            tape.take(1)
+            buffer.take(1)
             return True
         else:
-            length = yield from _escape_length(tape)
-            text = _unescaped(tape.take(length))
+            length = yield from _escape_length(buffer)
+            text = _unescaped(buffer.take(length))
             if not text:
                 return False
             yield CallArguments(text)
 
 
-def _escape_length(tape: Tape) -> Wait[int]:
+def _escape_length(buffer: Buffer) -> Wait[int]:
     """Return the length of the escape that begins here, both halves of a pair together."""
-    if (yield from tape.char(1)) != "u":
+    if (yield from buffer.char(1)) != "u":
         return 2
-    yield from tape.more(5)
-    paired = tape.text[2:4].lower() in ("d8", "d9", "da", "db")
-    if paired and (yield from tape.starts("\\u", 6)):
-        yield from tape.more(11)
+    yield from buffer.more(5)
+    paired = buffer.text[2:4].lower() in ("d8", "d9", "da", "db")
+    if paired and (yield from buffer.starts("\\u", 6)):
+        yield from buffer.more(11)
         return 12
     return 6
 

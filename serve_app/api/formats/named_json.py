@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_app.api.formats.tape import CallBegun, Read, Tape, Tools, Wait
+from serve_app.api.formats.buffer import Buffer, CallBegun, Read, Tools, Wait
 
 ARGUMENTS, CALL_ID = "[ARGS]", "[CALL_ID]"
 _ID_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
@@ -13,26 +13,26 @@ class NamedJson:
 
     opening = ""
 
-    def read(self, tape: Tape, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
+    def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
         """See `table.Form`."""
-        name = yield from tape.one_of(tools.names, at)
+        name = yield from buffer.one_of(tools.names, at)
         if not sure or not name:
             return False
-        at = yield from _arguments_at(tape, at + len(name))
-        if (yield from tape.char(at)) != "{":
+        at = yield from _arguments_at(buffer, at + len(name))
+        if (yield from buffer.char(at)) != "{":
             return False
-        inner = yield from tape.skip(at + 1)
-        if (yield from tape.char(inner)) not in ('"', "}"):
+        inner = yield from buffer.skip(at + 1)
+        if (yield from buffer.char(inner)) not in ('"', "}"):
             return False
-        tape.take(at)
+        buffer.take(at)
         yield CallBegun(name)
-        yield from tape.tell_object()
+        yield from buffer.emit_object()
         return True
 
 
-def _arguments_at(tape: Tape, at: int) -> Wait[int]:
-    if (yield from tape.starts(CALL_ID, at)):
-        at = yield from tape.skip(at + len(CALL_ID), _ID_CHARS)
-    if (yield from tape.starts(ARGUMENTS, at)):
+def _arguments_at(buffer: Buffer, at: int) -> Wait[int]:
+    if (yield from buffer.starts(CALL_ID, at)):
+        at = yield from buffer.skip(at + len(CALL_ID), _ID_CHARS)
+    if (yield from buffer.starts(ARGUMENTS, at)):
         at += len(ARGUMENTS)
-    return (yield from tape.skip(at))
+    return (yield from buffer.skip(at))

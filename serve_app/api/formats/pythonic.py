@@ -1,7 +1,7 @@
 """Calls as Python writes them: `[f(city="Paris", days=3), g()]`, or one without the brackets.
 
 Values are literals: strings, numbers, True, False, None, lists, tuples and dicts of them. They
-are told as JSON while they come.
+are emitted as JSON while they come.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import re
 
-from serve_app.api.formats.tape import CallArguments, CallBegun, Read, Tape, Tools, Wait
+from serve_app.api.formats.buffer import Buffer, CallArguments, CallBegun, Read, Tools, Wait
 
 MAX_DEPTH = 32
 _WORDS = {
@@ -31,11 +31,11 @@ class PythonCall:
 
     opening = ""
 
-    def read(self, tape: Tape, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
+    def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
         """See `table.Form`."""
         if not sure:
             return False
-        called = yield from _call(tape, at, tools, bare=True)
+        called = yield from _call(buffer, at, tools, bare=True)
         return called
 
 
@@ -44,79 +44,79 @@ class PythonCalls:
 
     opening = "["
 
-    def read(self, tape: Tape, at: int, tools: Tools, *, sure: bool) -> Read[bool]:  # noqa: ARG002
+    def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:  # noqa: ARG002
         """See `table.Form`."""
-        if (yield from tape.char(at)) != "[":
+        if (yield from buffer.char(at)) != "[":
             return False
-        at = yield from tape.skip(at + 1)
-        if not (yield from _call(tape, at, tools, bare=False)):
+        at = yield from buffer.skip(at + 1)
+        if not (yield from _call(buffer, at, tools, bare=False)):
             return False
         while True:
-            at = yield from tape.skip(0)
-            mark = yield from tape.char(at)
+            at = yield from buffer.skip(0)
+            mark = yield from buffer.char(at)
             if mark == "]":
-                tape.take(at + 1)
+                buffer.take(at + 1)
                 return True
-            at = yield from tape.skip(at + 1)
-            tape.short = False
-            if mark != "," or not (yield from _call(tape, at, tools, bare=False)):
-                tape.drop_beginning()
+            at = yield from buffer.skip(at + 1)
+            buffer.short = False
+            if mark != "," or not (yield from _call(buffer, at, tools, bare=False)):
+                buffer.drop_beginning()
                 return True
 
 
-def _call(tape: Tape, at: int, tools: Tools, *, bare: bool) -> Read[bool]:
+def _call(buffer: Buffer, at: int, tools: Tools, *, bare: bool) -> Read[bool]:
     """Read a call from its name on, and take it; False if there is none."""
-    name = yield from tape.one_of(tools.names, at)
+    name = yield from buffer.one_of(tools.names, at)
     if not name:
         return False
-    at = yield from tape.skip(at + len(name))
-    if (yield from tape.char(at)) != "(":
+    at = yield from buffer.skip(at + len(name))
+    if (yield from buffer.char(at)) != "(":
         return False
-    at = yield from tape.skip(at + 1)
-    if (yield from tape.char(at)) == ")":
-        return (yield from _empty_call(tape, at + 1, name, bare=bare))
-    if not (yield from _begins_arguments(tape, at, tools, name)):
+    at = yield from buffer.skip(at + 1)
+    if (yield from buffer.char(at)) == ")":
+        return (yield from _empty_call(buffer, at + 1, name, bare=bare))
+    if not (yield from _begins_arguments(buffer, at, tools, name)):
         return False
-    tape.take(at)
+    buffer.take(at)
     yield CallBegun(name)
-    yield from _arguments(tape, list(tools.properties(name)))
+    yield from _arguments(buffer, list(tools.properties(name)))
     return True
 
 
-def _empty_call(tape: Tape, end: int, name: str, *, bare: bool) -> Read[bool]:
-    if bare and (yield from tape.more((yield from tape.skip(end)))):
+def _empty_call(buffer: Buffer, end: int, name: str, *, bare: bool) -> Read[bool]:
+    if bare and (yield from buffer.more((yield from buffer.skip(end)))):
         return False  # `f() is a function` is no call
-    tape.take(end)
+    buffer.take(end)
     yield CallBegun(name)
     yield CallArguments("{}")
     return True
 
 
-def _begins_arguments(tape: Tape, at: int, tools: Tools, name: str) -> Wait[bool]:
-    """Tell whether a literal stands here, behind its keyword or in place of a parameter."""
-    key, value = yield from _keyword(tape, at)
+def _begins_arguments(buffer: Buffer, at: int, tools: Tools, name: str) -> Wait[bool]:
+    """Return whether a literal stands here, behind its keyword or in place of a parameter."""
+    key, value = yield from _keyword(buffer, at)
     if not key and not tools.properties(name):
         return False
-    first = yield from tape.char(value)
+    first = yield from buffer.char(value)
     if first in ('"', "'", "[", "(", "{"):
         return True
-    _, end = yield from _scalar(tape, value)
+    _, end = yield from _scalar(buffer, value)
     return end > value
 
 
-def _keyword(tape: Tape, at: int) -> Wait[tuple[str, int]]:
+def _keyword(buffer: Buffer, at: int) -> Wait[tuple[str, int]]:
     """Return a keyword and the place of its value; an empty one if the value stands here."""
-    end = yield from tape.skip(at, _IDENTIFIER)
-    mark = yield from tape.skip(end)
-    if end == at or (yield from tape.char(mark)) != "=":
+    end = yield from buffer.skip(at, _IDENTIFIER)
+    mark = yield from buffer.skip(end)
+    if end == at or (yield from buffer.char(mark)) != "=":
         return "", at
-    return tape.text[at:end], (yield from tape.skip(mark + 1))
+    return buffer.text[at:end], (yield from buffer.skip(mark + 1))
 
 
-def _scalar(tape: Tape, at: int) -> Wait[tuple[str, int]]:
+def _scalar(buffer: Buffer, at: int) -> Wait[tuple[str, int]]:
     """Return a number or a word at a place as JSON, and its end; that is `at` if it is none."""
-    end = yield from tape.skip(at, _SCALAR)
-    word = tape.text[at:end]
+    end = yield from buffer.skip(at, _SCALAR)
+    word = buffer.text[at:end]
     if word in _WORDS:
         return _WORDS[word], end
     for kind in (lambda text: int(text, 0), float):
@@ -129,135 +129,135 @@ def _scalar(tape: Tape, at: int) -> Wait[tuple[str, int]]:
     return "", at
 
 
-def _arguments(tape: Tape, positions: list[str]) -> Read[bool]:
-    """Tell the arguments that begin here, and take the closing parenthesis.
+def _arguments(buffer: Buffer, positions: list[str]) -> Read[bool]:
+    """Emit the arguments that begin here, and take the closing parenthesis.
 
     Args:
-        tape: the text.
+        buffer: the text.
         positions: the tool's parameters in order, for values without a keyword.
     """
     lead = "{"
     while True:
-        at = yield from tape.skip(0)
-        if (yield from tape.char(at)) == ")":
-            tape.take(at + 1)
+        at = yield from buffer.skip(0)
+        if (yield from buffer.char(at)) == ")":
+            buffer.take(at + 1)
             yield CallArguments("}")
             return True
-        key, value = yield from _keyword(tape, at)
+        key, value = yield from _keyword(buffer, at)
         if not key and not positions:
             return False
         key = key or positions[0]
         positions = [name for name in positions if name != key]
-        tape.take(value)
+        buffer.take(value)
         yield CallArguments(f"{lead}{json.dumps(key)}: ")
-        if not (yield from _value(tape, 0)) or not (yield from _comma(tape, ")")):
+        if not (yield from _value(buffer, 0)) or not (yield from _comma(buffer, ")")):
             return False
         lead = ", "
 
 
-def _comma(tape: Tape, closing: str) -> Wait[bool]:
+def _comma(buffer: Buffer, closing: str) -> Wait[bool]:
     """Take a comma; False if neither it nor the closing mark, which stays, stands here."""
-    at = yield from tape.skip(0)
-    mark = yield from tape.char(at)
+    at = yield from buffer.skip(0)
+    mark = yield from buffer.char(at)
     if mark == ",":
-        tape.take(at + 1)
+        buffer.take(at + 1)
     return mark in (",", closing) and mark != ""
 
 
-def _value(tape: Tape, depth: int) -> Read[bool]:
-    """Tell the literal that begins here, and take it; False where it is none any more."""
-    first = yield from tape.char(0)
+def _value(buffer: Buffer, depth: int) -> Read[bool]:
+    """Emit the literal that begins here, and take it; False where it is none any more."""
+    first = yield from buffer.char(0)
     if first in ('"', "'"):
-        return (yield from _string(tape, first))
+        return (yield from _string(buffer, first))
     if first in ("[", "("):
-        return (yield from _items(tape, "]" if first == "[" else ")", depth))
+        return (yield from _items(buffer, "]" if first == "[" else ")", depth))
     if first == "{":
-        return (yield from _members(tape, depth))
-    text, end = yield from _scalar(tape, 0)
-    tape.take(end)
+        return (yield from _members(buffer, depth))
+    text, end = yield from _scalar(buffer, 0)
+    buffer.take(end)
     if text:
         yield CallArguments(text)
     return bool(text)
 
 
-def _items(tape: Tape, closing: str, depth: int) -> Read[bool]:
-    tape.take(1)
+def _items(buffer: Buffer, closing: str, depth: int) -> Read[bool]:
+    buffer.take(1)
     lead = "["
     while depth < MAX_DEPTH:
-        at = yield from tape.skip(0)
-        if (yield from tape.char(at)) == closing:
-            tape.take(at + 1)
+        at = yield from buffer.skip(0)
+        if (yield from buffer.char(at)) == closing:
+            buffer.take(at + 1)
             yield CallArguments("[]" if lead == "[" else "]")
             return True
-        tape.take(at)
-        if not tape.text:
+        buffer.take(at)
+        if not buffer.text:
             return False
         yield CallArguments(lead)
-        if not (yield from _value(tape, depth + 1)) or not (yield from _comma(tape, closing)):
+        if not (yield from _value(buffer, depth + 1)) or not (yield from _comma(buffer, closing)):
             return False
         lead = ", "
     return False
 
 
-def _members(tape: Tape, depth: int) -> Read[bool]:
-    tape.take(1)
+def _members(buffer: Buffer, depth: int) -> Read[bool]:
+    buffer.take(1)
     lead = "{"
     while depth < MAX_DEPTH:
-        at = yield from tape.skip(0)
-        if (yield from tape.char(at)) == "}":
-            tape.take(at + 1)
+        at = yield from buffer.skip(0)
+        if (yield from buffer.char(at)) == "}":
+            buffer.take(at + 1)
             yield CallArguments("{}" if lead == "{" else "}")
             return True
-        tape.take(at)
-        if not tape.text:
+        buffer.take(at)
+        if not buffer.text:
             return False
         yield CallArguments(lead)
-        if not (yield from _key(tape)):
+        if not (yield from _key(buffer)):
             return False
         yield CallArguments(": ")
-        if not (yield from _value(tape, depth + 1)) or not (yield from _comma(tape, "}")):
+        if not (yield from _value(buffer, depth + 1)) or not (yield from _comma(buffer, "}")):
             return False
         lead = ", "
     return False
 
 
-def _key(tape: Tape) -> Read[bool]:
-    """Tell a dict's key as a string, and take it with its colon."""
-    first = yield from tape.char(0)
+def _key(buffer: Buffer) -> Read[bool]:
+    """Emit a dict's key as a string, and take it with its colon."""
+    first = yield from buffer.char(0)
     if first in ('"', "'"):
-        known = yield from _string(tape, first)
+        known = yield from _string(buffer, first)
     else:
-        text, end = yield from _scalar(tape, 0)
-        tape.take(end)
+        text, end = yield from _scalar(buffer, 0)
+        buffer.take(end)
         known = bool(text)
         yield CallArguments(json.dumps(text))
-    at = yield from tape.skip(0)
-    if not known or (yield from tape.char(at)) != ":":
+    at = yield from buffer.skip(0)
+    if not known or (yield from buffer.char(at)) != ":":
         return False
-    tape.take((yield from tape.skip(at + 1)))
+    buffer.take((yield from buffer.skip(at + 1)))
     return True
 
 
-def _string(tape: Tape, quote: str) -> Read[bool]:
-    """Tell a string as JSON while it comes, and take it; False if it has no end."""
-    if (yield from tape.starts(quote * 3, 0)):
+def _string(buffer: Buffer, quote: str) -> Read[bool]:
+    """Emit a string as JSON while it comes, and take it; False if it has no end."""
+    if (yield from buffer.starts(quote * 3, 0)):
         quote *= 3
-    tape.take(len(quote))
+    buffer.take(len(quote))
     yield CallArguments('"')
     marks = re.compile(rf"[{quote[0]}\\]")
-    while (yield from tape.more(0)):
-        found = marks.search(tape.text)
-        if text := tape.take(found.start() if found else len(tape.text)):
+    while (yield from buffer.more(0)):
+        found = marks.search(buffer.text)
+        if text := buffer.take(found.start() if found else len(buffer.text)):
             yield CallArguments(_inside(text))
-        elif tape.text[0] == "\\":
-            if not (yield from _escape(tape)):
+        elif buffer.text[0] == "\\":
+            if not (yield from _escape(buffer)):
                 return False
-        elif (yield from tape.starts(quote, 0)):
-            tape.take(len(quote))
+        elif (yield from buffer.starts(quote, 0)):
+            buffer.take(len(quote))
             yield CallArguments('"')
             return True
         else:  # one quote within a string of three
-            yield CallArguments(_inside(tape.take(1)))
+            yield CallArguments(_inside(buffer.take(1)))
     return False
 
 
@@ -266,14 +266,14 @@ def _inside(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _escape(tape: Tape) -> Read[bool]:
-    """Tell the escape that begins here as JSON; False if it is cut."""
-    kind = yield from tape.char(1)
+def _escape(buffer: Buffer) -> Read[bool]:
+    """Emit the escape that begins here as JSON; False if it is cut."""
+    kind = yield from buffer.char(1)
     if not kind:
         return False
     length = _CODE_LENGTHS.get(kind, 0)
-    yield from tape.more(1 + length)
-    escape = tape.take(2 + length)
+    yield from buffer.more(1 + length)
+    escape = buffer.take(2 + length)
     if length and (code := _code(escape[2:])) is not None:
         yield CallArguments(code)
     elif kind in _ESCAPES:

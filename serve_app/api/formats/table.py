@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve_app.api.formats.buffer import Buffer, Read, Tools
 from serve_app.api.formats.function_tag import FunctionTag
 from serve_app.api.formats.json_calls import JsonCall, JsonCalls
 from serve_app.api.formats.named_json import ARGUMENTS, CALL_ID, NamedJson
 from serve_app.api.formats.pythonic import PythonCall, PythonCalls
-from serve_app.api.formats.tape import Read, Tape, Tools
 
 
 class Form(Protocol):
@@ -24,17 +24,17 @@ class Form(Protocol):
         """What it begins with, wherever it stands; empty if that is a tool's name."""
         ...
 
-    def read(self, tape: Tape, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
-        """Read the calls at a place: tell them, and take the text up to their end.
+    def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:
+        """Read the calls at a place: emit them, and take the text up to their end.
 
         Args:
-            tape: the text; white space before the place belongs to the calls.
+            buffer: the text; white space before the place belongs to the calls.
             at: where they begin.
             tools: only these can be called.
             sure: calls are expected here: at the start, after another one, within a tag.
 
         Returns:
-            False if there are none; then nothing was told or taken.
+            False if there are none; then nothing was emitted or taken.
         """
         ...
 
@@ -77,7 +77,7 @@ MARKS = (
     *(mark for tag in TAGS for mark in (tag.opening, tag.closing) if mark.strip("`")),
     *(ARGUMENTS, CALL_ID, FunctionTag.opening, "<think>", THOUGHTS_END),
 )
-# Where content may turn into calls.
+# Where content may go over into calls.
 OPENINGS = tuple(dict.fromkeys(
     [tag.opening for tag in TAGS] + [form.opening for form in FORMS if form.opening]
     + [THOUGHTS_END]

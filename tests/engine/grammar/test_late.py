@@ -3,7 +3,7 @@
 import numpy as np
 
 from serve_app.engine.grammar.late import LateMatcher, Thoughts
-from serve_app.engine.grammar.worker import ADVANCE
+from serve_app.engine.grammar.wire import ADVANCE
 from serve_app.engine.reasoning import Thinking
 
 PIECES = ["<think>", "</think>", "a", "</th", "ink>\n", "{", "<eos>"]
@@ -77,6 +77,6 @@ def test_a_model_may_open_its_thoughts_or_answer_at_once():
 
 
 def test_without_a_token_for_the_tag_the_answer_begins_at_once():
-    """One that is spelled in several tokens cannot be told from an answer's beginning."""
+    """One that is spelled in several tokens cannot be separated from an answer's beginning."""
     matcher, _ = walk(Thinking.POSSIBLE, open_id=None)
     assert allowed(matcher) == {BRACE}

@@ -1,7 +1,7 @@
 """Text as it comes, and ways to read it that wait for more.
 
 A form is read by generators: one that needs text that is not there yet yields None and goes on
-when there is more, so it is written as if the whole text were there. What it decides cannot
+when there is more, so it is written as if all of the text were there. What it decides cannot
 depend on how the text was cut into pieces, because nothing else is decided by the pieces.
 """
 
@@ -45,7 +45,7 @@ class CallArguments:
 
 Part: TypeAlias = Content | CallBegun | CallArguments
 Wait: TypeAlias = Generator[None, None, T]  # looks ahead
-Read: TypeAlias = Generator[Part | None, None, T]  # tells parts as well
+Read: TypeAlias = Generator[Part | None, None, T]  # emits parts as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Tools:
         return found if isinstance(found, Mapping) else {}
 
 
-class Tape:
-    """The part of a text that is not told yet.
+class Buffer:
+    """The part of a text that is not emitted yet.
 
     Places are counted from its beginning; `take` moves it. Methods that return a `Wait` look
     ahead as far as they need, and see an empty text behind the end.
@@ -103,7 +103,7 @@ class Tape:
         return self.text[at] if (yield from self.more(at)) else ""
 
     def starts(self, literal: str, at: int) -> Wait[bool]:
-        """Tell whether a literal stands at a place; waits only while it may."""
+        """Return whether a literal stands at a place; waits only while it may."""
         while not self.text.startswith(literal, at):
             if not literal.startswith(self.text[at : at + len(literal)]):
                 return False
@@ -179,8 +179,8 @@ class Tape:
                 return end
             at = end
 
-    def tell_object(self) -> Read[bool]:
-        """Tell the JSON object that begins here as arguments while it comes; False if cut."""
+    def emit_object(self) -> Read[bool]:
+        """Emit the JSON object that begins here as arguments while it comes; False if cut."""
         scan = _Braces()
         while True:
             end = scan.end(self.text)
