@@ -1,7 +1,8 @@
 """The quickstart: a loopback Hub with a gated model, and `serve run configs/quickstart.yaml`.
 
 Everything it starts is its own and stops with it: the Hub is a thread, Ray an instance of its
-own, `serve run` a child. The Hugging Face cache and token of the user are not touched.
+own on 127.0.0.1, `serve run` a child. The Hugging Face cache and token of the user are not
+touched, and a second quickstart on other ports shares nothing with the first but the demo model.
 """
 
 from __future__ import annotations
@@ -24,8 +25,21 @@ from typing import Any
 
 import yaml
 
+from scripts.quickstart_state import Failure, State, hold, write_secret
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "quickstart.yaml"
+STATE = "~/.cache/serve-app/quickstart"
+STOPPING = [signal.SIGINT, signal.SIGTERM]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+    STOPPING.append(signal.SIGHUP)
+# Runs a program that Linux kills when we are killed, as Ray does it for its own processes.
+ENDS_WITH_US = """\
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 START_TIMEOUT_S = 600
 BLOCKED_EXIT = 3
 
@@ -46,13 +60,19 @@ def main() -> int:
 
 
 def _stop_by_signal() -> None:
-    """Stop in order at Ctrl-C and SIGTERM; a shell may have started us with SIGINT ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    """Stop in order at Ctrl-C, SIGTERM and a closed terminal, once.
 
+    A shell may have started us with SIGINT ignored; and a second Ctrl-C while everything stops
+    would leave something running.
+    """
 
-class Failure(Exception):
-    """The demo cannot go on; the message names the mend."""
+    def stop(_number: int, _frame: object) -> None:
+        for each in STOPPING:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in STOPPING:
+        signal.signal(number, stop)
 
 
 def say(text: str) -> None:
@@ -62,9 +82,9 @@ def say(text: str) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/quickstart", description=__doc__)
-    parser.add_argument("--port", type=int, default=8000, help="port of the API (8000)")
+    parser.add_argument("--port", type=_port, default=8000, help="port of the API (8000)")
     parser.add_argument(
-        "--hub-port", type=int, default=8090, help="port of the loopback Hub (8090)"
+        "--hub-port", type=_port, default=8090, help="port of the loopback Hub (8090)"
     )
     parser.add_argument(
         "--once", action="store_true", help="ask one question, print the answer, stop"
@@ -74,25 +94,33 @@ def _options() -> argparse.Namespace:
         action="store_true",
         help="use a token without the license: the rollout is blocked",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.port == options.hub_port:
+        parser.error("--port and --hub-port have to be two ports")
+    return options
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port (1 to 65535)")
+    return port
 
 
 def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
+    state = stack.enter_context(hold(Path(STATE).expanduser(), port=options.port))
     for flag, port in (("--port", options.port), ("--hub-port", options.hub_port)):
         _require_free(port, flag)
-    config_path, config = _config(options)
+    config_path, config = _config(options, state)
     args = config["applications"][0]["args"]
     hub, token = _start_hub(options, args["model"]["repo_id"], stack)
-    token_file = Path(args["access"]["token_file"]).expanduser()
-    _write_secret(token_file, token)
-    stack.callback(token_file.unlink, missing_ok=True)
+    write_secret(state.token, token)
 
-    environment = _environment(token_file.parent)
+    environment = state.environment()
     address = _start_ray(environment, stack)
     say(f"[3/3] serve run {config_path}")
-    log = token_file.parent / "serve-run.log"
-    serve = stack.enter_context(_serve_run(config_path, address, environment, log))
-    status = _wait(serve, log)
+    serve = stack.enter_context(_serve_run(config_path, address, environment, state.log))
+    status = _wait(serve, state.log)
     if status.status == "RUNNING":
         return _talk(options, args["model"]["served_name"])
     say(f"\nThe rollout was blocked:\n\n{status.message}\n")
@@ -110,23 +138,18 @@ def _require_free(port: int, flag: str) -> None:
             raise Failure(f"port {port} is taken; choose another one with {flag}.") from error
 
 
-def _config(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """Return the config as it is, or a copy with the other ports beside the token."""
+def _config(options: argparse.Namespace, state: State) -> tuple[Path, dict[str, Any]]:
+    """Return the config as it is, or a copy for other ports in their folder."""
     config = yaml.safe_load(CONFIG.read_text())
     access = config["applications"][0]["args"]["access"]
     endpoint = f"http://127.0.0.1:{options.hub_port}"
     if (config["http_options"]["port"], access["endpoint"]) == (options.port, endpoint):
-        return CONFIG.relative_to(Path.cwd()) if CONFIG.is_relative_to(
-            Path.cwd()
-        ) else CONFIG, config
+        is_here = CONFIG.is_relative_to(Path.cwd())
+        return CONFIG.relative_to(Path.cwd()) if is_here else CONFIG, config
     config["http_options"]["port"] = options.port
-    access["endpoint"] = endpoint
-    state = Path(access["token_file"]).expanduser().parent
-    access["token_file"] = str(state / f"token-{options.hub_port}")
-    state.mkdir(parents=True, exist_ok=True)
-    path = state / f"quickstart-{options.port}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return path, config
+    access |= {"endpoint": endpoint, "token_file": str(state.token)}
+    state.config.write_text(yaml.safe_dump(config, sort_keys=False))
+    return state.config, config
 
 
 def _start_hub(
@@ -146,40 +169,13 @@ def _start_hub(
     return hub, token
 
 
-def _write_secret(path: Path, value: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(value)
-
-
-def _environment(state: Path) -> dict[str, str]:
-    """Return the environment of every process: ours without the user's Hub and Ray settings."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HF_", "HUGGING", "RAY_", "TRANSFORMERS_"))
-    }
-    ray_token = state / "ray-token"  # ours alone may talk to this instance
-    _write_secret(ray_token, secrets.token_hex(32))
-    environment |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(ray_token),
-        "HF_HOME": str(state / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-    return environment
-
-
 def _start_ray(environment: dict[str, str], stack: contextlib.ExitStack) -> str:
     say("[2/3] a Ray instance of its own")
     os.environ.clear()
     os.environ.update(environment)
     import ray  # noqa: PLC0415 (reads its environment when imported)
 
+    stack.callback(ray.shutdown)  # also of what a Ctrl-C leaves half started
     context = ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 1),
@@ -188,7 +184,6 @@ def _start_ray(environment: dict[str, str], stack: contextlib.ExitStack) -> str:
         log_to_driver=False,
         logging_level="error",
     )
-    stack.callback(ray.shutdown)
     _stop_by_signal()  # Ray has put its own in place
     return str(context.address_info["gcs_address"])
 
@@ -198,6 +193,8 @@ def _serve_run(
     config: Path, address: str, environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     command = [str(Path(sys.executable).parent / "serve"), "run", str(config)]
+    if sys.platform == "linux":
+        command = [sys.executable, "-c", ENDS_WITH_US, *command]
     with log.open("wb") as output:
         child = subprocess.Popen(
             command,

@@ -96,8 +96,18 @@ def _add_rollouts(commands: Any) -> None:
     deploy.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
     deploy.add_argument("--dry-run", action="store_true", help="stop after the gate and the plan")
     deploy.set_defaults(command=_deploy)
+    deploy.add_argument(
+        "--remove",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="take an application away that serves and is not in the file; others stay",
+    )
     rollback = commands.add_parser("rollback", help="go back to the config that served before")
-    rollback.set_defaults(command=_rollback, dry_run=False)
+    rollback.add_argument(
+        "application", nargs="?", metavar="APP", help="this one (default: the last rollout's)"
+    )
+    rollback.set_defaults(command=_rollback, dry_run=False, remove=[])
     for parser in (deploy, rollback):
         parser.add_argument(
             "--address", help="address of the Ray cluster (default: the running one)"
@@ -152,8 +162,8 @@ def _rollback(options: argparse.Namespace) -> int:
 
     how = _rollout_options(options)
     with command.connected(options.address):
-        good = command.former()
-    code, verdicts = _gate_before_rollout(serve_config.served(good.goal), options)
+        good = command.former(options.application)
+    code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
     with command.connected(options.address):
         if code:
             return command.blocked(code, verdicts)
@@ -170,7 +180,9 @@ def _rollout_options(options: argparse.Namespace) -> Options:
     except ValueError as error:
         raise ConfigError(f"--timeout: {error}") from None
     logs.configure_cli(LoggingConfig(level="error"))
-    return Options(timeout_s, as_json=options.json, dry_run=options.dry_run)
+    return Options(
+        timeout_s, as_json=options.json, dry_run=options.dry_run, remove=tuple(options.remove)
+    )
 
 
 def _gate_before_rollout(

@@ -34,8 +34,15 @@ log = structlog.get_logger()
 # Requests over its limits that a replica may hold at a time while it refuses them, so that the
 # answer is its own, with the time to come back, and never a place in Serve's line.
 REFUSED_AT_ONCE = 64
+# Requests that an ingress may have open: no limit, since one would make `/health` wait in Serve's
+# line behind bodies that come slowly. Each kind of work in there has its own: bodies on their way
+# (`api/intake.py`), and what waits for replicas (`per_replica`), which is refused at once.
+INGRESS_REQUESTS = 1_000_000
 # Streams that run when a replica is told to stop get this long; a slow model's longest answer.
 DRAIN_S = 120.0
+# Three failures in a row replace a replica: 15 s after it says so itself, a minute after it
+# stopped to answer. Serve's own values make it 30 s and two minutes.
+HEALTH: dict[str, Any] = {"health_check_period_s": 5.0, "health_check_timeout_s": 15.0}
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -91,6 +98,7 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
         # what is on its way to a replica too, so fewer would refuse a burst into an idle one.
         max_queued_requests=per_replica,
         graceful_shutdown_timeout_s=DRAIN_S,
+        **HEALTH,
         max_surge_percent=100,  # Serve's default stops the old replica before the new one is up
         logging_config=logs.serve_logging(config.logging),
         **_scale(config.replica),
@@ -100,8 +108,9 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
         # An ingress that is lost cuts the streams of all replicas; two share them.
         num_replicas=min(2, config.replica.max_replicas),
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=(config.replica.max_replicas + 2) * per_replica,
+        max_ongoing_requests=INGRESS_REQUESTS,
         graceful_shutdown_timeout_s=DRAIN_S,
+        **HEALTH,
         max_surge_percent=100,
         logging_config=logs.serve_logging(config.logging),
     )(serve.ingress()(Ingress))

@@ -39,10 +39,22 @@ class ModelConfig(_Part):
         "main", min_length=1, description="branch, tag or commit; pinned by the gate"
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="asserted after loading")
-    served_name: str | None = Field(None, description="name in the API; default: repo_id")
+    served_name: str | tuple[str, ...] | None = Field(
+        None, description="name in the API, or a list of them; default, and always taken: repo_id"
+    )
     path: str | None = Field(None, description="local directory instead of the Hub")
     share_weights: bool = Field(
         default=True, description="nodes that proved their access fetch from each other first"
+    )
+
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="file on every node that replaces the model's chat template; `~` works",
+    )
+    reasoning: Literal["none", "think"] = Field(
+        "none",
+        description="`think`: text in `<think>` tags is `reasoning_content`, structure after it",
     )
 
     @field_validator("repo_id")
@@ -50,6 +62,14 @@ class ModelConfig(_Part):
     def _repo_shape(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", value):
             raise ValueError("is not a Hub repository; write it as owner/name")
+        return value
+
+    @field_validator("served_name")
+    @classmethod
+    def _names_some(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = (value,) if isinstance(value, str) else value
+        if names is not None and not (names and all(0 < len(name) <= 256 for name in names)):
+            raise ValueError("must be a name, or a list of at least one, of 1 to 256 characters")
         return value
 
     @model_validator(mode="after")
@@ -66,9 +86,18 @@ class ModelConfig(_Part):
         return str(self.repo_id or self.path)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The model's names in the API: the served ones, and the repository's."""
+        served = self.served_name or ()
+        names = (served,) if isinstance(served, str) else served
+        own = self.repo_id or self.source.rstrip("/").rsplit("/", 1)[-1]
+        # A directory's name is a name only where there is no other.
+        return tuple(dict.fromkeys((*names, own) if self.repo_id or not names else names))
+
+    @property
     def name(self) -> str:
-        """The model's name in the API."""
-        return self.served_name or self.repo_id or self.source.rstrip("/").rsplit("/", 1)[-1]
+        """The model's own name in the API."""
+        return self.names[0]
 
 
 class AccessConfig(_Part):
@@ -164,7 +193,10 @@ class EngineConfig(_Part):
         default=True, description="prompts that begin alike share work, and so their timing"
     )
     kv_cache_fraction: float = Field(
-        0.9, gt=0, lt=1, description="share of GPU memory for weights and KV cache together"
+        0.9,
+        gt=0,
+        lt=1,
+        description="of the GPU, or of its share by num_gpus: for weights and KV cache together",
     )
     kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
     native_cpu: bool = Field(
@@ -173,8 +205,16 @@ class EngineConfig(_Part):
     speculative_tokens: int = Field(
         0, ge=0, le=16, description="guesses from the text so far, checked in one step; 0 is off"
     )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="`auto`: sampling defaults of the model's generation_config.json; "
+        "`none`: temperature 1, all else off",
+    )
     deterministic: bool = Field(
         default=False, description="bitwise the same logits alone and in any batch"
+    )
+    step_timeout_s: float = Field(
+        120, gt=0, description="a step that takes longer hangs, and the replica is replaced"
     )
 
 
@@ -193,8 +233,31 @@ class ApiConfig(_Part):
     first_token_timeout_s: float = Field(
         600, gt=0, description="how long a request may wait for its first token; a start included"
     )
+    stall_timeout_s: float = Field(
+        60, gt=0, description="a stream ends when its replica gave no sign of life for so long"
+    )
     max_request_bytes: int = Field(2_097_152, ge=1024, description="largest request body")
+    trust_request_chat_template: bool = Field(
+        default=False, description="run a `chat_template` that comes with a request"
+    )
+    body_timeout_s: float = Field(
+        20, gt=0, le=3600, description="time for a body to come, and 1 s more for each 16 KiB of it"
+    )
+    max_answer_bytes: int = Field(
+        134_217_728, ge=65_536, description="largest answer, complete or streamed"
+    )
+    send_timeout_s: float = Field(
+        60, gt=0, description="how long a client may take nothing of its answer before it is cut"
+    )
+    keep_alive_s: float = Field(
+        10, ge=0, description="silence of a stream after which it sends a comment; 0: never"
+    )
     cors_allow_origins: tuple[str, ...] = Field((), description="allowed browser origins")
+    allowed_hosts: tuple[str, ...] | None = Field(
+        None,
+        description="names in the Host header, `*.` for subdomains, `*` for any; null: any, but "
+        "on loopback without keys only this machine's own",
+    )
 
 
 class LoggingConfig(_Part):

@@ -5,12 +5,17 @@ Private in Ray 2.60, and so here alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray._private import state
 from ray.serve._private.common import ReplicaID
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.constants import (
+    RAY_SERVE_ENABLE_HA_PROXY,
+    SERVE_CONTROLLER_NAME,
+    SERVE_NAMESPACE,
+)
 
 
 def instance_details(timeout_s: float) -> dict[str, Any]:
@@ -53,10 +58,7 @@ def replicas(application: str, timeout_s: float) -> dict[str, list[dict[str, Any
     if told:
         return {name: deployment["replicas"] for name, deployment in told.items()}
     found: dict[str, list[dict[str, Any]]] = {}
-    for actor in state.actors(actor_state_name="ALIVE").values():
-        if not ReplicaID.is_full_id_str(actor["Name"]):
-            continue
-        replica = ReplicaID.from_full_id_str(actor["Name"])
+    for replica, actor in _actors():
         if replica.deployment_id.app_name == application:
             found.setdefault(replica.deployment_id.name, []).append(
                 {
@@ -66,3 +68,23 @@ def replicas(application: str, timeout_s: float) -> dict[str, list[dict[str, Any
                 }
             )
     return found
+
+
+def living_replicas() -> set[str]:
+    """Return the ids of all replicas of all applications whose actors live.
+
+    Raises:
+        RayError: the cluster does not answer.
+    """
+    return {replica.unique_id for replica, _ in _actors()}
+
+
+def _actors() -> Iterator[tuple[ReplicaID, dict[str, Any]]]:
+    for actor in state.actors(actor_state_name="ALIVE").values():
+        if ReplicaID.is_full_id_str(actor["Name"]):
+            yield ReplicaID.from_full_id_str(actor["Name"]), actor
+
+
+def through_haproxy() -> bool:
+    """Return whether clients reach an ingress replica through Serve's HAProxy on its node."""
+    return bool(RAY_SERVE_ENABLE_HA_PROXY)

@@ -8,9 +8,12 @@
     │   ├── InvalidRequest           400, malformed or out of range
     │   ├── UnsupportedParameter     400, a known field that is not done here
     │   ├── ContextLengthExceeded    400, prompt and completion do not fit the window
+    │   ├── AnswerTooLarge           400, the answer grew over the limit
+    │   ├── HostNotAllowed           403, the Host header names another machine
     │   ├── ModelNotFound            404, another model's name
     │   ├── RouteNotFound            404, no such path
     │   ├── MethodNotAllowed         405, another method's path
+    │   ├── BodyTimeout              408, the body did not come in time
     │   ├── RequestTooLarge          413, body over the limit
     │   ├── UnsupportedMediaType     415, the body does not say that it is JSON
     │   ├── HeadersTooLarge          431, too many headers or too many bytes of them
@@ -115,6 +118,19 @@ class ContextLengthExceeded(RequestError):
     code = "context_length_exceeded"
 
 
+class AnswerTooLarge(RequestError):
+    """The answer grew over `api.max_answer_bytes` while it was generated."""
+
+    code = "answer_too_large"
+
+
+class HostNotAllowed(RequestError):
+    """The Host header names a machine that this service is not known as."""
+
+    code = "host_not_allowed"
+    http_status = 403
+
+
 class ModelNotFound(RequestError):
     """The request names a model that is not served here."""
 
@@ -134,6 +150,13 @@ class MethodNotAllowed(RequestError):
 
     code = "method_not_allowed"
     http_status = 405
+
+
+class BodyTimeout(RequestError):
+    """The body did not come within `api.body_timeout_s`. Repeating it may succeed."""
+
+    code = "request_timeout"
+    http_status = 408
 
 
 class RequestTooLarge(RequestError):

@@ -26,6 +26,7 @@ FRESH_S = 1.0  # however many people look
 CONTROLLER_TIMEOUT_S = 2.0
 PREFIX = "board/"
 LICENSE = "license/"
+WINDOW = "window/"
 
 
 class Fleet:
@@ -63,17 +64,20 @@ class Fleet:
     def _ask(self) -> View:
         try:
             found = replicas(self._application, CONTROLLER_TIMEOUT_S)
-            phases = ledger.running(self._application, since=time.time() - ledger.LOST_S)
+            phases = ledger.running(self._application, since=ledger.now() - ledger.LOST_S)
             names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
             counts = self._counts({each["replica_id"] for each in found[INGRESS_DEPLOYMENT]})
-            text = self._license()
+            text = self._kept(LICENSE)
+            window = self._kept(WINDOW)
         except (RayError, ValueError, KeyError):
             return View(None, ())
         servers = found.get(SERVER_DEPLOYMENT, ())  # none while the service sleeps
-        return View([_described(replica, phases, names) for replica in servers], counts, text)
+        described = [_described(replica, phases, names) for replica in servers]
+        return View(described, counts, text, window)
 
-    def _license(self) -> dict[str, Any] | None:
-        key = f"{LICENSE}{self._application}"
+    def _kept(self, prefix: str) -> Any:
+        """Return what a replica has left for all; None if none has."""
+        key = f"{prefix}{self._application}"
         value = internal_kv._internal_kv_get(key, namespace=ledger.NAMESPACE)
         return json.loads(value) if value else None
 
@@ -90,6 +94,15 @@ class Fleet:
         return tuple(found)
 
 
+def living_nodes() -> set[str]:
+    """Return the ids of the nodes that are in the cluster.
+
+    Raises:
+        RayError: the cluster does not answer.
+    """
+    return {str(node["NodeID"]) for node in all_nodes() if node["Alive"]}
+
+
 def tell_license(application: str, text: dict[str, Any] | None) -> None:
     """Let the status page say under which license text the weights lie; never raises for Ray.
 
@@ -97,9 +110,22 @@ def tell_license(application: str, text: dict[str, Any] | None) -> None:
         application: Serve's name of it.
         text: its title, sha256 and commit; None if there is none.
     """
+    _keep(f"{LICENSE}{application}", text)
+
+
+def publish_window(application: str, max_context_tokens: int) -> None:
+    """Let `/v1/models` say how many tokens the model takes; never raises for Ray.
+
+    Args:
+        application: Serve's name of it.
+        max_context_tokens: prompt and completion together.
+    """
+    _keep(f"{WINDOW}{application}", max_context_tokens)
+
+
+def _keep(key: str, fact: object) -> None:
     with suppress(RayError):
-        key = f"{LICENSE}{application}"
-        internal_kv._internal_kv_put(key, json.dumps(text), namespace=ledger.NAMESPACE)
+        internal_kv._internal_kv_put(key, json.dumps(fact), namespace=ledger.NAMESPACE)
 
 
 def _described(

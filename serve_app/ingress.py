@@ -7,6 +7,8 @@ end: what a client may read is `ServeAppError.message`, everything else stays in
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
@@ -24,10 +26,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app import __version__, logs, tally
 from serve_app.access.placement import placements_of
 from serve_app.access.preflight import preflight
+from serve_app.access.token import write_no_core_file
 from serve_app.access.verdict import Verdict
 from serve_app.access.watch import Watch
 from serve_app.api.app import RequestRecord, create_app
 from serve_app.config import AppConfig
+from serve_app.controller import through_haproxy
 from serve_app.errors import (
     EngineDead,
     EngineError,
@@ -36,15 +40,19 @@ from serve_app.errors import (
     RequestCancelled,
     ServeAppError,
 )
-from serve_app.exposition import exposition
-from serve_app.fleet import Fleet
+from serve_app.exposition import Exposition
+from serve_app.fleet import Fleet, living_nodes
+from serve_app.heartbeats import without_heartbeats
 from serve_app.metrics import REPEAT_S, AccessMetrics, IngressMetrics, RolloutMetrics
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 from serve_app.serve_config import SERVER_DEPLOYMENT
+from serve_app.watchdog import LoopWatchdog, stack_of
 
 log = structlog.get_logger()
 
 READY_TIMEOUT_S = 2.0
+# A loop that has not come round for so long answers nobody; its process makes room for another.
+LOOP_TIMEOUT_S = 30.0
 
 
 class RemoteEngine:
@@ -54,22 +62,30 @@ class RemoteEngine:
         handle: handle of the `LLMServer` deployment.
         patience_s: how long a request may wait for its first delta, in Serve's line, in the
             engine's, and for a replica to start.
+        stall_timeout_s: how long a replica that has taken it on may give no sign of life.
         may_sleep: whether there may be no replica at all until somebody asks.
     """
 
     def __init__(
-        self, handle: DeploymentHandle[Any], *, patience_s: float, may_sleep: bool = False
+        self,
+        handle: DeploymentHandle[Any],
+        *,
+        patience_s: float,
+        stall_timeout_s: float,
+        may_sleep: bool = False,
     ) -> None:
         self._stream = handle.options(stream=True)
         self._handle = handle
         self._patience_s = patience_s
+        self._stall_timeout_s = stall_timeout_s
         self._may_sleep = may_sleep
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Continue one prompt on some replica; see `LLMEngine.generate`.
 
         A replica that is lost before its first delta cost the client nothing yet: the request
-        goes to another one, once.
+        goes to another one, once. One with a structure does not: should that have been what
+        ended the replica, it would end the next one.
 
         Raises:
             ServeAppError: the replica's own error, or an `EngineError` that says no more
@@ -83,7 +99,7 @@ class RemoteEngine:
                         begun = True
                         yield delta
             except EngineDead:
-                if begun or not again:
+                if begun or not again or request.sampling.structure is not None:
                     raise
                 log.warning("request.moved", request_id=request.request_id)
             else:
@@ -94,7 +110,9 @@ class RemoteEngine:
         open_completions = request.n
         finished = False
         try:
-            async for item in _patient(deltas, self._patience_s):
+            async for item in without_heartbeats(
+                deltas, patience_s=self._patience_s, stall_timeout_s=self._stall_timeout_s
+            ):
                 if isinstance(item, ServeAppError):
                     finished = True
                     raise item
@@ -132,33 +150,31 @@ class RemoteEngine:
         text: str = await self._ask("detokenize", token_ids)
         return text
 
-    async def _ask(self, method: str, argument: object) -> Any:
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return each id as the vocabulary writes it; see `LLMEngine.token_strings`."""
+        strings: tuple[str, ...] = await self._ask("token_strings", token_ids)
+        return strings
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        info: dict[str, Any] = await self._ask("tokenizer_info")
+        return info
+
+    async def _ask(self, method: str, *arguments: object) -> Any:
+        response: Any = getattr(self._handle, method).remote(*arguments)
         try:
-            answer = await getattr(self._handle, method).remote(argument)
+            async with asyncio.timeout(self._stall_timeout_s):
+                answer = await response
+        except TimeoutError:
+            response.cancel()
+            raise NotReady(
+                f"no replica answered within {self._stall_timeout_s:g} s; retry later"
+            ) from None
         except (RayError, RayServeException) as error:
             raise translate(error, request_id="") from None
         if isinstance(answer, ServeAppError):
             raise answer
         return answer
-
-
-async def _patient(deltas: Any, patience_s: float) -> AsyncGenerator[Any, None]:
-    """Read a stream whose first item alone has a limit.
-
-    Raises:
-        NotReady: it did not come in time.
-    """
-    limit: float | None = patience_s
-    while True:
-        try:
-            async with asyncio.timeout(limit):
-                item = await anext(deltas)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise NotReady(f"no replica answered within {patience_s:g} s; retry later") from None
-        limit = None
-        yield item
 
 
 def _asleep() -> bool:
@@ -226,10 +242,12 @@ class Ingress:
         self, llm: DeploymentHandle[Any], config: AppConfig, verdict: Verdict
     ) -> None:
         logs.configure_serve(config.logging)
+        write_no_core_file()  # keys and prompts of clients pass through here
         self._metrics = IngressMetrics()
         self._engine = RemoteEngine(
             llm,
             patience_s=config.api.first_token_timeout_s,
+            stall_timeout_s=config.api.stall_timeout_s,
             may_sleep=config.replica.min_replicas == 0,
         )
         self._config = config
@@ -242,7 +260,11 @@ class Ingress:
             on_verdict=access.show,
         )
         loop = asyncio.get_running_loop()
-        told = (self._watch.run(), access.keep(), tell_rollouts())
+        self._watchdog = LoopWatchdog(
+            loop, limit_s=LOOP_TIMEOUT_S, alarm=partial(_end_process, threading.get_ident())
+        )
+        self._watchdog.start()
+        told = (self._watch.run(), access.keep(living_nodes), tell_rollouts())
         self._watching = [loop.create_task(work) for work in told]
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -251,19 +273,26 @@ class Ingress:
         app = create_app(
             self._engine,
             model_name=self._config.model.name,
+            aliases=self._config.model.names,
             api=self._config.api,
             created=int(time.time()),
             version=__version__,
             commit=self._commit,
             access=self._watch.snapshot,
-            metrics=exposition,
+            metrics=Exposition().page,
             whole=Fleet(context.app_name, context.replica_tag),
             on_finished=self._finished,
+            direct=not through_haproxy(),
         )
         return SingleRequestId(app)
 
+    async def check_health(self) -> None:
+        """Answer Serve's health check on the loop that answers requests: it has to come round."""
+
     async def __del__(self) -> None:
         """Stop the watch."""
+        if watchdog := getattr(self, "_watchdog", None):
+            watchdog.stop()
         for watching in getattr(self, "_watching", ()):
             watching.cancel()
 
@@ -281,6 +310,12 @@ async def tell_rollouts() -> None:
             for result, ends in (await asyncio.to_thread(tally.told, name)).items():
                 shown.show(result, **asdict(ends))
         await asyncio.sleep(REPEAT_S)
+
+
+def _end_process(loop_thread: int, seconds: float) -> None:
+    """End this process, whose event loop is blocked, so that Serve starts another at once."""
+    log.error("ingress.hung", seconds=round(seconds, 1), stack=stack_of(loop_thread))
+    os._exit(1)
 
 
 def recheck(config: AppConfig, commit: str | None) -> Verdict:

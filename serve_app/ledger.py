@@ -25,12 +25,22 @@ from ray.experimental import internal_kv
 from serve_app.controller import instance_details
 
 IMPORTED_AT = time.time()  # of the first of our modules that a replica imports
+_SINCE_IMPORT = time.monotonic()
 NAMESPACE = "serve_app"
 PREFIX = "coldstart/"
 PHASES = "phase/"
 KEPT = 64  # starts of the whole cluster; older ones are forgotten
 LOST_S = 86400.0  # after which a phase is of a replica that never ended its start
 CONTROLLER_TIMEOUT_S = 5.0
+
+
+def now() -> float:
+    """Return Unix seconds by this process's clock as it was set when it started.
+
+    A clock that is set while a replica starts moves no phase and makes none negative. Two nodes'
+    clocks are still two: `schedule` is from the controller's to this one's.
+    """
+    return IMPORTED_AT + time.monotonic() - _SINCE_IMPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +119,26 @@ class Ledger:
         self._application, self._replica = application, replica
         self._lock = threading.Lock()
         self._spans: list[Span] = []
-        begun, now = _process_started_at(), time.time()
+        begun, created_at = _process_started_at(), now()
         if begun is not None and begun < IMPORTED_AT:
             self._add("interpreter", begun, IMPORTED_AT - begun)
-        self._add("imports", IMPORTED_AT, now - IMPORTED_AT)
+        self._add("imports", IMPORTED_AT, created_at - IMPORTED_AT)
 
     @contextmanager
     def span(self, phase: str) -> Iterator[None]:
         """Time a phase, whether it succeeds or not, and tell the cluster that it began."""
         self.tell(phase)
-        started_at, started = time.time(), time.monotonic()
+        started_at = now()
         try:
             yield
         finally:
-            self._add(phase, started_at, time.monotonic() - started)
+            self._add(phase, started_at, now() - started_at)
 
     def tell(
         self, phase: str, done_bytes: int | None = None, total_bytes: int | None = None
     ) -> None:
         """Let `running` see a phase and how far it is; never raises for Ray."""
-        value = json.dumps(asdict(Phase(phase, time.time(), done_bytes, total_bytes)))
+        value = json.dumps(asdict(Phase(phase, now(), done_bytes, total_bytes)))
         with suppress(RayError):
             internal_kv._internal_kv_put(self._key, value, namespace=NAMESPACE)
 
@@ -144,7 +154,7 @@ class Ledger:
         Args:
             node: the name that a person knows the node by.
             weights_bytes: by source.
-            ready_at: Unix seconds from which on the replica takes requests.
+            ready_at: by `now`, from when on the replica takes requests.
         """
         with suppress(RayError):
             internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
@@ -210,7 +220,7 @@ def _phase(key: bytes) -> Phase | None:
 def _is_lost(key: bytes) -> bool:
     """Tell whether a phase is of a replica that was killed before it was ready."""
     phase = _phase(key)
-    return phase is not None and phase.told_at < time.time() - LOST_S
+    return phase is not None and phase.told_at < now() - LOST_S
 
 
 def _since(scheduled_at: float | None, spans: list[Span]) -> tuple[Span, ...]:
@@ -231,7 +241,7 @@ def _process_started_at() -> float | None:
     except (OSError, ValueError, IndexError):
         return None
     ticks = int(after_name[19])  # field 22, counted after the name: proc_pid_stat(5)
-    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
+    return now() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _scheduled_at(application: str, replica: str) -> float | None:

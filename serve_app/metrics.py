@@ -8,8 +8,10 @@ token, a prompt or a request id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 
+from ray.exceptions import RayError
 from ray.serve import metrics
 
 from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
@@ -117,7 +119,8 @@ class IngressMetrics:
 class AccessMetrics:
     """The present outcome of every node, as a state set: 1 for it, 0 for those it had before.
 
-    Alert on `serve_app_access_granted{outcome="granted"} == 0`.
+    Alert on `serve_app_access_granted{outcome="granted"} == 0`. A node that left the cluster has
+    no series, so that autoscaling wakes nobody: what is not published again, Ray forgets.
     """
 
     def __init__(self) -> None:
@@ -126,23 +129,41 @@ class AccessMetrics:
             description="1 for the node's present outcome of the access check, else 0.",
             tag_keys=("node", "repo", "outcome"),  # type: ignore[arg-type]  # Ray 2.60 says tuple[str]
         )
-        self._lasting = _Lasting()
-        self._seen: set[tuple[str, str]] = set()
+        self._repo = ""
+        self._present: dict[str, tuple[str, str]] = {}  # node id -> name, outcome
+        self._had: dict[str, set[str]] = {}  # node id -> outcomes
 
     def show(self, verdict: Verdict) -> None:
-        """Publish a verdict over all nodes; a node that left shows no outcome as present."""
-        asked = [node for node in verdict.nodes if not node.deferred]
-        present = {(node.node_name, node.outcome.value) for node in asked}
-        self._seen |= present | {(node, Outcome.GRANTED.value) for node, _ in present}
-        for node, outcome in self._seen:
-            tags = {"node": node, "repo": verdict.repo_id, "outcome": outcome}
-            self._lasting.set(self._granted, float((node, outcome) in present), **tags)
+        """Publish a verdict over all nodes; a node that is not in it is forgotten."""
+        asked = [node for node in verdict.nodes if node.node_id and not node.deferred]
+        self._repo = verdict.repo_id
+        self._present = {node.node_id: (node.node_name, node.outcome.value) for node in asked}
+        self._had = {
+            node_id: {*self._had.get(node_id, ()), outcome, Outcome.GRANTED.value}
+            for node_id, (_, outcome) in self._present.items()
+        }
+        self._publish()
 
-    async def keep(self) -> None:
-        """Publish the last verdict again and again, until cancelled."""
+    async def keep(self, living: Callable[[], Set[str]]) -> None:
+        """Publish the last verdict again and again, until cancelled.
+
+        Args:
+            living: returns the ids of the nodes in the cluster; it may block. Others are
+                forgotten at once and not only with the next verdict. While it raises
+                `RayError`, all are kept.
+        """
         while True:
             await asyncio.sleep(REPEAT_S)
-            self._lasting.repeat()
+            with suppress(RayError):
+                alive = await asyncio.to_thread(living)
+                self._present = {key: at for key, at in self._present.items() if key in alive}
+            self._publish()
+
+    def _publish(self) -> None:
+        for node_id, (name, present) in self._present.items():
+            for outcome in self._had[node_id]:
+                tags = {"node": name, "repo": self._repo, "outcome": outcome}
+                self._granted.set(float(outcome == present), tags=tags)
 
 
 class RolloutMetrics:

@@ -29,26 +29,44 @@ class ChatPrompt:
         template_kwargs: extra variables for the chat template.
         tools: OpenAI-shaped tool definitions, shown to the model by its chat template.
         continue_final_message: the last message is the beginning of the answer.
+        chat_template: to use in place of the model's, where the engine trusts it.
+        add_special_tokens: add those that the tokenizer puts around a text; the template writes
+            its own.
+        truncate: see `TextPrompt`.
     """
 
     messages: tuple[dict[str, Any], ...]
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     tools: tuple[dict[str, Any], ...] = ()
     continue_final_message: bool = False
+    chat_template: str | None = None
+    add_special_tokens: bool = False
+    truncate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A plain prompt; the tokenizer adds its special tokens."""
+    """A plain prompt.
+
+    Args:
+        text: at least one character.
+        add_special_tokens: add those that the tokenizer puts around a text, unless the text
+            begins with them.
+        truncate: keep this many tokens, the last ones; below 0, as many as leave room for so
+            many of the completion; None refuses what is too long.
+    """
 
     text: str
+    add_special_tokens: bool = True
+    truncate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """A prompt of token ids, taken as they are."""
+    """A prompt of token ids, taken as they are; `truncate` as in `TextPrompt`."""
 
     token_ids: tuple[int, ...]
+    truncate: int | None = None
 
 
 Prompt: TypeAlias = ChatPrompt | TextPrompt | TokenPrompt
@@ -75,10 +93,22 @@ class Structure:
         kind: which language `definition` is in. `json_object` has none, `choice` is a JSON
             list of strings, `json_schema` a JSON schema as text, `grammar` one in Lark's syntax.
         definition: the text of the schema, expression or grammar.
+        strict: refuse a JSON schema of which something cannot be enforced; otherwise that is left
+            to whoever reads the answer. A subschema may say otherwise, see `SUBSCHEMA`.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
     definition: str = ""
+    strict: bool = False
+
+
+# A keyword for a part of a JSON schema that is somebody's own, as each of several tools':
+# {"strict": bool, "name": what to call it in an error, "id": the `$id` that it came with}.
+SUBSCHEMA = "x-serve-app"
+
+
+# Parameters for which a model's authors may publish defaults; those that vLLM takes over.
+MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +121,8 @@ class SamplingParams:
         top_p: nucleus mass in (0, 1]; 1 is off.
         top_k: keep the k most likely; 0 is off.
         seed: makes the result repeatable whatever else runs; None draws one.
-        stop: strings that end the completion; they are not part of its text.
+        stop: strings that end the completion; they are not part of its text. One that is
+            exactly a special token ends it as an id, too.
         stop_token_ids: ids that end the completion like an end-of-sequence token.
         ignore_eos: go on after the model's own end-of-sequence tokens.
         min_p: drop tokens less likely than this share of the most likely one's; 0 is off.
@@ -105,6 +136,12 @@ class SamplingParams:
             sampled one alone, None nothing.
         prompt_logprobs: the same for the prompt's tokens.
         structure: what the text must look like; None leaves it free.
+        include_stop: the text ends with the stop string, or the text of the stop token.
+        skip_special_tokens: special tokens have no text.
+        keep_special_tokens: those that have a text nevertheless.
+        return_prompt_ids: the first delta has the prompt's ids.
+        unset: those of `MODEL_DEFAULTS` that the client left out; a default that the model's
+            authors publish replaces theirs.
     """
 
     max_tokens: int | None = None
@@ -124,6 +161,11 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structure: Structure | None = None
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    keep_special_tokens: tuple[str, ...] = ()
+    return_prompt_ids: bool = False
+    unset: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +177,14 @@ class GenerationRequest:
         prompt: what to continue.
         sampling: how to pick tokens; completion `i` of a seeded request uses seed + i.
         n: completions, >= 1.
+        client: who sent it: clients take turns. No secret; "" is a client like any other.
     """
 
     request_id: str
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +254,8 @@ class TokenDelta:
         logprobs: one for each of `token_ids`, if they were asked for.
         prompt_logprobs: one for each token of the prompt, on the first delta of index 0.
         timing: running totals of this completion.
+        reasoning: new text of the model's thoughts, which come before `text`.
+        prompt_token_ids: the prompt, on a completion's first delta, if it was asked for.
     """
 
     text: str
@@ -220,6 +266,13 @@ class TokenDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     timing: Timing = Timing()
+    reasoning: str = ""
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life between two deltas of a stream, from a replica that has taken it on."""
 
 
 class LLMEngine(Protocol):
@@ -257,4 +310,16 @@ class LLMEngine(Protocol):
         Raises:
             RequestError: an id is outside the vocabulary.
         """
+        ...
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return each id as the tokenizer's vocabulary writes it.
+
+        Raises:
+            RequestError: an id is outside the vocabulary.
+        """
+        ...
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's class, settings and chat template, as JSON data."""
         ...

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import structlog
@@ -29,7 +29,8 @@ from serve_app.access.prove import keep_receipt, loader_of, prove_here
 from serve_app.access.receipt import license_in
 from serve_app.config import AppConfig
 from serve_app.errors import AccessDenied, ServeAppError
-from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
+from serve_app.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
+from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.scaling import load_of
 from serve_app.weights.bring import Brought, bring
 from serve_app.weights.peers import Peers
@@ -64,6 +65,7 @@ class LLMServer:
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
+        self._heartbeat_s = config.api.stall_timeout_s / HEARTBEATS_PER_TIMEOUT
         context = serve.get_replica_context()
         self._ledger = ledger.Ledger(context.app_name, context.replica_tag)
         try:
@@ -78,25 +80,27 @@ class LLMServer:
             raise
         took_s = self._engine.load_report.total_s
         self._metrics.loaded(took_s, model=config.model.source, commit=commit)
+        await asyncio.to_thread(self._engine.prepare_grammars)
         # Told beside the first requests: what asks others must not delay them.
-        telling = asyncio.to_thread(self._tell_start, proven, brought, time.time())
+        telling = asyncio.to_thread(self._tell_start, proven, brought, ledger.now())
         self._start = asyncio.create_task(telling)
         self._first_answer: asyncio.Task[None] | None = None
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
     async def generate(
         self, request: GenerationRequest
-    ) -> AsyncIterator[TokenDelta | ServeAppError]:
+    ) -> AsyncIterator[TokenDelta | Heartbeat | ServeAppError]:
         """Continue one prompt; see `LLMEngine.generate`.
 
         Our own errors travel as the last item, not as exceptions: Serve would log every
-        client's mistake with a traceback and count it as a failure of the replica.
+        client's mistake with a traceback and count it as a failure of the replica. Heartbeats
+        come first and while there is no delta, so that the reader knows of a lost replica.
         """
-        asked_at, asked = time.time(), time.monotonic()
+        asked_at = ledger.now()
         try:
-            async for delta in self._engine.generate(request):
-                if self._first_answer is None:
-                    told = self._tell_first_answer(asked_at, time.monotonic() - asked)
+            async for delta in with_heartbeats(self._engine.generate(request), self._heartbeat_s):
+                if self._first_answer is None and isinstance(delta, TokenDelta):
+                    told = self._tell_first_answer(asked_at, ledger.now() - asked_at)
                     self._first_answer = asyncio.create_task(told)
                 yield delta
         except ServeAppError as error:
@@ -115,6 +119,17 @@ class LLMServer:
             return await self._engine.detokenize(token_ids)
         except ServeAppError as error:
             return error
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...] | ServeAppError:
+        """Return each id as the vocabulary writes it, or our own error; see `generate`."""
+        try:
+            return await self._engine.token_strings(token_ids)
+        except ServeAppError as error:
+            return error
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        return await self._engine.tokenizer_info()
 
     async def ready(self) -> bool:
         """Tell whether the engine takes requests."""
@@ -163,6 +178,7 @@ class LLMServer:
         text = license_in(brought.directory)
         commit = {"commit": proven.commit}
         fleet.tell_license(start.application, asdict(text) | commit if text else None)
+        fleet.publish_window(start.application, self._engine.max_context_tokens)
         return start
 
     async def _tell_first_answer(self, asked_at: float, ttft_s: float) -> None:
@@ -197,7 +213,7 @@ def _load(
     from serve_app.engine.engine import Engine  # noqa: PLC0415
 
     spans.tell("load")
-    loading_at = time.time()
+    loading_at = ledger.now()
     engine = Engine.load(
         brought.directory,
         model=config.model,
@@ -216,10 +232,10 @@ def _load(
 
 def _import_libraries(spans: ledger.Ledger) -> None:
     # Not a `span`: it would tell the cluster of this phase in place of the download beside it.
-    started_at, started = time.time(), time.monotonic()
+    started_at = ledger.now()
     import serve_app.engine.engine  # noqa: F401, PLC0415
 
-    spans.follow({"libraries": time.monotonic() - started}, started_at=started_at)
+    spans.follow({"libraries": ledger.now() - started_at}, started_at=started_at)
 
 
 def _bring(

@@ -20,6 +20,7 @@ from ray.experimental import internal_kv
 from serve_app.ledger import NAMESPACE
 
 PREFIX = "rollouts/"
+ORDER_S = 0.001  # between two ends that the clocks of two machines would put the wrong way round
 
 
 class Result(StrEnum):
@@ -48,13 +49,19 @@ class Ends:
 
 
 def note(application: str, result: Result, *, duration_s: float) -> None:
-    """Count one end; never raises for Ray, because no rollout may fail by being counted."""
+    """Count one end; never raises for Ray, because no rollout may fail by being counted.
+
+    It is dated after all that was counted before, whatever the clock of this machine says: which
+    of two results is the later one decides whether somebody is woken.
+    """
     prefix = f"{PREFIX}{application}/{result}/"
     with suppress(RayError):
+        before = max((ends.at for ends in told(application).values()), default=0.0)
+        at = max(time.time(), before + ORDER_S)
         number = max(_numbers(prefix), default=0) + 1
         while internal_kv._internal_kv_put(
             f"{prefix}{number}",
-            json.dumps(asdict(Ends(number, time.time(), duration_s))),
+            json.dumps(asdict(Ends(number, at, duration_s))),
             overwrite=False,
             namespace=NAMESPACE,
         ):  # True: somebody else counted this one at the same moment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from serve_app.protocol import (
     FinishReason,
@@ -27,7 +27,14 @@ class Pause:
     seconds: float | None = None
 
 
-Step: TypeAlias = str | Pause | BaseException
+@dataclass(frozen=True)
+class Thought:
+    """Text of the model's thoughts."""
+
+    text: str
+
+
+Step: TypeAlias = str | Thought | Pause | BaseException
 Script: TypeAlias = Sequence[Step]
 
 
@@ -61,10 +68,10 @@ class FakeEngine:
         ended = False
         try:
             steps = list(self.script(request) if callable(self.script) else self.script)
-            texts = [step for step in steps if isinstance(step, str)]
+            texts = [step for step in steps if isinstance(step, str | Thought)]
             told = 0
             for step in steps:
-                if isinstance(step, str):
+                if isinstance(step, str | Thought):
                     told += 1
                     last = told == len(texts) and step is steps[-1]
                     for index in range(request.n):
@@ -98,14 +105,26 @@ class FakeEngine:
         """Return the ids as words."""
         return " ".join(map(str, token_ids))
 
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the ids as a vocabulary would."""
+        return tuple(f"token{token}" for token in token_ids)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the settings of no tokenizer."""
+        return {"tokenizer_class": "Fake", "eos_token": "</s>", "chat_template": None}
+
     def _delta(
-        self, request: GenerationRequest, text: str, told: int, *, index: int, last: bool
+        self, request: GenerationRequest, step: str | Thought, told: int, *, index: int, last: bool
     ) -> TokenDelta:
         alternatives = request.sampling.logprobs
+        text = step.text if isinstance(step, Thought) else step
         logprobs = () if alternatives is None else (_logprobs(told, text, alternatives),)
         first = told == 1 and index == 0
+        shown = request.sampling.return_prompt_ids and told == 1
         return TokenDelta(
-            text=text,
+            text="" if isinstance(step, Thought) else text,
+            reasoning=text if isinstance(step, Thought) else "",
+            prompt_token_ids=tuple(range(self.prompt_tokens)) if shown else (),
             token_ids=(told,),
             usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=told, cached_tokens=2),
             finish_reason=self.finish_reason if last else None,

@@ -16,3 +16,9 @@ def test_whoever_has_a_replica_to_lose_has_an_ingress_to_lose(replicas, ingresse
     config = parse_args({"model": {"repo_id": "acme/tiny"}, "replica": scale})
     application = bind(config, VERDICT)
     assert application._bound_deployment.num_replicas == ingresses
+
+
+def test_no_line_of_serves_forms_before_an_ingress():
+    """`/health` would wait in it, behind bodies that come slowly: its own limits come first."""
+    application = bind(parse_args({"model": {"repo_id": "acme/tiny"}}), VERDICT)
+    assert application._bound_deployment.max_ongoing_requests >= 100_000

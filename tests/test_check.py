@@ -144,3 +144,8 @@ def test_junit_without_nodes_is_a_failure(tmp_path):
     check.run([APP], lambda app: verdict(), check.Output(junit=path))
     (suite,) = ElementTree.parse(path).getroot()
     assert suite.get("failures") == "1"
+
+
+def test_no_application_of_ours_is_nothing_to_prove():
+    """Such as going back with somebody else's; nothing was refused and nothing is unknown."""
+    assert check.run([], lambda _app: None, check.Output(as_json=False)) == 0

@@ -117,3 +117,30 @@ def test_plain_http_to_another_machine_is_a_choice(url):
         assert parse_args({"model": MODEL, "access": access}).access.endpoint == url
     with pytest.raises(ConfigError, match=r"access: endpoint is plain http.*allow_http"):
         parse_args({"model": MODEL, "access": {"endpoint": url, "token_file": "/t"}})
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ({"repo_id": "acme/tiny"}, ("acme/tiny",)),
+        ({"repo_id": "acme/tiny", "served_name": "chat"}, ("chat", "acme/tiny")),
+        (
+            {"repo_id": "acme/tiny", "served_name": ["chat", "gpt-4o", "chat"]},
+            ("chat", "gpt-4o", "acme/tiny"),
+        ),
+        ({"repo_id": "acme/tiny", "served_name": ["acme/tiny", "a"]}, ("acme/tiny", "a")),
+        ({"path": "/models/tiny/"}, ("tiny",)),
+        ({"path": "/models/tiny", "served_name": ["a", "b"]}, ("a", "b")),
+    ],
+)
+def test_a_model_has_many_names(model, names):
+    """One, or a list; the repository's always counts, and the first is its own."""
+    config = parse_args({"model": model})
+    assert config.model.names == names
+    assert config.model.name == names[0]
+
+
+@pytest.mark.parametrize("served_name", ["", [], [""], ["a" * 257], 3, [3], {"a": 1}])
+def test_a_name_is_some_text(served_name):
+    """An empty list would leave the model without one."""
+    assert "args.model.served_name" in refused({"model": MODEL | {"served_name": served_name}})

@@ -7,7 +7,7 @@ from ray.exceptions import GetTimeoutError
 
 from serve_app import fleet
 from serve_app.api.board import View
-from serve_app.fleet import Fleet, tell_license
+from serve_app.fleet import Fleet, publish_window, tell_license
 from serve_app.ledger import Phase
 
 NODES = [{"NodeID": "1" * 56, "NodeName": "gpu-1"}, {"NodeID": "2" * 56, "NodeName": ""}]
@@ -81,6 +81,14 @@ async def test_the_license_is_the_one_that_a_replica_found_last(serve):
     assert (await Fleet("llm", "me").look()).license == text
     tell_license("llm", None)
     assert (await Fleet("llm", "me").look()).license is None
+
+
+async def test_the_window_is_what_a_replica_found_last(serve):
+    """Of this application; it stays known while the service sleeps."""
+    assert (await Fleet("llm", "me").look()).max_context_tokens is None
+    publish_window("llm", 8192)
+    publish_window("other", 1)
+    assert (await Fleet("llm", "me").look()).max_context_tokens == 8192
 
 
 @pytest.mark.parametrize("error", [GetTimeoutError(), ValueError("no controller")])

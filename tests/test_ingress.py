@@ -1,6 +1,7 @@
 """The Serve handle as an engine, over a scripted handle: what a lost replica costs."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -8,9 +9,20 @@ from structlog.testing import capture_logs
 
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
 from serve_app.ingress import RemoteEngine, translate
-from serve_app.protocol import FinishReason, GenerationRequest, TextPrompt, TokenDelta, Usage
+from serve_app.protocol import (
+    FinishReason,
+    GenerationRequest,
+    Heartbeat,
+    SamplingParams,
+    Structure,
+    TextPrompt,
+    TokenDelta,
+    Usage,
+)
 
 REQUEST = GenerationRequest("r1", TextPrompt("Hello"))
+STRUCTURED = replace(REQUEST, sampling=SamplingParams(structure=Structure("json_object")))
+BEAT = Heartbeat()
 FIRST = TokenDelta("a", (1,), Usage(1, 1))
 LAST = TokenDelta("b", (2,), Usage(1, 2), FinishReason.LENGTH)
 
@@ -28,7 +40,7 @@ class Handle:
         return self
 
     def remote(self, request):
-        assert request is REQUEST
+        assert request in (REQUEST, STRUCTURED)
         return Deltas(self, self.courses.pop(0))
 
 
@@ -56,11 +68,15 @@ class Deltas:
         self._handle.cancelled += 1
 
 
-async def taken(handle):
+def remote(handle):
+    return RemoteEngine(handle, patience_s=0.2, stall_timeout_s=0.1)
+
+
+async def taken(handle, request=REQUEST):
     """Return what a client gets, the error last."""
     came = []
     try:
-        async for delta in RemoteEngine(handle, patience_s=0.2).generate(REQUEST):
+        async for delta in remote(handle).generate(request):
             came.append(delta)  # noqa: PERF401 (what came before an error counts)
     except EngineError as error:
         came.append(type(error))
@@ -111,16 +127,34 @@ def test_what_an_exception_says_is_not_logged():
 async def test_a_client_that_leaves_cancels_the_call():
     """Closing the iterator reaches the replica."""
     handle = Handle([FIRST, LAST])
-    deltas = RemoteEngine(handle, patience_s=0.2).generate(REQUEST)
+    deltas = remote(handle).generate(REQUEST)
     assert await anext(deltas) == FIRST
     await deltas.aclose()
     assert handle.cancelled == 1
 
 
-async def test_the_first_token_alone_has_a_limit():
-    """A service that does not wake in time says so; what streams may pause as it likes."""
-    assert await taken(Handle([0.1, FIRST, 0.5, LAST])) == [FIRST, LAST]
+async def test_what_has_a_structure_is_not_moved():
+    """Should it have ended the replica, it would end the next one."""
+    handle = Handle([ActorDiedError()], [FIRST, LAST])
+    assert await taken(handle, STRUCTURED) == [EngineDead]
+    assert len(handle.courses) == 1
+
+
+async def test_the_first_token_has_a_limit_of_its_own():
+    """A service that does not wake in time says so."""
+    assert await taken(Handle([0.1, BEAT, FIRST, LAST])) == [FIRST, LAST]
     handle = Handle([9.0, FIRST, LAST])
     with pytest.raises(NotReady, match=r"within 0\.2 s"):
         await taken(handle)
     assert handle.cancelled == 1
+
+
+async def test_a_replica_that_says_nothing_any_more_is_lost():
+    """In mid-stream it ends the stream; before the first token the request goes to another."""
+    handle = Handle([BEAT, FIRST, BEAT, 9.0, LAST])
+    assert await asyncio.wait_for(taken(handle), 2) == [FIRST, EngineDead]
+    assert handle.cancelled == 1
+    handle = Handle([BEAT, 9.0, FIRST], [BEAT, FIRST, LAST])
+    assert await asyncio.wait_for(taken(handle), 2) == [FIRST, LAST]
+    handle = Handle([BEAT, FIRST, *[0.06, BEAT] * 5, LAST])
+    assert await taken(handle) == [FIRST, LAST]

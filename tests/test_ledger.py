@@ -38,7 +38,7 @@ def phases(start):
 
 
 def close(book):
-    return book.close("node-a", {}, ready_at=time.time())
+    return book.close("node-a", {}, ready_at=ledger.now())
 
 
 def start_of(*spans, ready_s=10.0):
@@ -82,6 +82,26 @@ def test_a_clock_that_runs_ahead_does_not_break_the_ledger(asked):
     start = close(Ledger("llm", "abc"))
     assert "schedule" not in phases(start)
     assert start.ready_s > 0
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+def test_a_clock_that_is_set_meanwhile_moves_no_phase(asked, monkeypatch, jump_s):
+    """All phases are from one clock that only goes on, and the start lasts as long as it did."""
+    book = Ledger("llm", "abc")
+    with book.span("check"):
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+        book.tell("check", 1, 2)
+        time.sleep(0.05)
+    with book.span("load"):
+        pass
+    told = ledger.running("llm", since=0)["abc"]
+    start = close(book)
+    assert 0.05 <= phases(start)["check"].duration_s < 5
+    ordered = [span.started_at for span in start.spans]
+    assert ordered == sorted(ordered)
+    assert 0.05 < start.ready_s < 3600  # the age of the test process at the most
+    assert ordered[-1] - told.told_at < 5
 
 
 def test_phases_that_were_timed_elsewhere_follow_each_other(asked):
@@ -188,7 +208,7 @@ def test_a_replica_that_was_killed_while_it_started_is_forgotten_after_a_day(ask
     for name, ago_s in (("lost", ledger.LOST_S + 1), ("slow", ledger.LOST_S - 60)):
         with monkeypatch.context() as patch:
             now = time.time() - ago_s
-            patch.setattr(time, "time", lambda now=now: now)
+            patch.setattr(ledger, "now", lambda now=now: now)
             Ledger("llm", name).tell("download")
     ledger.keep(start_of(Span("check", 1.0, 1.0)))
     assert list(ledger.running("llm", since=0)) == ["slow"]

@@ -48,6 +48,21 @@ def test_each_result_of_each_application_counts_by_itself(kept):
     assert tally.told("nobody") == {}
 
 
+@pytest.mark.parametrize("behind_s", [0.0, 300.0, 1e8])
+def test_the_later_end_has_the_later_date_whatever_a_clock_says(kept, monkeypatch, behind_s):
+    """A build and a command count on machines of their own; an alert compares the dates."""
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    tally.note("llm", Result.BLOCKED, duration_s=1.0)
+    monkeypatch.setattr(time, "time", lambda: 1e9 - behind_s)
+    tally.note("llm", Result.DONE, duration_s=1.0)
+    tally.note("llm", Result.BLOCKED, duration_s=1.0)
+    tally.note("other", Result.DONE, duration_s=1.0)
+    told = tally.told("llm")
+    assert told[Result.BLOCKED].at > told[Result.DONE].at > 1e9
+    assert told[Result.BLOCKED].at < 1e9 + 1
+    assert tally.told("other")[Result.DONE].at == 1e9 - behind_s
+
+
 def test_two_who_count_at_once_are_two(kept, monkeypatch):
     """The number that somebody else took in between is not taken again."""
     tally.note("llm", Result.DONE, duration_s=1.0)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from scripts.chaos_table import report, starts
+from scripts.chaos_table.attacks import attacks
 from scripts.chaos_table.faults import FAULTS
 from scripts.chaos_table.growth import growth
 from scripts.chaos_table.rollouts import rollouts
@@ -20,6 +21,7 @@ MEASURED = {
     "second replica": starts.second_replica,
     "rollouts": rollouts,
     "growth": growth,
+    "attacks": attacks,
 }
 
 

@@ -75,6 +75,26 @@ GROWTH_TEXT = (
     "does not come is waited for {waited_s:.0f} s.",
 )
 GROWTH_HEAD = ("before the load", "exit", "Serve says", "second replica, s", "sent", "failed")
+ATTACKS_TEXT = (
+    "## One client that does what it should not",
+    "",
+    "One replica of the demo model. Beside each attack, and for 20 s alone before it, a steady",
+    "probe: a chat every second, whose first token is timed, a stream, and `/health`. The memory",
+    "is the replica's: before, at its peak, after.",
+)
+ATTACKS_HEAD = (
+    "attack",
+    "what happens",
+    "its own answers",
+    "the slowest, s",
+    "others' ttft p99: alone, beside, s",
+    "ratio",
+    "`/health` p99, s",
+    "longest gap in a stream: alone, beside, s",
+    "others' faults",
+    "memory, MiB",
+    "processes",
+)
 SECOND_TEXT = (
     "## A second replica on a warm node",
     "",
@@ -135,7 +155,8 @@ def write(faults: Collection[str]) -> None:
     rows = list(filter(None, map(_kept, faults)))
     nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
     second, rollouts, growth = map(_kept, ("second replica", "rollouts", "growth"))
-    told = [*rows, *nodes, *filter(None, (second, rollouts, growth))]
+    attacks = _kept("attacks")
+    told = [*rows, *nodes, *filter(None, (second, rollouts, growth, attacks))]
     lines = ["# What is lost when something breaks, and what starts cost", ""]
     lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in told})
     if rows:
@@ -149,6 +170,9 @@ def write(faults: Collection[str]) -> None:
     if growth:
         text = [line.format(**growth) for line in GROWTH_TEXT]
         lines += ["", *text, "", *_table(GROWTH_HEAD, map(_growth_cells, growth["rounds"]))]
+    if attacks:
+        cells = map(_attack_cells, attacks["attacks"])
+        lines += ["", *ATTACKS_TEXT, "", *_table(ATTACKS_HEAD, cells)]
     if nodes:
         lines += ["", *NODES_TEXT, "", *_table(NODES_HEAD, map(_nodes_cells, nodes))]
     if second:
@@ -191,6 +215,25 @@ def _fault_cells(row: dict[str, Any]) -> list[object]:
         _seconds(row["answers_again_s"]),
         _seconds(row["whole_again_s"]),
         row["note"],
+    ]
+
+
+def _attack_cells(row: dict[str, Any]) -> list[object]:
+    alone, beside = row["alone"], row["beside"]
+    answers = ", ".join(f"{count} × {kind}" for kind, count in row["answers"].items())
+    faults = ", ".join(f"{count} × {kind}" for kind, count in beside["faults"].items())
+    return [
+        row["attack"],
+        row["what"],
+        answers,
+        row["slowest_answer_s"],
+        f"{alone['ttft_p99_s']}, {beside['ttft_p99_s']}",
+        row["ttft_p99_ratio"],
+        beside["health_p99_s"],
+        f"{alone['gap_max_s']}, {beside['gap_max_s']}",
+        faults or "0",
+        ", ".join(map(str, row["memory_mib"])),
+        "the same" if row["same_processes"] else "others",
     ]
 
 

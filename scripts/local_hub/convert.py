@@ -54,6 +54,9 @@ def convert(gguf: Path, directory: Path) -> None:
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
+        do_sample=True,  # as the model's authors sample from it
+        temperature=0.2,
+        top_p=0.9,
     )
     model.save_pretrained(directory)
     (directory / "model.safetensors").chmod(0o644)

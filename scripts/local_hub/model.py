@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-CONVERTER_VERSION = 1  # part of the cache's key: raise it when `convert` writes something else
+CONVERTER_VERSION = 2  # part of the cache's key: raise it when `convert` writes something else
 MODEL_NAME = "SmolLM2-135M-Instruct"
 ROOT = Path(__file__).parents[2]
 CONVERT_TIMEOUT_S = 600

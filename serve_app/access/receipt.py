@@ -129,7 +129,8 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
         token_source=verdict.token.source,
         fingerprint=verdict.token.fingerprint,
         account=verdict.token.account or (before.account if before else None),
-        first_granted_at=before.first_granted_at if before else now,
+        # A clock that was ahead, and was set since, must not date the first proof after this one.
+        first_granted_at=min(before.first_granted_at, now) if before else now,
         granted_at=now,
         license_sha256=text.sha256 if text else None,
     )

@@ -108,7 +108,7 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     every call, so a rotated secret is seen. May ask the network where huggingface_hub would:
     OIDC, OAuth refresh. From now on a crash of this process writes no core file.
     """
-    _write_no_core_file()
+    write_no_core_file()
     try:
         found = _configured(access) or _implicit()
     except _Unusable as unusable:
@@ -126,10 +126,14 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     return ResolvedToken(token, report)
 
 
-def _write_no_core_file() -> None:
-    """Keep a crash from putting the token on a disk; the limit can be raised again by hand."""
+def write_no_core_file() -> None:
+    """Keep a crash from putting what this process knows on a disk, or into a crash collector.
+
+    No file fits into one byte, and Linux starts no collector (`core_pattern` with a pipe) at this
+    very limit, while it does at 0: core(5). The limit can be raised again by hand.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if hard == 0 else 1, hard))
 
 
 def fingerprint(value: str) -> str:

@@ -68,6 +68,7 @@ class ChatMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[ToolCallBody]]
 
 
@@ -78,6 +79,7 @@ class ChatChoice(TypedDict):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish
+    token_ids: NotRequired[list[int]]
 
 
 class ChatCompletion(TypedDict):
@@ -89,6 +91,7 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class ChatDelta(TypedDict, total=False):
@@ -97,6 +100,7 @@ class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str
     tool_calls: list[ToolCallPiece]
 
 
@@ -107,6 +111,7 @@ class ChatChunkChoice(TypedDict):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish | None
+    token_ids: NotRequired[list[int]]
 
 
 class ChatChunk(TypedDict):
@@ -118,6 +123,7 @@ class ChatChunk(TypedDict):
     model: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[UsageBody | None]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class TextChoice(TypedDict):
@@ -127,6 +133,8 @@ class TextChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class TextCompletion(TypedDict):

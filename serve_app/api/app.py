@@ -1,8 +1,8 @@
 """The HTTP application: every route and every layer, in the order a request meets them.
 
-    RequestId ─► CORS ─► Boundary ─► RequireKey ─► routes ─► Generate ─► LLMEngine
-                 if set  errors,     if set
-                         records
+    RequestId ─► PlainPath ─► CORS ─► Boundary ─► KnownHost ─► RequireKey ─► routes ─► Generate
+                              if set  errors,     if set, or   if set                  ─► LLMEngine
+                                      records     without keys
 
 `create_app` takes built objects and only wires them; it runs under Ray Serve and under any
 ASGI server. Nothing here knows Ray, torch, the log's format or the metrics.
@@ -11,8 +11,8 @@ ASGI server. Nothing here knows Ray, torch, the log's format or the metrics.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,20 +22,26 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
-from serve_app.api.answers import Model
 from serve_app.api.auth import ApiKeys, RequireKey
 from serve_app.api.board import Board, Whole
 from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, Generate
+from serve_app.api.hosts import KnownHost
+from serve_app.api.intake import Intake
 from serve_app.api.middleware import Boundary, RequestId
+from serve_app.api.models import Models
+from serve_app.api.names import Names
+from serve_app.api.offload import Offload
+from serve_app.api.paths import PlainPath, lost
 from serve_app.api.record import RequestRecord
+from serve_app.api.shared import Shared
 from serve_app.api.sse import dump
 from serve_app.api.tokens import token_routes
 from serve_app.config import ApiConfig
 from serve_app.errors import (
     InvalidRequest,
     MethodNotAllowed,
-    ModelNotFound,
     NotReady,
     RouteNotFound,
     ServeAppError,
@@ -45,7 +51,8 @@ from serve_app.protocol import LLMEngine
 __all__ = ["READY_TIMEOUT_S", "RequestRecord", "create_app"]
 
 READY_TIMEOUT_S = 3.0  # over the ingress' own limit, so that its answer arrives
-PROBES = frozenset({"/health", "/ready", "/version"})
+FRESH_S = 1.0  # age up to which a page is handed out again, however many ask
+PROBES = frozenset({"/health", "/ping", "/ready", "/version"})
 OPEN = PROBES | {"/"}  # the page holds no data; what it asks for needs the key
 QUIET = OPEN | {"/metrics", "/status"}
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -56,6 +63,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     engine: LLMEngine,
     *,
     model_name: str,
+    aliases: Sequence[str] = (),
     api: ApiConfig,
     created: int,
     version: str,
@@ -65,51 +73,54 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     metrics: Callable[[], Awaitable[str]] | None = None,
     whole: Whole | None = None,
     on_finished: Callable[[RequestRecord], None] | None = None,
+    direct: bool = True,
 ) -> Starlette:
     """Wire the OpenAI-compatible application.
 
     Args:
         engine: answers the prompts.
         model_name: the one model's name; the owner is the part before its slash.
+        aliases: further names that it answers to.
         api: limits, keys and origins.
         created: when the model was made available, in Unix seconds.
         version: this package's version, for `/version`.
         commit: the commit of the weights, for `/version`.
-        max_context_tokens: the model's window, told in `/v1/models`.
+        max_context_tokens: the model's window, for `/v1/models`; None asks `whole`.
         access: returns the last verdict of every node; None leaves `/access` out.
         metrics: returns Prometheus' text for `/metrics`; None leaves it out.
         whole: the rest of the service, for `/status`; None if this is all of it.
         on_finished: called once at the end of every request that is not a healthy probe.
+        direct: clients connect to this server itself; False where a proxy on this machine is
+            always between, so that the connection says nothing of where a request comes from.
 
     Raises:
         ConfigError: the file of API keys cannot be used.
     """
-    card: Model = {
-        "id": model_name,
-        "object": "model",
-        "created": created,
-        "owned_by": model_name.partition("/")[0],
-    }
-    if max_context_tokens is not None:
-        card["max_model_len"] = max_context_tokens
+    names = Names(tuple(dict.fromkeys((model_name, *aliases))))
     about = {"version": version, "model": model_name, "commit": commit}
     board = Board(engine, about, whole)
-    pages = _Pages(engine, card, about, access, metrics)
+    models = Models(names, created=created, window=max_context_tokens, whole=whole)
+    pages = _Pages(engine, about, access, metrics)
+    intake = Intake(max_bytes=api.max_request_bytes, timeout_s=api.body_timeout_s)
+    offload = Offload()
     app = Starlette(
         routes=[
-            *_generation_routes(board, model_name, api),
-            *token_routes(engine, model_name, max_request_bytes=api.max_request_bytes),
+            *_generation_routes(board, names, api, intake, offload),
+            *token_routes(engine, names, intake=intake, offload=offload),
+            *models.routes(),
             *pages.routes(),
             *board.routes(),
         ],
-        middleware=_layers(api, on_finished),
+        middleware=_layers(api, on_finished, direct=direct),
         exception_handlers={HTTPException: _refuse_route},
     )
-    app.router.redirect_slashes = False  # a redirected POST loses its body in many clients
+    app.router.redirect_slashes = False  # `PlainPath` has been there
     return app
 
 
-def _generation_routes(engine: LLMEngine, model_name: str, api: ApiConfig) -> list[Route]:
+def _generation_routes(
+    engine: LLMEngine, names: Names, api: ApiConfig, intake: Intake, offload: Offload
+) -> list[Route]:
     endpoints = {
         "/v1/chat/completions": CHAT_COMPLETIONS,
         "/v1/completions": COMPLETIONS,
@@ -119,7 +130,12 @@ def _generation_routes(engine: LLMEngine, model_name: str, api: ApiConfig) -> li
         Route(
             path,
             Generate(
-                endpoint, engine, model_name=model_name, max_request_bytes=api.max_request_bytes
+                endpoint,
+                engine,
+                names=names,
+                limits=api,
+                intake=intake,
+                offload=offload,
             ),
             methods=["POST"],
         )
@@ -128,9 +144,9 @@ def _generation_routes(engine: LLMEngine, model_name: str, api: ApiConfig) -> li
 
 
 def _layers(
-    api: ApiConfig, on_finished: Callable[[RequestRecord], None] | None
+    api: ApiConfig, on_finished: Callable[[RequestRecord], None] | None, *, direct: bool
 ) -> list[Middleware]:
-    layers = [Middleware(RequestId)]
+    layers = [Middleware(RequestId), Middleware(PlainPath)]
     if api.cors_allow_origins:
         layers.append(
             Middleware(
@@ -141,84 +157,94 @@ def _layers(
                 expose_headers=_EXPOSED,
             )
         )
-    layers.append(Middleware(Boundary, on_finished=on_finished, probes=QUIET))
+    layers.append(
+        Middleware(
+            Boundary, on_finished=on_finished, probes=QUIET, send_timeout_s=api.send_timeout_s
+        )
+    )
+    hosts = api.allowed_hosts
+    unprotected = direct and api.api_keys_file is None
+    if (hosts is None and unprotected) or (hosts is not None and "*" not in hosts):
+        layers.append(Middleware(KnownHost, allowed=hosts))
     if api.api_keys_file is not None:
         layers.append(Middleware(RequireKey, keys=ApiKeys(api.api_keys_file), open_paths=OPEN))
     return layers
 
 
-@dataclass(frozen=True, slots=True)
 class _Pages:
-    """The answers that need no generation."""
+    """The answers that need no generation; who asks at the same time shares one."""
 
-    engine: LLMEngine
-    card: Model
-    about: Mapping[str, str | None]
-    access: Callable[[], Mapping[str, Any]] | None
-    metrics: Callable[[], Awaitable[str]] | None
+    def __init__(
+        self,
+        engine: LLMEngine,
+        about: Mapping[str, str | None],
+        access: Callable[[], Mapping[str, Any]] | None,
+        metrics: Callable[[], Awaitable[str]] | None,
+    ) -> None:
+        self._about = about
+        self._engine = engine
+        self._ready = Shared(self._ask_engine)
+        self._access = None if access is None else Shared(partial(_dumped, access), fresh_s=FRESH_S)
+        self._metrics = None if metrics is None else Shared(metrics, fresh_s=FRESH_S)
 
     def routes(self) -> list[Route]:
         routes = [
-            Route("/v1/models", self.list_models),
-            Route("/v1/models/{model:path}", self.retrieve_model),
             Route("/health", self.health),
+            Route("/ping", self.health),
             Route("/ready", self.ready),
             Route("/version", self.version),
         ]
-        if self.access is not None:
-            routes.append(Route("/access", self.verdict))
-        if self.metrics is not None:
-            routes.append(Route("/metrics", self.samples))
+        if self._access is not None:
+            routes.append(Route("/access", partial(self.verdict, self._access)))
+        if self._metrics is not None:
+            routes.append(Route("/metrics", partial(self.samples, self._metrics)))
         return routes
-
-    async def list_models(self, _request: Request) -> Response:
-        return _json({"object": "list", "data": [self.card]})
-
-    async def retrieve_model(self, request: Request) -> Response:
-        if request.path_params["model"] != self.card["id"]:
-            name = self.card["id"]
-            raise ModelNotFound(f"this model is not served here; {name!r} is", param="model")
-        return _json({**self.card})
 
     async def health(self, _request: Request) -> Response:
         return _json({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
         try:
-            ready = await asyncio.wait_for(self.engine.ready(), READY_TIMEOUT_S)
+            ready = await asyncio.wait_for(self._ready.get(), READY_TIMEOUT_S)
         except TimeoutError:
             ready = False
         if not ready:
             raise NotReady("no replica can answer now; retry later")
         return _json({"status": "ready"})
 
+    async def _ask_engine(self) -> bool:
+        return await self._engine.ready()
+
     async def version(self, _request: Request) -> Response:
-        return _json(self.about)
+        return _json(self._about)
 
-    async def verdict(self, _request: Request) -> Response:
-        assert self.access is not None  # noqa: S101 - the route exists only then
-        return _json(self.access())
+    async def verdict(self, access: Shared[bytes], _request: Request) -> Response:
+        return Response(await access.get(), media_type="application/json")
 
-    async def samples(self, _request: Request) -> Response:
-        assert self.metrics is not None  # noqa: S101 - the route exists only then
-        return PlainTextResponse(await self.metrics(), headers={"content-type": PROMETHEUS})
+    async def samples(self, metrics: Shared[str], _request: Request) -> Response:
+        return PlainTextResponse(await metrics.get(), headers={"content-type": PROMETHEUS})
+
+
+async def _dumped(page: Callable[[], Mapping[str, Any]]) -> bytes:
+    return dump(page())
 
 
 def _json(body: Mapping[str, object]) -> Response:
     return Response(dump(body), media_type="application/json")
 
 
-async def _refuse_route(_request: Request, error: Exception) -> Response:
+async def _refuse_route(request: Request, error: Exception) -> Response:
     """Turn Starlette's refusals into ours; the boundary writes them."""
-    raise _translate(error) from None
+    raise _translate(error, request.scope) from None
 
 
-def _translate(error: Exception) -> ServeAppError:
+def _translate(error: Exception, scope: Scope) -> ServeAppError:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone
     if error.status_code == 405:
         methods = sorted((error.headers or {}).get("Allow", "").split(", "))
         allow = ", ".join(methods)
         return MethodNotAllowed(f"this path takes {allow}", allow=allow)
     if error.status_code == 404:
-        return RouteNotFound("no such path; the API is under /v1, for example /v1/models")
+        root = scope.get("root_path", "")
+        return RouteNotFound(lost(str(scope["path"]).removeprefix(root), root))
     return InvalidRequest("the request is malformed")

@@ -54,11 +54,13 @@ class View:
         replicas: what each is at, as plain data; None if nobody knows.
         others: the other boards' counts.
         license: title and sha256 of the text beside the weights, and their commit.
+        max_context_tokens: the model's window; None if nobody knows.
     """
 
     replicas: list[dict[str, Any]] | None
     others: tuple[Counts, ...]
     license: dict[str, Any] | None = None
+    max_context_tokens: int | None = None
 
 
 class Whole(Protocol):
@@ -94,6 +96,7 @@ class Board:
             waiting=0, running=0, finished=0, failed=0, generation_tokens=0, recent=[]
         )
         self._telling: asyncio.TimerHandle | None = None
+        self._publishing: asyncio.Future[None] | None = None
         self._page = PAGE.read_bytes()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -135,6 +138,14 @@ class Board:
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """See `LLMEngine.detokenize`."""
         return await self._engine.detokenize(token_ids)
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """See `LLMEngine.token_strings`."""
+        return await self._engine.token_strings(token_ids)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """See `LLMEngine.tokenizer_info`."""
+        return await self._engine.tokenizer_info()
 
     def routes(self) -> list[Route]:
         """Return the page and its numbers."""
@@ -188,9 +199,13 @@ class Board:
 
     def _tell(self, whole: Whole) -> None:
         self._telling = None
+        if self._publishing is not None and not self._publishing.done():
+            self._changed()  # where the counts go does not answer: one thread at most waits there
+            return
         counts = self._counts.copy()
         counts["recent"] = [list(pair) for pair in counts["recent"]]
-        asyncio.get_running_loop().run_in_executor(None, whole.tell, counts)
+        loop = asyncio.get_running_loop()
+        self._publishing = loop.run_in_executor(None, whole.tell, counts)
 
     async def _show(self, _request: Request) -> Response:
         return Response(

@@ -19,9 +19,10 @@ from serve_app.api.answers import (
     usage_body,
 )
 from serve_app.api.choices import Piece
-from serve_app.api.convert import Calls, Plan
+from serve_app.api.convert import Plan
 from serve_app.api.logprobs import ChatLogprobs, chat_logprobs
-from serve_app.api.tool_formats import CallArguments, CallBegun, Content, Part, ToolReader
+from serve_app.api.tool_formats import CallArguments, CallBegun, Content, Part
+from serve_app.api.tools import new_call_id
 from serve_app.protocol import FinishReason, TokenLogprobs, Usage
 
 
@@ -42,7 +43,7 @@ class ChatVoice:
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> ChatCompletion:
         """Return the complete answer."""
-        return {
+        body: ChatCompletion = {
             "id": self._id,
             "object": "chat.completion",
             "created": self._created,
@@ -50,21 +51,27 @@ class ChatVoice:
             "choices": [self._choice(piece) for piece in pieces],
             "usage": usage_body(usage),
         }
+        if self._plan.token_ids:
+            body["prompt_token_ids"] = list(pieces[0].prompt_token_ids)
+        return body
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """Return the chunks of a piece; the first one of a choice tells the role."""
         choice = self._choices.get(piece.index)
         if choice is None:
-            choice = self._choices[piece.index] = _Choice(self._plan.calls)
+            choice = self._choices[piece.index] = _Choice(self._plan)
             opening = None if self._plan.calls else ""
             delta = ChatDelta(role="assistant", content=opening, refusal=None)
-            yield self._chunk(piece.index, delta)
+            chunk = self._chunk(piece.index, delta)
+            if self._plan.token_ids:
+                chunk["prompt_token_ids"] = list(piece.prompt_token_ids)
+            yield chunk
         choice.untold += piece.logprobs
+        choice.untold_ids += piece.token_ids
         for delta in choice.deltas(piece):
-            yield self._chunk(piece.index, delta, logprobs=choice.tell_logprobs())
+            yield self._told(choice, piece.index, delta)
         if piece.finish_reason is not None:
-            finish = choice.finish(piece.finish_reason)
-            yield self._chunk(piece.index, {}, finish, choice.tell_logprobs())
+            yield self._told(choice, piece.index, {}, choice.finish(piece.finish_reason))
 
     def end(self) -> ChatChunk:
         """Return a chunk without choices."""
@@ -77,14 +84,26 @@ class ChatVoice:
         }
 
     def _choice(self, piece: Piece) -> ChatChoice:
-        choice = _Choice(self._plan.calls)
+        choice = _Choice(self._plan)
         message = _message(list(choice.deltas(piece)))
-        return {
+        body: ChatChoice = {
             "index": piece.index,
             "message": message,
             "logprobs": chat_logprobs(piece.logprobs) if self._plan.logprobs else None,
             "finish_reason": choice.finish(piece.finish_reason or FinishReason.STOP),
         }
+        if self._plan.token_ids:
+            body["token_ids"] = list(piece.token_ids)
+        return body
+
+    def _told(
+        self, choice: _Choice, index: int, delta: ChatDelta, reason: ChatFinish | None = None
+    ) -> dict[str, Any]:
+        """Return a chunk with the probabilities and ids of all tokens that it tells of."""
+        chunk = self._chunk(index, delta, reason, choice.tell_logprobs())
+        if self._plan.token_ids:
+            chunk["choices"][0]["token_ids"] = choice.tell_ids()
+        return chunk
 
     def _chunk(
         self,
@@ -100,12 +119,17 @@ class ChatVoice:
 class _Choice:
     """What is known of one choice while it is told."""
 
-    def __init__(self, calls: Calls | None) -> None:
-        self._reader = ToolReader(calls.names, parallel=calls.parallel) if calls else None
+    def __init__(self, plan: Plan) -> None:
+        self._reader = plan.calls.reader() if plan.calls else None
+        self._shows_thoughts = plan.reasoning
         self._calls = 0
-        self.untold: tuple[TokenLogprobs, ...] = ()  # text may be held back, their tokens with it
+        # Text may be held back, and what belongs to its tokens with it.
+        self.untold: tuple[TokenLogprobs, ...] = ()
+        self.untold_ids: tuple[int, ...] = ()
 
     def deltas(self, piece: Piece) -> Iterator[ChatDelta]:
+        if piece.reasoning and self._shows_thoughts:
+            yield {"reasoning_content": piece.reasoning}
         if self._reader is None:
             if piece.text:
                 yield {"content": piece.text}
@@ -123,6 +147,10 @@ class _Choice:
         told, self.untold = self.untold, ()
         return chat_logprobs(told) if told else None
 
+    def tell_ids(self) -> list[int]:
+        told, self.untold_ids = self.untold_ids, ()
+        return list(told)
+
     def _delta(self, part: Part) -> ChatDelta:
         if isinstance(part, Content):
             return {"content": part.text}
@@ -138,7 +166,7 @@ class _Choice:
 def _begun(part: CallBegun, index: int) -> ToolCallPiece:
     return {
         "index": index,
-        "id": f"call_{uuid4().hex[:24]}",
+        "id": new_call_id(),
         "type": "function",
         "function": {"name": part.name, "arguments": ""},
     }
@@ -161,6 +189,8 @@ def _message(deltas: Sequence[ChatDelta]) -> ChatMessage:
             )
         calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
     message = ChatMessage(role="assistant", content=content, refusal=None)
+    if thoughts := "".join(delta.get("reasoning_content", "") for delta in deltas):
+        message["reasoning_content"] = thoughts
     if calls:
         message["content"] = content or None
         message["tool_calls"] = calls

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from serve_app.errors import EngineError, RequestCancelled
+from serve_app.errors import AnswerTooLarge, EngineError, RequestCancelled
 from serve_app.protocol import (
     FinishReason,
     GenerationRequest,
@@ -17,6 +17,9 @@ from serve_app.protocol import (
     TokenLogprobs,
     Usage,
 )
+
+# What a piece and a probability come to as JSON, about.
+_PIECE_BYTES, _LOGPROB_BYTES = 256, 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,9 @@ class Piece:
         finish_reason: set on the choice's last piece.
         logprobs: of the new tokens, if they were asked for.
         prompt_logprobs: of the prompt's tokens, once, for a prompt's first choice.
+        reasoning: new text of the model's thoughts, which come before `text`.
+        token_ids: the new tokens.
+        prompt_token_ids: the prompt's, once, if they were asked for.
     """
 
     index: int
@@ -36,6 +42,15 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it comes to in an answer."""
+        entries = sum(1 + len(entry.top) for entry in (*self.logprobs, *self.prompt_logprobs))
+        return _PIECE_BYTES + len(self.text) + _LOGPROB_BYTES * entries
 
 
 def join(pieces: Sequence[Piece]) -> Piece:
@@ -48,6 +63,9 @@ def join(pieces: Sequence[Piece]) -> Piece:
         finish_reason=pieces[-1].finish_reason,
         logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
         prompt_logprobs=tuple(entry for piece in pieces for entry in piece.prompt_logprobs),
+        reasoning="".join(piece.reasoning for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        prompt_token_ids=pieces[0].prompt_token_ids,
     )
 
 
@@ -58,6 +76,7 @@ class Choices:
         engine: continues each prompt.
         requests: one for each prompt, all with the same `n`.
         prompt_only: show and count nothing of what is generated.
+        max_bytes: of all that is generated, about, as JSON; what nobody has read yet as well.
     """
 
     def __init__(
@@ -66,7 +85,10 @@ class Choices:
         requests: Sequence[GenerationRequest],
         *,
         prompt_only: bool = False,
+        max_bytes: int | None = None,
     ) -> None:
+        self._max_bytes = max_bytes
+        self.weight = 0  # of all pieces so far, in bytes
         self._engine = engine
         self._requests = requests
         self._n = requests[0].n
@@ -97,22 +119,41 @@ class Choices:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def next(self) -> list[Piece]:
-        """Wait for something and return all that is ready, merged by choice; [] is the end.
+    async def next(self, patience_s: float | None = None) -> list[Piece] | None:
+        """Wait for something and return all that is ready, merged by choice.
+
+        Args:
+            patience_s: how long to wait at the most; None is for ever.
+
+        Returns:
+            [] at the end, and None when nothing came in time.
 
         Raises:
             ServeAppError: the first error of any prompt, at once.
         """
         if not self._running:
             return []
+        if self._arrived.empty() and patience_s is not None:
+            try:
+                async with asyncio.timeout(patience_s):
+                    first = await self._arrived.get()
+            except TimeoutError:
+                return None
+        else:
+            first = await self._arrived.get()
+        return self._merged(first)
+
+    def _merged(self, first: Piece | BaseException) -> list[Piece]:
         pieces: dict[int, list[Piece]] = {}
-        while not pieces or not self._arrived.empty():
-            piece = await self._arrived.get()
+        piece = first
+        while True:
             if isinstance(piece, BaseException):
                 raise piece
             self._running -= piece.finish_reason is not None
             pieces.setdefault(piece.index, []).append(piece)
-        return [join(several) for several in pieces.values()]
+            if self._arrived.empty():
+                return [join(several) for several in pieces.values()]
+            piece = self._arrived.get_nowait()
 
     @property
     def usage(self) -> Usage:
@@ -135,13 +176,22 @@ class Choices:
                 self._usages[place][delta.index] = delta.usage
                 if place == delta.index == 0:
                     self.timing = delta.timing
-                self._arrived.put_nowait(_piece(place * self._n, delta))
+                self._add(_piece(place * self._n, delta))
                 unfinished -= delta.finish_reason is not None
                 if not unfinished:
                     return
         finally:
             await _close(deltas)
         raise EngineError("generation ended without a reason")
+
+    def _add(self, piece: Piece) -> None:
+        self.weight += piece.weight
+        if self._max_bytes is not None and self.weight > self._max_bytes:
+            raise AnswerTooLarge(
+                f"the answer grew over {self._max_bytes} bytes; ask for fewer choices, tokens or "
+                "probabilities"
+            )
+        self._arrived.put_nowait(piece)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = (
@@ -158,6 +208,9 @@ def _piece(first: int, delta: TokenDelta) -> Piece:
         finish_reason=delta.finish_reason,
         logprobs=delta.logprobs,
         prompt_logprobs=delta.prompt_logprobs,
+        reasoning=delta.reasoning,
+        token_ids=delta.token_ids,
+        prompt_token_ids=delta.prompt_token_ids,
     )
 
 
@@ -165,6 +218,7 @@ def _without_completion(delta: TokenDelta) -> TokenDelta:
     return replace(
         delta,
         text="",
+        reasoning="",
         token_ids=(),
         logprobs=(),
         usage=replace(delta.usage, completion_tokens=0),

@@ -43,10 +43,11 @@ async def read_echoes(engine: LLMEngine, plan: Plan) -> list[Echo]:
 
 
 async def _echo(engine: LLMEngine, prompt: Prompt, *, first: bool) -> Echo:
-    if isinstance(prompt, TextPrompt) and not first:
-        return Echo(prompt.text)
+    whole = prompt.text if isinstance(prompt, TextPrompt) and prompt.truncate is None else None
+    if whole is not None and not first:
+        return Echo(whole)
     ids = (await engine.tokenize(prompt)).token_ids
-    text = prompt.text if isinstance(prompt, TextPrompt) else await engine.detokenize(ids)
+    text = await engine.detokenize(ids) if whole is None else whole
     return Echo(text, await engine.detokenize(ids[:1]) if first else "")
 
 
@@ -81,7 +82,8 @@ class CompletionVoice:
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """Return the chunk of a piece's text, if it has any, and that of its finish."""
         choice = self._choice(piece, piece.prompt_logprobs, None)
-        if choice["text"] or (choice["logprobs"] and choice["logprobs"]["tokens"]):
+        told = choice["text"] or choice.get("token_ids")
+        if told or (choice["logprobs"] and choice["logprobs"]["tokens"]):
             yield {**self.end(), "choices": [choice]}
         if piece.finish_reason is not None:
             finish = TextChoice(
@@ -109,12 +111,17 @@ class CompletionVoice:
             tokens = CompletionTokens(_offset(echo, of_prompt))
             self._tokens[piece.index] = tokens
         entries = [*of_prompt, *piece.logprobs]
-        return {
+        choice: TextChoice = {
             "index": piece.index,
             "text": text,
             "logprobs": tokens.read(entries, first=echo.first) if self._plan.logprobs else None,
             "finish_reason": reason,
         }
+        if self._plan.token_ids:
+            choice["token_ids"] = list(piece.token_ids)
+            if piece.prompt_token_ids:
+                choice["prompt_token_ids"] = list(piece.prompt_token_ids)
+        return choice
 
 
 def _offset(echo: Echo, of_prompt: Sequence[TokenLogprobs]) -> int:

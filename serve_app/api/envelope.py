@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
-from serve_app.errors import EngineDead, InvalidApiKey, NotReady, ServeAppError
+from serve_app.errors import BodyTimeout, EngineDead, InvalidApiKey, NotReady, ServeAppError
 
 # Seconds after which a replica that died is usually replaced by a running one.
 RETRY_UNAVAILABLE_S = 5
@@ -39,7 +39,7 @@ def envelope(error: ServeAppError) -> Envelope:
 
 
 def error_headers(error: ServeAppError) -> dict[str, str]:
-    """Return `Retry-After` (whole seconds, >= 1), `Allow` or `WWW-Authenticate` if called for."""
+    """Return what an error calls for: `Retry-After` (whole seconds, >= 1), `Allow` and others."""
     headers = {}
     retry = error.details.get("retry_after_s")
     if retry is None and isinstance(error, NotReady | EngineDead):
@@ -50,4 +50,6 @@ def error_headers(error: ServeAppError) -> dict[str, str]:
         headers["allow"] = str(allow)
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BodyTimeout):  # the rest of the body may still come: it is no request
+        headers["connection"] = "close"
     return headers

@@ -1,66 +1,52 @@
 """The way of a generation request: read, check, generate, answer, and always let go.
 
-The first delta is awaited before the status is sent, so that a request the engine refuses
-gets its own status and not a broken stream. A client that goes away, a deadline and a
-cancelled task all end in the same place: leaving `Choices`, which frees the engine.
+The first delta is awaited before the status is sent, for some seconds (`delivery.py`), so that a
+request the engine refuses gets its own status and not a broken stream. A client that goes away,
+a deadline and a cancelled task all end in the same place: leaving `Choices`, which frees the
+engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from serve_app.api import sse
-from serve_app.api.answers import ChunkVoice, usage_body
-from serve_app.api.body import TIMEOUT_HEADER, parse_object, read_body, require_json, time_limit
+from serve_app.api import shapes
+from serve_app.api.answers import ChunkVoice
+from serve_app.api.body import TIMEOUT_HEADER, parse_object, require_json, time_limit
 from serve_app.api.chat_voice import ChatVoice
-from serve_app.api.choices import Choices, Piece, join
+from serve_app.api.choices import Choices
 from serve_app.api.completion_voice import CompletionVoice, read_echoes
 from serve_app.api.convert import Plan, plan_chat, plan_completion
-from serve_app.api.envelope import envelope
+from serve_app.api.delivery import Chunks, EventStream, Voice, collect, plain_failure
 from serve_app.api.fields import CHAT, COMPLETION, Fields
 from serve_app.api.fields import RESPONSES as RESPONSE
+from serve_app.api.intake import Intake
+from serve_app.api.names import Names
+from serve_app.api.offload import Offload
 from serve_app.api.record import Trace, trace_of
 from serve_app.api.response_voice import ResponseVoice
 from serve_app.api.responses import plan_response, renamed
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
+from serve_app.api.shapes import OldCalls
+from serve_app.config import ApiConfig
 from serve_app.errors import (
     DeadlineExceeded,
     InvalidRequest,
-    ModelNotFound,
     RequestCancelled,
     RequestError,
-    ServeAppError,
 )
-from serve_app.protocol import LLMEngine, Usage
+from serve_app.protocol import LLMEngine
 
 log = structlog.get_logger()
-
-
-class Voice(Protocol):
-    """Writes the answer of one API request."""
-
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
-        """Return the complete answer: one piece for each choice, by index."""
-        ...
-
-    def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:
-        """Return the events of a stream that tell more pieces."""
-        ...
-
-    def end(self, usage: Usage) -> bytes:
-        """Return what a stream ends with when all went well."""
-        ...
-
-    def failed(self, error: ServeAppError) -> bytes:
-        """Return what a stream ends with instead."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +67,21 @@ class Endpoint:
 
 
 async def _chat_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
-    return _Chunks(ChatVoice(model, plan), plan)
+    voice: ChunkVoice = ChatVoice(model, plan)
+    return Chunks(OldCalls(voice) if plan.old_calls else voice, plan)
+
+
+def _plan_chat(body: dict[str, Any], request_id: str) -> Plan:
+    old = shapes.is_old(body)
+    try:
+        plan = plan_chat(validate(ChatRequest, shapes.modern(body)), request_id=request_id)
+    except RequestError as error:
+        raise (shapes.renamed(error) if old else error) from error
+    return replace(plan, old_calls=old)
 
 
 async def _completion_voice(engine: LLMEngine, model: str, plan: Plan) -> Voice:
-    return _Chunks(CompletionVoice(model, plan, await read_echoes(engine, plan)), plan)
+    return Chunks(CompletionVoice(model, plan, await read_echoes(engine, plan)), plan)
 
 
 async def _response_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
@@ -94,7 +90,7 @@ async def _response_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
 
 CHAT_COMPLETIONS = Endpoint(
     fields=CHAT,
-    plan=lambda body, request_id: plan_chat(validate(ChatRequest, body), request_id=request_id),
+    plan=_plan_chat,
     voice=_chat_voice,
 )
 COMPLETIONS = Endpoint(
@@ -118,31 +114,40 @@ class Generate:
     Args:
         endpoint: chat, completions or responses.
         engine: continues the prompts.
-        model_name: the one model that is served here.
-        max_request_bytes: largest body.
+        names: of the one model that is served here.
+        limits: of answers.
+        intake: reads the bodies.
+        offload: does what takes long.
     """
 
     def __init__(
-        self, endpoint: Endpoint, engine: LLMEngine, *, model_name: str, max_request_bytes: int
+        self,
+        endpoint: Endpoint,
+        engine: LLMEngine,
+        *,
+        names: Names,
+        limits: ApiConfig,
+        intake: Intake,
+        offload: Offload,
     ) -> None:
         self._endpoint = endpoint
         self._engine = engine
-        self._model_name = model_name
-        self._max_request_bytes = max_request_bytes
+        self._names = names
+        self._limits = limits
+        self._intake = intake
+        self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are raised, the boundary turns them into answers."""
         headers, trace = Headers(scope=scope), trace_of(scope)
-        trace.model = self._model_name
+        trace.model = self._names.own
         seconds = time_limit(headers)
         try:
             async with asyncio.timeout(seconds) as limit:
                 require_json(headers)
-                raw = await read_body(receive, headers, max_bytes=self._max_request_bytes)
-                plan = self._plan(parse_object(raw), trace)
+                async with self._intake.body(receive, headers) as raw:
+                    plan = await self._offload.run(len(raw), partial(self._plan, raw, trace))
                 await while_connected(receive, self._answer(plan, trace, send))
-        except RequestError as error:
-            raise self._endpoint.renamed(error) from error
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -150,40 +155,55 @@ class Generate:
                 "the request was not finished within its own time limit", param=TIMEOUT_HEADER
             ) from None
 
-    def _plan(self, body: dict[str, Any], trace: Trace) -> Plan:
-        self._require_model(body.get("model"))
-        self._endpoint.fields.refuse_unsupported(body)
-        plan = self._endpoint.plan(body, trace.request_id)
+    def _plan(self, raw: bytes, trace: Trace) -> Plan:
+        body = parse_object(raw)
+        model = self._names.answering(body.get("model"))
+        ignored = self._endpoint.fields.check(body)
+        with self._own_names():
+            plan = self._endpoint.plan(body | {"model": model}, trace.request_id)
         trace.stream = plan.stream
-        if unknown := self._endpoint.fields.unknown(body):
-            names = [name[:64] for name in unknown[:16]]
+        if ignored:
+            names = [name[:64] for name in ignored[:16]]
             log.debug("request.fields_ignored", request_id=trace.request_id, fields=names)
-        return plan
-
-    def _require_model(self, name: object) -> None:
-        if name is None or name == self._model_name:
-            return
-        if not isinstance(name, str):
-            raise InvalidRequest("`model`: must be a string", param="model")
-        raise ModelNotFound(
-            f"this model is not served here; ask for {self._model_name!r}, or leave `model` out",
-            param="model",
-        )
+        requests = tuple(replace(request, client=trace.client) for request in plan.requests)
+        return replace(plan, model=model, requests=requests)
 
     async def _answer(self, plan: Plan, trace: Trace, send: Send) -> None:
-        voice = await self._endpoint.voice(self._engine, self._model_name, plan)
+        stream = EventStream(
+            trace, send, keep_alive_s=self._limits.keep_alive_s or None, offload=self._offload
+        )
+        trace.write_failure = plain_failure
+        making = self._endpoint.voice(self._engine, plan.model, plan)
+        voice = await (stream.wait_for(making) if plan.stream else making)
         trace.write_failure = voice.failed
-        running = Choices(self._engine, plan.requests, prompt_only=plan.prompt_only)
-        try:
+        running = Choices(
+            self._engine,
+            plan.requests,
+            prompt_only=plan.prompt_only,
+            max_bytes=self._limits.max_answer_bytes,
+        )
+        with self._own_names(plan.structure_field):
             async with running as choices:
                 if plan.stream:
-                    await _stream(voice, choices, trace, send)
+                    await stream.deliver(voice, choices)
                 else:
-                    await _collect(voice, choices, trace, send)
+                    await collect(voice, choices, trace, send, self._offload)
+
+    @contextmanager
+    def _own_names(self, structure: str | None = None) -> Iterator[None]:
+        """Let errors name the fields as this endpoint's clients write them.
+
+        Args:
+            structure: the field that the engine knows as `structure`.
+        """
+        try:
+            yield
         except InvalidRequest as error:
-            if error.param == "structure":  # the engine's word for what several fields ask for
-                raise InvalidRequest(error.message, param=plan.structure_field) from error
-            raise
+            if error.param == "structure":
+                error = InvalidRequest(error.message, param=structure)
+            raise self._endpoint.renamed(error) from error
+        except RequestError as error:
+            raise self._endpoint.renamed(error) from error
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
@@ -212,70 +232,3 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _collect(voice: Voice, choices: Choices, trace: Trace, send: Send) -> None:
-    arrived: dict[int, list[Piece]] = {}
-    while pieces := await choices.next():
-        trace.delta_arrived(choices.usage, choices.timing, choices.count)
-        for piece in pieces:
-            arrived.setdefault(piece.index, []).append(piece)
-    whole = [join(arrived[index]) for index in sorted(arrived)]
-    trace.finish_reason = whole[0].finish_reason
-    body = sse.dump(voice.whole(whole, choices.usage))
-    headers = {"content-type": "application/json", "content-length": str(len(body))}
-    await _start(send, {**headers, "server-timing": trace.server_timing})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _stream(voice: Voice, choices: Choices, trace: Trace, send: Send) -> None:
-    pieces = await choices.next()
-    trace.delta_arrived(choices.usage, choices.timing, choices.count)
-    await _start(send, {**sse.HEADERS, "server-timing": trace.server_timing})
-    while pieces:
-        for piece in pieces:
-            if piece.index == 0 and piece.finish_reason is not None:
-                trace.finish_reason = piece.finish_reason
-        body = b"".join(voice.events(pieces, choices.usage))
-        if body:
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        pieces = await choices.next()
-        trace.delta_arrived(choices.usage, choices.timing, choices.count)
-    body = voice.end(choices.usage)
-    await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-class _Chunks:
-    """See `Voice`; an event is a chunk, with the usage that was asked for."""
-
-    def __init__(self, voice: ChunkVoice, plan: Plan) -> None:
-        self._voice = voice
-        self._plan = plan
-
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
-        return self._voice.whole(pieces, usage)
-
-    def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:
-        for piece in pieces:
-            for chunk in self._voice.chunks(piece):
-                yield self._event(chunk, usage)
-
-    def end(self, usage: Usage) -> bytes:
-        if not self._plan.include_usage:
-            return sse.DONE
-        return sse.event({**self._voice.end(), "usage": usage_body(usage)}) + sse.DONE
-
-    def failed(self, error: ServeAppError) -> bytes:
-        return sse.event(envelope(error))
-
-    def _event(self, chunk: dict[str, Any], usage: Usage) -> bytes:
-        if self._plan.continuous_usage:
-            chunk["usage"] = usage_body(usage)
-        elif self._plan.include_usage:
-            chunk["usage"] = None
-        return sse.event(chunk)
-
-
-async def _start(send: Send, headers: dict[str, str]) -> None:
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})

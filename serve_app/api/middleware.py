@@ -35,6 +35,7 @@ class RequestId:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         trace = Trace(request_id=given) if _SANE_ID.fullmatch(given) else Trace()
+        trace.client = (scope.get("client") or ("",))[0]
         attach(scope, trace)
 
         async def send_with_id(message: Message) -> None:
@@ -56,6 +57,7 @@ class Boundary:
         app: everything inside.
         on_finished: called once for each request that is not a probe.
         probes: paths that are asked all the time and leave no record while they are well.
+        send_timeout_s: how long a client may take nothing of its answer.
     """
 
     def __init__(
@@ -63,17 +65,19 @@ class Boundary:
         app: ASGIApp,
         on_finished: Callable[[RequestRecord], None] | None,
         probes: frozenset[str],
+        send_timeout_s: float = 60.0,
     ) -> None:
         self._app = app
         self._on_finished = on_finished
         self._probes = probes
+        self._send_timeout_s = send_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request to its end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace, answer = trace_of(scope), _Answer(send)
+        trace, answer = trace_of(scope), _Answer(send, self._send_timeout_s)
         error: ServeAppError | None = None
         try:
             require_small_headers(scope["headers"])
@@ -96,9 +100,11 @@ class Boundary:
 class _Answer:
     """What went out so far, and how to end it with an error."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, timeout_s: float) -> None:
         self._send = send
+        self._timeout_s = timeout_s
         self._streaming = False
+        self._lost = False
         self.complete = False
         self.status = 0
 
@@ -107,16 +113,28 @@ class _Answer:
             self.status = message["status"]
             kind = Headers(raw=message["headers"]).get("content-type", "")
             self._streaming = kind.startswith("text/event-stream")
-        elif message["type"] == "http.response.body":
+        await self._pass_on(message)
+        if message["type"] == "http.response.body":
             self.complete = not message.get("more_body", False)
+
+    async def _pass_on(self, message: Message) -> None:
         try:
-            await self._send(message)
+            async with asyncio.timeout(self._timeout_s) as limit:
+                await self._send(message)
+        except TimeoutError as error:
+            self._lost = limit.expired()
+            if not self._lost:
+                raise
+            raise RequestCancelled("the client takes nothing of its answer any more") from error
         except OSError as error:  # how ASGI servers say that nobody listens any more
+            self._lost = True
             raise RequestCancelled("the client went away") from error
 
     async def fail(
         self, error: ServeAppError, write: Callable[[ServeAppError], bytes] | None
     ) -> None:
+        if self._lost:
+            return
         try:
             if not self.status:
                 await self._refuse(error)

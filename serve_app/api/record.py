@@ -60,6 +60,7 @@ class Trace:
     ttft_s: float | None = None
     stream: bool = False
     model: str | None = None
+    client: str = ""  # whose turn it is among others: a key's fingerprint, else the peer's address
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     finish_reason: FinishReason | None = None
     timing: Timing = field(default_factory=Timing)

@@ -12,9 +12,11 @@ from serve_app.api import sse
 from serve_app.api.choices import Piece
 from serve_app.api.convert import Plan
 from serve_app.api.envelope import envelope
-from serve_app.api.tool_formats import CallArguments, CallBegun, Content, Part, ToolReader
+from serve_app.api.logprobs import ChatTokenLogprob, chat_logprobs
+from serve_app.api.tool_formats import CallBegun, Content, Part
+from serve_app.api.tools import new_call_id
 from serve_app.errors import ServeAppError
-from serve_app.protocol import FinishReason, Usage
+from serve_app.protocol import FinishReason, TokenLogprobs, Usage
 
 Event = dict[str, Any]
 
@@ -31,8 +33,8 @@ class ResponseVoice:
     """
 
     def __init__(self, model: str, plan: Plan) -> None:
-        calls = plan.calls
-        self._reader = ToolReader(calls.names, parallel=calls.parallel) if calls else None
+        self._reader = plan.calls.reader() if plan.calls else None
+        self._shows_thoughts = plan.reasoning
         self._body: dict[str, Any] = {
             "id": f"resp_{uuid4().hex}",
             "object": "response",
@@ -40,9 +42,10 @@ class ResponseVoice:
             "model": model,
             **(plan.repeated or {}),
         }
-        self._items: list[_Message | _Call] = []
-        self._open: _Message | _Call | None = None
+        self._items: list[_Thoughts | _Message | _Call] = []
+        self._open: _Thoughts | _Message | _Call | None = None
         self._reason: FinishReason | None = None
+        self._untold: tuple[TokenLogprobs, ...] = ()  # text may be held back, its tokens with it
         self._begun = False
         self._numbers = count()
 
@@ -101,31 +104,55 @@ class ResponseVoice:
 
     def _told(self, piece: Piece) -> Iterator[Event]:
         self._reason = piece.finish_reason
-        parts: list[Part] = [Content(piece.text)] if piece.text else []
+        if piece.reasoning and self._shows_thoughts:
+            yield from self._thought(piece.reasoning)
+        for text, logprobs in _by_token(piece) if self._reader else [(piece.text, piece.logprobs)]:
+            self._untold += logprobs
+            for part in self._parts(text):
+                yield from self._part(part)
+        if piece.finish_reason is not None:
+            for part in self._reader.end() if self._reader else []:
+                yield from self._part(part)
+            if not self._items:
+                yield from self._opened(_Message(0))
+
+    def _thought(self, text: str) -> Iterator[Event]:
+        if not isinstance(self._open, _Thoughts):
+            yield from self._opened(_Thoughts(len(self._items)))
+        if isinstance(self._open, _Thoughts):
+            yield self._open.more(text)
+
+    def _parts(self, text: str) -> list[Part]:
         if self._reader is not None:
-            parts = self._reader.read(piece.text)
-            if piece.finish_reason is not None:
-                parts += self._reader.end()
-        for part in parts:
-            yield from self._part(part)
-        if piece.finish_reason is not None and not self._items:
-            yield from self._opened(_Message(0))
+            return self._reader.read(text)
+        return [Content(text)] if text else []
 
     def _part(self, part: Part) -> Iterator[Event]:
+        if isinstance(part, Content):
+            if not isinstance(self._open, _Message):
+                yield from self._opened(_Message(len(self._items)))
+            if isinstance(self._open, _Message):
+                yield self._open.more(part.text, self._take_logprobs())
+            return
+        self._untold = ()  # of the call's own syntax, which nobody is shown
         if isinstance(part, CallBegun):
             yield from self._opened(_Call(len(self._items), part.name))
-        elif isinstance(part, Content) and not isinstance(self._open, _Message):
-            yield from self._opened(_Message(len(self._items)))
-        if isinstance(part, Content | CallArguments) and self._open is not None:
+        elif isinstance(self._open, _Call):
             yield self._open.more(part.text)
 
-    def _opened(self, item: _Message | _Call) -> Iterator[Event]:
+    def _opened(self, item: _Thoughts | _Message | _Call) -> Iterator[Event]:
         yield from self._closed()
         self._items.append(item)
         self._open = item
         yield from item.added()
 
+    def _take_logprobs(self) -> list[ChatTokenLogprob]:
+        entries, self._untold = self._untold, ()
+        return chat_logprobs(entries)["content"]
+
     def _closed(self) -> Iterator[Event]:
+        if isinstance(self._open, _Message):
+            self._open.logprobs += self._take_logprobs()  # of what has no text, such as an end
         if self._open is not None:
             cut = self._reason is FinishReason.LENGTH
             yield from self._open.done("incomplete" if cut else "completed")
@@ -136,6 +163,69 @@ class ResponseVoice:
         return f"event: {body['type']}\n".encode() + sse.event(numbered)
 
 
+def _by_token(piece: Piece) -> Iterator[tuple[str, tuple[TokenLogprobs, ...]]]:
+    """Return a piece's text by token, as far as it can be cut so, with their probabilities.
+
+    What is text and what belongs to a call is known of each token only if each is read alone.
+    """
+    rest, raw = piece.text, b""
+    waiting: tuple[TokenLogprobs, ...] = ()
+    for entry in piece.logprobs:
+        waiting += (entry,)
+        raw += entry.chosen.raw if entry.chosen else b""
+        text = raw.decode(errors="replace")
+        if text and rest.startswith(text):
+            yield text, waiting
+            rest, raw, waiting = rest[len(text) :], b"", ()
+    if rest or waiting:
+        yield rest, waiting
+
+
+class _Thoughts:
+    """What the model thought before its answer."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+        self._id = f"rs_{uuid4().hex}"
+        self._text = ""
+        self._status = "in_progress"
+
+    @property
+    def body(self) -> Event:
+        content = [] if self._status == "in_progress" else [self._part]
+        return {
+            "id": self._id,
+            "type": "reasoning",
+            "status": self._status,
+            "summary": [],
+            "content": content,
+        }
+
+    @property
+    def _part(self) -> Event:
+        return {"type": "reasoning_text", "text": self._text}
+
+    @property
+    def _where(self) -> Event:
+        return {"item_id": self._id, "output_index": self._place, "content_index": 0}
+
+    def added(self) -> Iterator[Event]:
+        added = "response.output_item.added"
+        yield {"type": added, "output_index": self._place, "item": self.body}
+        yield {"type": "response.content_part.added", **self._where, "part": self._part}
+
+    def more(self, text: str) -> Event:
+        self._text += text
+        return {"type": "response.reasoning_text.delta", **self._where, "delta": text}
+
+    def done(self, status: str) -> Iterator[Event]:
+        self._status = status
+        yield {"type": "response.reasoning_text.done", **self._where, "text": self._text}
+        yield {"type": "response.content_part.done", **self._where, "part": self._part}
+        kind = "response.output_item.done"
+        yield {"type": kind, "output_index": self._place, "item": self.body}
+
+
 class _Message:
     """Text for the reader."""
 
@@ -143,6 +233,7 @@ class _Message:
         self._place = place
         self._id = f"msg_{uuid4().hex}"
         self._text = ""
+        self.logprobs: list[ChatTokenLogprob] = []
         self._status = "in_progress"
 
     @property
@@ -158,7 +249,12 @@ class _Message:
 
     @property
     def _part(self) -> Event:
-        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
+        return {
+            "type": "output_text",
+            "text": self._text,
+            "annotations": [],
+            "logprobs": [*self.logprobs],
+        }
 
     @property
     def _where(self) -> Event:
@@ -169,15 +265,16 @@ class _Message:
         yield {"type": added, "output_index": self._place, "item": self.body}
         yield {"type": "response.content_part.added", **self._where, "part": self._part}
 
-    def more(self, text: str) -> Event:
+    def more(self, text: str, logprobs: list[ChatTokenLogprob]) -> Event:
         self._text += text
+        self.logprobs += logprobs
         kind = "response.output_text.delta"
-        return {"type": kind, **self._where, "delta": text, "logprobs": []}
+        return {"type": kind, **self._where, "delta": text, "logprobs": logprobs}
 
     def done(self, status: str) -> Iterator[Event]:
         self._status = status
         kind = "response.output_text.done"
-        yield {"type": kind, **self._where, "text": self._text, "logprobs": []}
+        yield {"type": kind, **self._where, "text": self._text, "logprobs": [*self.logprobs]}
         yield {"type": "response.content_part.done", **self._where, "part": self._part}
         kind = "response.output_item.done"
         yield {"type": kind, "output_index": self._place, "item": self.body}
@@ -188,7 +285,7 @@ class _Call:
 
     def __init__(self, place: int, name: str) -> None:
         self._place = place
-        self._id, self._call_id = f"fc_{uuid4().hex}", f"call_{uuid4().hex[:24]}"
+        self._id, self._call_id = f"fc_{uuid4().hex}", new_call_id()
         self._name = name
         self._arguments = ""
         self._status = "in_progress"

@@ -1,32 +1,32 @@
 """`POST /v1/responses` in the words of a chat: what is asked is translated, then checked as one.
 
 Stateless: a request brings its whole conversation, as a text or as items (messages, calls of
-functions and their outputs). What the service would have to remember, and the tools that
-OpenAI itself runs, are refused by name (`fields.py`).
+functions and their outputs). What the service would have to remember is refused by name
+(`fields.py`). What belongs to a model that thinks or to tools that OpenAI itself runs is left
+out, so that clients which always send it work: thoughts from the input, such tools from `tools`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+import structlog
+
 from serve_app.api.convert import Plan, plan_chat
-from serve_app.api.fields import SAMPLING_EXTENSIONS
-from serve_app.api.schemas import ChatRequest, validate
+from serve_app.api.fields import CHAT, RESPONSES
+from serve_app.api.schemas import MAX_MESSAGES, ChatRequest, validate
+from serve_app.api.shapes import allowed
 from serve_app.errors import InvalidRequest, RequestError, UnsupportedParameter
 
-# What is called the same in a chat.
-_SAME = SAMPLING_EXTENSIONS | {
-    "model",
-    "parallel_tool_calls",
-    "stream",
-    "stream_options",
-    "temperature",
-    "top_p",
-}
+log = structlog.get_logger()
+
+# What is called the same in a chat and means the same.
+_SAME = (CHAT.done & RESPONSES.done) - {"tools", "tool_choice", "top_logprobs", "metadata", "user"}
 # What an answer repeats of its request, at what it is when nothing is said.
 _REPEATED: dict[str, Any] = {
     "instructions": None,
@@ -35,7 +35,7 @@ _REPEATED: dict[str, Any] = {
     "parallel_tool_calls": True,
     "temperature": 1.0,
     "tool_choice": "auto",
-    "tools": [],
+    "top_logprobs": 0,
     "top_p": 1.0,
 }
 # What OpenAI's object says of a service that remembers nothing and only generates text.
@@ -48,8 +48,11 @@ _FIXED: dict[str, Any] = {
     "service_tier": "default",
     "truncation": "disabled",
 }
+_LOGPROBS = "message.output_text.logprobs"  # of `include`; the others speak of what is not here
 _MAX_METADATA = (16, 64, 512)  # OpenAI's limits: pairs, characters of a key and of a value
 _TEXTS = ("input_text", "output_text", "text")  # no set: a client may send what has no hash
+_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_LEFT_OUT = ("reasoning", "web_search_call", "mcp_list_tools")
 
 
 def plan_response(body: Mapping[str, Any], *, request_id: str) -> Plan:
@@ -62,9 +65,11 @@ def plan_response(body: Mapping[str, Any], *, request_id: str) -> Plan:
     chat = {name: body[name] for name in _SAME if name in body}
     chat["messages"] = list(_messages(body))
     chat["max_completion_tokens"] = body.get("max_output_tokens")
-    chat["tools"] = _nested(body.get("tools"))
+    chat["tools"], places = _functions(body.get("tools"), request_id)
     chat["tool_choice"] = _nested_choice(body.get("tool_choice"))
     chat["response_format"] = _format(body.get("text"))
+    chat["reasoning_effort"] = _effort(body.get("reasoning"))
+    chat |= _logprobs(body)
     repeated = {
         name: neutral if body.get(name) is None else body[name]
         for name, neutral in _REPEATED.items()
@@ -72,19 +77,26 @@ def plan_response(body: Mapping[str, Any], *, request_id: str) -> Plan:
     _check_metadata(repeated["metadata"])
     if isinstance(body.get("user"), str):
         repeated["user"] = body["user"]
-    text = {"format": {"type": "text"}, "verbosity": "medium"} | _given(body.get("text"))
-    plan = plan_chat(validate(ChatRequest, chat), request_id=request_id)
+    if body.get("store") is not None:
+        repeated["store"] = False  # nothing is kept
+    text = {"format": _format_shown(body.get("text")), "verbosity": "medium"}
+    try:
+        plan = plan_chat(validate(ChatRequest, allowed(chat)), request_id=request_id)
+    except RequestError as error:
+        raise _placed(error, places) from error
     # OpenAI requires both fields and takes requests without them; its answers have them.
-    repeated["tools"] = [{"parameters": None, "strict": None, **tool} for tool in repeated["tools"]]
+    repeated["tools"] = [
+        {"parameters": None, "strict": None, **tool["function"]} for tool in chat["tools"] or ()
+    ]
     return replace(plan, repeated={**_FIXED, **repeated, "text": text})
 
 
 # A chat's names of what a response calls otherwise.
 _NAMES = (
-    (re.compile(r"messages\b.*"), "input"),
-    (re.compile(r"(?:response_format|structure)\b.*"), "text.format"),
-    (re.compile(r"max_completion_tokens"), "max_output_tokens"),
-    (re.compile(r"(tools\[\d+\])\.function\b"), r"\1"),
+    (re.compile(r"^messages\b.*"), "input"),
+    (re.compile(r"^(?:response_format|structure)\b.*"), "text.format"),
+    (re.compile(r"^max_completion_tokens$"), "max_output_tokens"),
+    (re.compile(r"^(tools\[\d+\])\.function\b"), r"\1"),
 )
 
 
@@ -99,6 +111,17 @@ def renamed(error: RequestError) -> RequestError:
     return type(error)(message, param=param, **error.details)
 
 
+def _placed(error: RequestError, places: list[int]) -> RequestError:
+    """Return an error of a tool with its place among all that were sent."""
+    found = re.match(r"tools\[(\d+)\]", error.param or "")
+    if found is None:
+        return error
+    sent, checked = f"tools[{places[int(found[1])]}]", found[0]
+    message = error.message.replace(checked, sent)
+    param = str(error.param).replace(checked, sent, 1)
+    return type(error)(message, param=param, **error.details)
+
+
 def _messages(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if (instructions := body.get("instructions")) is not None:
         if not isinstance(instructions, str):
@@ -107,11 +130,15 @@ def _messages(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     items = body.get("input")
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
-    if not isinstance(items, list) or not items:
+    if not isinstance(items, list) or not 0 < len(items) <= MAX_MESSAGES:
         raise InvalidRequest(
-            "`input`: is required, a string or a list of items that is not empty", param="input"
+            f"`input`: is required, a string or a list of 1 to {MAX_MESSAGES} items", param="input"
         )
-    messages = [_message(item, f"input[{place}]") for place, item in enumerate(items)]
+    messages = [
+        _message(item, f"input[{place}]")
+        for place, item in enumerate(items)
+        if not (isinstance(item, dict) and item.get("type") in _LEFT_OUT)
+    ]
     # Calls that follow each other are of one turn, and a chat has them in one message.
     for calling, group in groupby(messages, key=lambda message: "tool_calls" in message):
         if calling:
@@ -124,45 +151,76 @@ def _messages(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _message(item: object, where: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise InvalidRequest(f"`{where}`: must be an object", param=where)
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     if kind == "message":
-        return {"role": item.get("role"), "content": _parts(item.get("content"))}
-    if kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
-        return {"tool_calls": [call]}
-    if kind == "function_call_output":
+        content = _parts(item.get("content"))
+        if item.get("role") == "assistant" and not content:
+            content = ""  # an answer that was cut before its first token
+        return {"role": item.get("role"), "content": content}
+    if kind in ("function_call", "custom_tool_call"):
+        arguments = item.get("arguments")
+        if kind == "custom_tool_call":
+            arguments = {"input": item.get("input")}
+        function = {"name": item.get("name"), "arguments": _text(arguments)}
+        return {
+            "tool_calls": [{"id": item.get("call_id"), "type": "function", "function": function}]
+        }
+    if kind in ("function_call_output", "custom_tool_call_output"):
         answer = _parts(item.get("output"))
         return {"role": "tool", "tool_call_id": item.get("call_id"), "content": answer}
-    raise UnsupportedParameter(
-        f"`{where}`: only message, function_call and function_call_output are supported",
-        param=where,
-    )
+    raise UnsupportedParameter(_why_not(kind, where), param=where)
+
+
+def _text(arguments: object) -> object:
+    return json.dumps(arguments) if isinstance(arguments, dict) else arguments
+
+
+def _why_not(kind: object, where: str) -> str:
+    if kind == "item_reference":
+        return f"`{where}`: nothing is stored here; send the item itself instead of its id"
+    return f"`{where}`: only messages, calls of functions and their outputs are supported"
 
 
 def _parts(content: object) -> object:
     if not isinstance(content, list):
         return content
-    return [
-        {"type": "text", "text": part.get("text")}
-        if isinstance(part, dict) and part.get("type") in _TEXTS
-        else part
-        for part in content
-    ]
+    return [_part(part) for part in content]
 
 
-def _nested(tools: object) -> object:
-    """Return tools with a chat's extra level; what is no list or object is refused as it is."""
+def _part(part: object) -> object:
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") in _TEXTS:
+        return {"type": "text", "text": part.get("text")}
+    if part.get("type") == "refusal":
+        return {"type": "text", "text": part.get("refusal")}
+    return part
+
+
+def _functions(tools: object, request_id: str) -> tuple[Any, list[int]]:
+    """Return the functions with a chat's extra level, and the place of each among all tools.
+
+    What is no tool at all stays, so that it is refused.
+    """
     if not isinstance(tools, list):
-        return tools
-    return [
-        {"type": tool.get("type"), "function": tool} if isinstance(tool, dict) else tool
-        for tool in tools
-    ]
+        return tools, []
+    kept, left_out = [], []
+    for place, tool in enumerate(tools):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            left_out.append(kind[:64])
+        else:
+            function = {"type": kind, "function": tool} if isinstance(tool, dict) else tool
+            kept.append((place, function))
+    if left_out:
+        log.warning(
+            "request.tools_left_out", request_id=request_id, types=sorted(set(left_out))[:16]
+        )
+    return [tool for _, tool in kept], [place for place, _ in kept]
 
 
 def _nested_choice(choice: object) -> object:
-    if not isinstance(choice, dict):
+    if not isinstance(choice, dict) or choice.get("type") == "allowed_tools":
         return choice
     return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
 
@@ -173,16 +231,34 @@ def _format(text: object) -> object:
         return None
     if not isinstance(text, dict):
         raise InvalidRequest("`text`: must be an object", param="text")
-    if text.get("verbosity") not in (None, "medium"):
-        raise UnsupportedParameter("`text.verbosity` is not supported here", param="text.verbosity")
     form = text.get("format")
     if not isinstance(form, dict) or form.get("type") != "json_schema":
         return form
     return {"type": "json_schema", "json_schema": form}
 
 
-def _given(text: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {name: value for name, value in (text or {}).items() if value is not None}
+def _effort(reasoning: object) -> object:
+    if reasoning is not None and not isinstance(reasoning, dict):
+        raise InvalidRequest("`reasoning`: must be an object", param="reasoning")
+    return reasoning.get("effort") if reasoning else None
+
+
+def _logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
+    include, top = body.get("include"), body.get("top_logprobs")
+    if include is not None and not isinstance(include, list):
+        raise InvalidRequest("`include`: must be a list", param="include")
+    return {"top_logprobs": top, "logprobs": bool(top) or _LOGPROBS in (include or ())}
+
+
+def _format_shown(text: Mapping[str, Any] | None) -> object:
+    """Return the format as an answer repeats it: all of a schema that OpenAI requires."""
+    form = (text or {}).get("format") or {"type": "text"}
+    if not isinstance(form, dict) or form.get("type") != "json_schema":
+        return form
+    kinds = {"description": str, "strict": bool, "schema": dict}
+    given = {key: form[key] for key, kind in kinds.items() if isinstance(form.get(key), kind)}
+    name = _NO_NAME.sub("_", str(form.get("name") or ""))[:64]
+    return {"schema": {}, **given, "type": "json_schema", "name": name or "schema"}
 
 
 def _check_metadata(metadata: object) -> None:

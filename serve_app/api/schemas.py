@@ -6,12 +6,12 @@ Values are strict, null means absent, and no message ever quotes what the client
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve_app.api.messages import Message, Refused, Schema
+from serve_app.api.messages import Message, Schema, at_most
 from serve_app.api.structure import (
     GuidedChoice,
     GuidedGrammar,
@@ -21,10 +21,15 @@ from serve_app.api.structure import (
     StructuredOutputs,
 )
 from serve_app.api.tools import Tool, ToolChoice, check_tools
-from serve_app.errors import InvalidRequest, UnsupportedParameter
+from serve_app.api.validation import validate
 from serve_app.protocol import Structure, TextPrompt, TokenPrompt
 
+__all__ = ["ChatRequest", "CompletionRequest", "SamplingFields", "StreamOptions", "validate"]
+
 MAX_CHOICES = 128  # OpenAI's limit of `n`; here also of prompts times n
+MAX_MESSAGES = 8192  # OpenAI takes 2,048; more than any window holds are no conversation
+MAX_LOGPROBS = 20  # OpenAI's limit of a chat; vLLM takes as many of a completion
+UNLIMITED = -1  # llama.cpp's and LM Studio's word for as many tokens as fit
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TOOLS = 128  # OpenAI's limit
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default of /v1/completions; chat has none
@@ -35,8 +40,11 @@ STRUCTURES = (
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "json_schema",
+    "regex",
 )
-_MAX_STOP_CHARS = 1024
+MAX_STOPS = 128
+MAX_STOP_CHARS = 1024  # of one, and sixteen times as many of all
 _MAX_BIASES = 1024
 _TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
 
@@ -48,9 +56,12 @@ def _stops(value: object) -> object:
         value = [value]
     if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
         raise ValueError("must be a string or a list of strings")
-    if len(value) > 4 or not all(0 < len(stop) <= _MAX_STOP_CHARS for stop in value):
-        raise ValueError(f"at most 4 strings, each of 1 to {_MAX_STOP_CHARS} characters")
-    return tuple(value)
+    stops = tuple(dict.fromkeys(stop for stop in value if stop))  # an empty one stops nothing
+    if len(value) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters")
+    if sum(map(len, stops)) > 16 * MAX_STOP_CHARS:
+        raise ValueError(f"at most {16 * MAX_STOP_CHARS} characters in all")
+    return stops
 
 
 def _biases(value: object) -> object:
@@ -67,12 +78,38 @@ def _biases(value: object) -> object:
     return tuple((int(token), float(bias)) for token, bias in value.items())
 
 
+def _whole(value: object) -> object:
+    """Take 4.0 for 4: JSON has one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _seed(value: object) -> object:
+    """Take -1 for no seed, as vLLM and llama.cpp do."""
+    return None if value == -1 else _whole(value)
+
+
+def _limit(least: int) -> PlainValidator:
+    """Return a validator of a limit in tokens: null, `UNLIMITED`, or a number from `least` on."""
+
+    def check(value: object) -> int | None:
+        value = _whole(value)
+        if value is None or (type(value) is int and (value == UNLIMITED or value >= least)):
+            if value is not None and value > MAX_TOKEN_ID:
+                raise ValueError(f"must be at most {MAX_TOKEN_ID}")
+            return value
+        raise ValueError(f"must be a whole number, at least {least}, or {UNLIMITED} for no limit")
+
+    return PlainValidator(check)
+
+
 def _prompts(value: object) -> tuple[TextPrompt | TokenPrompt, ...]:
     """Tell the four forms apart: string, strings, token ids, lists of token ids."""
     if isinstance(value, str):
         return (_text_prompt(value),)
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string, a list of strings, token ids or lists of token ids")
+    if isinstance(value[0], str | list) and len(value) > MAX_CHOICES:
+        raise ValueError(f"at most {MAX_CHOICES} prompts in one request")
     if all(isinstance(item, str) for item in value):
         return tuple(_text_prompt(item) for item in value)
     if all(isinstance(item, list) for item in value):
@@ -95,51 +132,60 @@ def _token_prompt(ids: list[object]) -> TokenPrompt:
     return TokenPrompt(token_ids)
 
 
+Int = Annotated[int, BeforeValidator(_whole)]
+TokenId = Annotated[Int, Field(ge=0, le=MAX_TOKEN_ID)]
+Limit = Annotated[int | None, _limit(1)]
+Truncation = Annotated[int | None, _limit(1)]  # UNLIMITED is as many as fit
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class StreamOptions(Schema):
-    """What a stream tells beside the text."""
+    """What a stream holds beside the text; they mean nothing where there is none."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: Refused = None
 
 
 class SamplingFields(Schema):
     """The fields that both endpoints share; see `protocol.SamplingParams` for their meaning."""
 
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)] | None = None
+    max_tokens: Limit = None
+    max_completion_tokens: Limit = None
+    n_predict: Limit = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    top_k: Annotated[Int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = None
+    seed: Annotated[
+        Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None, BeforeValidator(_seed)
+    ] = None
     stop: Annotated[tuple[str, ...] | None, BeforeValidator(_stops)] = None
-    stop_token_ids: (
-        Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(max_length=256)] | None
-    ) = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True), at_most(256)] | None = None
     ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Truncation = None
+    return_token_ids: bool | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    # Logits are divided by it: outside of this they leave the range of numbers, or say nothing.
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     logit_bias: Annotated[tuple[tuple[int, float], ...] | None, BeforeValidator(_biases)] = None
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    min_tokens: TokenId | None = None
+    n: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat = None
     structured_outputs: StructuredOutputs = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
     guided_choice: GuidedChoice = None
     guided_grammar: GuidedGrammar = None
-
-    @model_validator(mode="after")
-    def _only_streams_have_options(self) -> SamplingFields:
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("stream_options", "`stream_options` needs `stream: true`")
-        return self
+    json_schema: GuidedJson = None
+    regex: GuidedRegex = None
 
     @model_validator(mode="after")
     def _one_structure(self) -> SamplingFields:
@@ -158,24 +204,39 @@ class SamplingFields(Schema):
         """Return what the text must look like, by the field that says so; at most one."""
         return {name: form for name in STRUCTURES if (form := getattr(self, name, None))}
 
+    @model_validator(mode="after")
+    def _best_of_all(self) -> SamplingFields:
+        if self.best_of not in (None, self.n or 1):
+            raise PydanticCustomError("best_of", "is not supported here unless it equals `n`")
+        return self
+
     @property
     def limit(self) -> int | None:
-        """The most tokens of a completion; None leaves it to the window."""
-        return self.max_tokens
+        """The most tokens of a completion; None leaves it to the window. The newest name wins."""
+        named = (self.max_completion_tokens, self.max_tokens, self.n_predict)
+        limit = next((value for value in named if value is not None), self.usual_limit)
+        return None if limit == UNLIMITED else limit
+
+    @property
+    def usual_limit(self) -> int | None:
+        """The limit of a request that names none."""
+        return None
 
 
 class ChatRequest(SamplingFields):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1), at_most(MAX_MESSAGES)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True), at_most(MAX_TOOLS)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -198,21 +259,14 @@ class ChatRequest(SamplingFields):
             )
         return self
 
-    @property
-    def limit(self) -> int | None:
-        """The newer name of the limit wins."""
-        newer = self.max_completion_tokens
-        return self.max_tokens if newer is None else newer
-
 
 class CompletionRequest(SamplingFields):
     """The body of `POST /v1/completions`."""
 
     prompt: Annotated[tuple[TextPrompt | TokenPrompt, ...], PlainValidator(_prompts)]
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    max_tokens: Annotated[int | None, _limit(0)] = None
+    logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _not_too_many(self) -> CompletionRequest:
@@ -220,54 +274,9 @@ class CompletionRequest(SamplingFields):
             raise PydanticCustomError(
                 "prompt", f"at most {MAX_CHOICES} choices in one request: prompts times `n`"
             )
-        if self.best_of not in (None, self.n or 1):
-            raise PydanticCustomError("best_of", "is not supported here unless it equals `n`")
         return self
 
     @property
-    def limit(self) -> int:
+    def usual_limit(self) -> int:
         """OpenAI's default is small."""
-        return COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-
-
-# Where pydantic's own words would speak of Python.
-_WORDS = {
-    "missing": "is required",
-    "model_type": "must be an object",
-    "dict_type": "must be an object",
-    "list_type": "must be a list",
-}
-SchemaT = TypeVar("SchemaT", bound=SamplingFields)
-
-
-def validate(schema: type[SchemaT], body: dict[str, Any]) -> SchemaT:
-    """Check a request's body against its schema.
-
-    Raises:
-        InvalidRequest: the first fault, with the field's path in `param`.
-        UnsupportedParameter: a field deeper inside asks for something that is not done here.
-    """
-    try:
-        return schema.model_validate(body)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = _path(fault["loc"]) or _param_of_whole(fault["type"])
-    message = _WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
-    if param and f"`{param}`" not in message:
-        message = f"`{param}`: {message[:1].lower()}{message[1:]}"
-    if fault["type"] == "unsupported_parameter":
-        raise UnsupportedParameter(message, param=param)
-    raise InvalidRequest(message, param=param)
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    path = ""
-    for step in loc:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}"
-    return path.removeprefix(".")
-
-
-def _param_of_whole(kind: str) -> str | None:
-    """Return the field that a fault of the whole body is about: its type is the field's name."""
-    known = ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
-    return kind if kind in known else None
+        return COMPLETION_MAX_TOKENS

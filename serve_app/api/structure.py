@@ -1,28 +1,31 @@
 """What the text of an answer must look like: OpenAI's `response_format`, and its extensions.
 
-`response_format` takes text, json_object and json_schema (enforced whether it says `strict`
-or not). vLLM's `structured_outputs` and its older `guided_…` fields also take a regular
-expression, a choice of strings, or a grammar in Lark's syntax. The engine compiles what
-stands in them, and refuses what it cannot enforce.
+`response_format` takes text, json_object (with a schema too, as llama.cpp has it) and
+json_schema, enforced whether it says `strict` or not: that says what becomes of what cannot be
+enforced, a refusal or nothing. A schema's name means nothing here.
+vLLM's `structured_outputs` and its older `guided_…` fields, and `json_schema` and `regex` of
+llama.cpp and SGLang, also take a regular expression, a choice of strings, or a grammar in
+Lark's syntax. The engine compiles what stands in them, and refuses what it cannot enforce.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 from pydantic import PlainValidator
 from pydantic_core import PydanticCustomError, from_json
 
 from serve_app.protocol import Structure
 
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+MAX_WAYS = 16_384  # of a choice
 JSON_OBJECT = Structure("json_object")
 
 
 def _response_format(value: object) -> Structure | None:
+    """Read OpenAI's three types, and how llama.cpp and TGI write a schema or an expression."""
     if value is None:
         return None
     if not isinstance(value, dict):
@@ -30,20 +33,37 @@ def _response_format(value: object) -> Structure | None:
     match value.get("type"):
         case "text":
             return None
-        case "json_object":
-            return JSON_OBJECT
+        case "json_object" | "json":
+            return JSON_OBJECT if not (form := _schema_of(value)) else json_schema(form)
         case "json_schema":
-            return _named_schema(value.get("json_schema"))
+            return _named_schema(value)
+        case "regex":
+            return _regex(value.get("value"))
     raise ValueError("the `type` must be text, json_object or json_schema")
 
 
-def _named_schema(form: object) -> Structure:
+def _named_schema(value: dict[str, Any]) -> Structure:
+    form = value.get("json_schema")
+    if form is None and (schema := _schema_of(value)) is not None:
+        return json_schema(schema)
     if not isinstance(form, dict):
-        raise ValueError("`json_schema` must be an object with a `name` and a `schema`")  # noqa: TRY004
-    if not isinstance(form.get("name"), str) or not _NAME.fullmatch(form["name"]):
-        raise ValueError("the schema's `name` must be 1 to 64 of a-z, A-Z, 0-9, _ and -")
+        raise ValueError("`json_schema` must be an object with a `schema`")  # noqa: TRY004
+    schema = _schema_of(form)
+    if schema is None and not form.get("name"):
+        raise ValueError("`json_schema` must have a `schema`")
+    if schema is None:
+        return JSON_OBJECT
+    return replace(json_schema(schema), strict=form.get("strict") is True)
+
+
+def _schema_of(form: dict[str, Any]) -> object:
+    """Return what stands where OpenAI or TGI put a schema; TGI's may be named as OpenAI's."""
     schema = form.get("schema")
-    return JSON_OBJECT if schema is None else json_schema(schema)
+    if schema is None:
+        schema = form.get("value")
+        if isinstance(schema, dict) and "name" in schema and isinstance(schema.get("schema"), dict):
+            schema = schema["schema"]
+    return schema
 
 
 def json_schema(schema: object) -> Structure:
@@ -74,8 +94,10 @@ def _filled(value: object) -> str:
 
 
 def _choice(value: object) -> Structure:
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-        raise ValueError("must be a list of at least one string")
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_WAYS:
+        raise ValueError(f"must be a list of 1 to {MAX_WAYS} strings")
+    if not all(isinstance(way, str) for way in value):
+        raise ValueError(f"must be a list of 1 to {MAX_WAYS} strings")
     return Structure("choice", json.dumps(value))
 
 

@@ -8,15 +8,19 @@ enforced, so `strict` is the model's good will there.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_letters, digits
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from serve_app.api.messages import FunctionKind, Schema, only_functions
+from serve_app.protocol import SUBSCHEMA
 
+_ID_CHARS = ascii_letters + digits
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -84,6 +88,11 @@ def check_tools(tools: Sequence[Tool], choice: str | NamedFunction | None) -> No
         raise PydanticCustomError("tool_choice", "requires a call, but there are no `tools`")
 
 
+def new_call_id() -> str:
+    """Return an id for a call: nine letters and digits, as Mistral's chat templates want them."""
+    return "".join(secrets.choice(_ID_CHARS) for _ in range(9))
+
+
 def calls_schema(
     tools: Sequence[Tool], *, parallel: bool, answer: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -94,17 +103,30 @@ def calls_schema(
         parallel: allow a list of calls.
         answer: another schema that the text may follow instead.
     """
-    definitions = {
-        tool.function.name: _moved(tool.function.parameters or _ANY_OBJECT, tool.function.name)
-        for tool in tools
-    }
+    definitions = {}
+    for index, tool in enumerate(tools):
+        name = f"tools[{index}].function.parameters"
+        parameters = tool.function.parameters or _ANY_OBJECT
+        definitions[tool.function.name] = _part(
+            parameters, strict=bool(tool.function.strict), name=name
+        )
     calls: dict[str, Any] = {"anyOf": [_call_schema(name) for name in definitions]}
     forms = [{"type": "array", "items": calls, "minItems": 1} if parallel else calls]
     if answer is not None:
         place = "the.answer"  # no function's name holds a dot
-        definitions[place] = _moved(answer, place)
+        definitions[place] = _part(answer, strict=False, name="response_format")
         forms.append({"$ref": f"#/$defs/{place}"})
     return {"$defs": definitions, "anyOf": forms}
+
+
+def _part(schema: dict[str, Any], *, strict: bool, name: str) -> dict[str, Any]:
+    """Return a schema as a part of another one: the root of its own references."""
+    return {
+        **schema,
+        # Its own may be that of another tool, too.
+        "$id": f"https://part.invalid/{name}",
+        SUBSCHEMA: {"strict": strict, "name": name, "id": schema.get("$id")},
+    }
 
 
 def _call_schema(name: str) -> dict[str, Any]:
@@ -114,16 +136,3 @@ def _call_schema(name: str) -> dict[str, Any]:
         "required": ["name", "parameters"],
         "additionalProperties": False,
     }
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """Return a schema whose references to its own root lead to its new place in `$defs`."""
-    if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: _moved(value, place) for key, value in schema.items()}
-    target = moved.get("$ref")
-    if isinstance(target, str) and target.startswith("#"):
-        moved["$ref"] = f"#/$defs/{place}{target[1:]}"
-    return moved

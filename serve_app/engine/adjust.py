@@ -6,9 +6,16 @@ row costs nothing unless it asks for something.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 
 from serve_app.engine.sequence import SamplingPlan, Sequence
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Adjuster:
@@ -34,7 +41,6 @@ class Adjuster:
             torch.tensor([value for _, value in plan.logit_bias], device=device),
         )
         self._ends = torch.tensor(sorted(plan.stop_token_ids), device=device, dtype=torch.int64)
-        self._matcher = None if plan.grammar is None else plan.grammar.matcher()
 
     def apply(self, logits: torch.Tensor, sequence: Sequence) -> None:
         """Change one row in place, in the order of vLLM: bias, penalties, then what may not be.
@@ -55,11 +61,9 @@ class Adjuster:
         if self._penalises:
             logits -= plan.frequency_penalty * self._counts
             logits -= plan.presence_penalty * (self._counts > 0)
-        if sequence.generated < plan.min_tokens:
+        # Under a structure the mask bans the ends, unless nothing else may come.
+        if sequence.generated < plan.min_tokens and sequence.matcher is None:
             logits[self._ends] = -torch.inf
-        if self._matcher is not None:
-            mask = self._matcher.allowed(len(logits)).to(logits.device)
-            logits.masked_fill_(~mask, -torch.inf)
 
     def _follow(self, tokens: list[int], prompt_tokens: int) -> None:
         """Count the tokens that came since the last row."""
@@ -69,8 +73,6 @@ class Adjuster:
             self._counts.index_add_(0, places, torch.ones_like(places, dtype=torch.float32))
         if self._repeats:
             self._used[torch.tensor(tokens[self._seen :], device=self._used.device)] = True
-        if self._matcher is not None:
-            self._matcher.take(sampled)
         self._seen = len(tokens)
 
 
@@ -79,15 +81,46 @@ def adjusted(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
 
     Args:
         logits: float, (rows, vocabulary).
-        sequences: one for each row.
+        sequences: one for each row; the masks of those with a structure are there.
     """
-    rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.adjusts]
+    rows = [row for row, sequence in enumerate(sequences) if sequence.adjusts]
     if not rows:
         return logits
     logits = logits.to(torch.float32, copy=True)
     for row in rows:
         sequence = sequences[row]
+        if not sequence.sampling.adjusts:
+            continue
         if sequence.adjuster is None:
             sequence.adjuster = Adjuster(sequence.sampling, logits.shape[1], logits.device)
         sequence.adjuster.apply(logits[row], sequence)
+    structured = [row for row in rows if sequences[row].matcher is not None]
+    if structured:
+        banned = _banned([sequences[row] for row in structured], logits.shape[1])
+        places = torch.tensor(structured, device=logits.device)
+        logits[places] = logits[places].masked_fill_(banned.to(logits.device), -torch.inf)
     return logits
+
+
+def _banned(sequences: list[Sequence], vocabulary: int) -> torch.Tensor:
+    """Return which tokens may not come; bool, (sequences, vocabulary), on the CPU.
+
+    Before `min_tokens` the ends are banned as well, unless the structure is complete: then
+    nothing else may come, and a completion that is shorter is better than none.
+    """
+    rows = []
+    for sequence in sequences:
+        assert sequence.matcher is not None  # noqa: S101 - the caller's choice
+        bits = sequence.matcher.mask
+        if sequence.generated < sequence.sampling.min_tokens:
+            bits = _without(bits, sequence.sampling.stop_token_ids)
+        rows.append(bits)
+    allowed = np.unpackbits(np.stack(rows), axis=1, bitorder="little", count=vocabulary)
+    return torch.from_numpy(allowed == 0)
+
+
+def _without(bits: NDArray[np.uint8], tokens: Iterable[int]) -> NDArray[np.uint8]:
+    left = bits.copy()
+    for token in tokens:
+        left[token >> 3] &= ~(1 << (token & 7)) & 0xFF
+    return left if left.any() else bits

@@ -32,6 +32,11 @@ from serve_app.errors import ModelLoadError
 
 log = structlog.get_logger()
 
+# Outside torch's allocator: the CUDA context, kernels and the recorded graphs. An estimate.
+CONTEXT_BYTES = 1 << 29
+GIB = 2**30
+CPU_ADVICE = "raise engine.kv_cache_cpu_gib"
+
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
@@ -54,19 +59,28 @@ class Assembly:
     graphs_s: float = 0.0
 
 
-def assemble(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """Bytes of one device's KV cache, and what to change where they are too few."""
+
+    size: int
+    advice: str
+
+
+def assemble(loaded: LoadedModel, engine: EngineConfig, *, num_gpus: float = 1) -> Assembly:
     """Give a model its cache and choose how it computes.
 
     Args:
         loaded: the model; it may be emptied, its weights live on in the result.
         engine: the window, the batch and the cache's budget.
+        num_gpus: of the replica; below 1 it is its share of one GPU's memory too.
 
     Raises:
         ModelLoadError: the model cannot run here, no memory is left for the cache, or
             `deterministic` is asked for where it cannot be.
     """
     compiled = _compiled(loaded, engine)
-    return _native(loaded, engine, compiled) if compiled else _general(loaded, engine)
+    return _native(loaded, engine, compiled) if compiled else _general(loaded, engine, num_gpus)
 
 
 def _compiled(loaded: LoadedModel, engine: EngineConfig) -> Any:
@@ -85,7 +99,9 @@ def _compiled(loaded: LoadedModel, engine: EngineConfig) -> Any:
 
 def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembly:
     per_token = bytes_per_token(loaded.model)
-    tokens, window = _sizes(int(engine.kv_cache_cpu_gib * 2**30) // per_token, loaded, engine)
+    tokens, window = _sizes(
+        int(engine.kv_cache_cpu_gib * GIB) // per_token, loaded, engine, CPU_ADVICE
+    )
     return Assembly(
         forward=NativeForward(
             compiled,
@@ -100,9 +116,11 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
     )
 
 
-def _general(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
+def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Assembly:
     shapes, activation_bytes = _probe(loaded, engine)
-    affordable = tokens_for(shapes, _budgets(shapes, engine, activation_bytes))
+    budgets = _budgets(shapes, engine, activation_bytes, num_gpus)
+    affordable = tokens_for(shapes, {device: budget.size for device, budget in budgets.items()})
+    advice = min(budgets.values(), key=lambda budget: budget.size).advice
     backend = choose_backend(shapes.values())
     # Graphs need the whole model on one device.
     devices = {shape.device for shape in shapes.values()}
@@ -112,7 +130,7 @@ def _general(loaded: LoadedModel, engine: EngineConfig) -> Assembly:
     # Padding has places in the cache.
     rows = min(engine.max_running_requests, engine.max_batch_tokens)
     rows = rows if varlen or engine.deterministic else 0
-    tokens, window = _sizes(affordable - rows, loaded, engine)
+    tokens, window = _sizes(affordable - rows, loaded, engine, advice)
     cache = KVCache(shapes, tokens + rows)
     eager = TransformersForward(loaded.model, cache, backend, loaded.device)
     started = time.monotonic()
@@ -145,15 +163,14 @@ def _graphed(eager: TransformersForward, decode: DecodeRows, engine: EngineConfi
         return eager
 
 
-def _sizes(affordable: int, loaded: LoadedModel, engine: EngineConfig) -> tuple[int, int]:
+def _sizes(
+    affordable: int, loaded: LoadedModel, engine: EngineConfig, advice: str
+) -> tuple[int, int]:
     """Return the tokens of the cache, whole blocks, and those of the window."""
     affordable -= affordable % BLOCK_TOKENS
     window = min(engine.max_context_tokens, loaded.window, affordable)
     if window < 2:
-        raise ModelLoadError(
-            "No memory is left for the KV cache; raise engine.kv_cache_fraction (on a GPU) or "
-            "engine.kv_cache_cpu_gib, or use a larger device."
-        )
+        raise ModelLoadError(f"No memory is left for the KV cache; {advice}.")
     wanted = whole_blocks(window) * engine.max_running_requests
     return min(affordable, wanted), window
 
@@ -192,15 +209,47 @@ def _probe(loaded: LoadedModel, engine: EngineConfig) -> tuple[dict[int, LayerSh
 
 
 def _budgets(
-    shapes: dict[int, LayerShape], engine: EngineConfig, activation_bytes: int
-) -> dict[torch.device, int]:
-    budgets = {}
-    for device in {shape.device for shape in shapes.values()}:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            free, total = torch.cuda.mem_get_info(device)
-            budget = engine.kv_cache_fraction * total - (total - free) - activation_bytes
-        else:
-            budget = engine.kv_cache_cpu_gib * 2**30
-        budgets[device] = int(budget)
-    return budgets
+    shapes: dict[int, LayerShape],
+    engine: EngineConfig,
+    activation_bytes: int,
+    num_gpus: float,
+) -> dict[torch.device, _Budget]:
+    """Return what each device can give to the KV cache."""
+    return {
+        device: _of_gpu(device, engine, activation_bytes, min(1.0, num_gpus))
+        if device.type == "cuda"
+        else _Budget(int(engine.kv_cache_cpu_gib * GIB), CPU_ADVICE)
+        for device in {shape.device for shape in shapes.values()}
+    }
+
+
+def _of_gpu(
+    device: torch.device, engine: EngineConfig, activation_bytes: int, share: float
+) -> _Budget:
+    """Return what is left of a replica's share of a GPU, and is free there.
+
+    Of a share only what this process holds is taken off: others that share the GPU have theirs.
+    What is free counts too, less the part of the share that is never given away: somebody may
+    hold more than a share, and of a whole GPU everything that is taken is taken from here.
+    """
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    own = torch.cuda.memory_reserved(device) + CONTEXT_BYTES
+    limit = engine.kv_cache_fraction * share * total
+    spare = free - (1 - engine.kv_cache_fraction) * share * total
+    needs = f"weights and CUDA take {own / GIB:.1f}, a step {activation_bytes / GIB:.1f} GiB"
+    other = total - free - own
+    if spare < limit - own and other > CONTEXT_BYTES:  # that much may be an error of the estimate
+        advice = (
+            f"{free / GIB:.1f} of {total / GIB:.1f} GiB of the GPU are free, {needs}, and others "
+            f"hold {other / GIB:.1f}: stop them, or give each replica there less replica.num_gpus "
+            "or engine.kv_cache_fraction"
+        )
+    else:
+        more = "replica.num_gpus or " if share < 1 else ""
+        advice = (
+            f"engine.kv_cache_fraction {engine.kv_cache_fraction:g} of replica.num_gpus {share:g} "
+            f"is {limit / GIB:.1f} of the GPU's {total / GIB:.1f} GiB, and {needs}: raise {more}"
+            "engine.kv_cache_fraction, lower engine.max_batch_tokens, or use a larger GPU"
+        )
+    return _Budget(int(min(limit - own, spare) - activation_bytes), advice)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import resource
 import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from traceback import format_exception
+from typing import Any
 
 import structlog
 
@@ -24,16 +26,19 @@ from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.admission import Admission, Limits
 from serve_app.engine.assembly import assemble
 from serve_app.engine.completion import Completion
+from serve_app.engine.grammar.late import LateMatcher
+from serve_app.engine.grammar.matcher import Worker
+from serve_app.engine.grammar.pool import GrammarPool
 from serve_app.engine.loading import load
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.prompt import EncodedRequest, PromptEncoder
 from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sequence, Update
-from serve_app.engine.stats import EngineStats, LoadReport
+from serve_app.engine.stats import EngineStats, LoadReport, peak_rss_bytes
 from serve_app.engine.stream import Stream, by_key, hand_over
 from serve_app.engine.warm_up import warm_up
-from serve_app.errors import EngineDead, EngineError
+from serve_app.errors import EngineDead, EngineError, InvalidRequest
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
 
 log = structlog.get_logger()
@@ -44,6 +49,8 @@ CLOSE_TIMEOUT_S = 60.0
 # delta is. Many streams share it: each waits its turn, and what comes meanwhile goes along.
 DELTAS_PER_S = 400
 MAX_DELTA_INTERVAL_S = 0.1
+# A completion that was cancelled keeps its place in a grammar's worker until the next step.
+SPARE_SLOTS = 64
 
 
 class Engine:
@@ -55,6 +62,7 @@ class Engine:
         encoder: the model's rules for prompts.
         max_context_tokens: prompt and completion together.
         limits: what is taken on before `Overloaded`.
+        step_timeout_s: a step that takes longer hangs; the engine is dead then.
     """
 
     load_report: LoadReport
@@ -67,11 +75,24 @@ class Engine:
         *,
         max_context_tokens: int,
         limits: Limits,
+        step_timeout_s: float,
     ) -> None:
         self.max_context_tokens = max_context_tokens
         self.vocab_size = encoder.vocab_size
         self._encoder = encoder
-        self._loop = EngineLoop(scheduler, runner, deliver=self._deliver, died=self._died)
+        self._grammars = GrammarPool(
+            encoder.dump_tokenizer,
+            vocab_size=encoder.vocab_size,
+            eos_token_ids=encoder.eos_token_ids,
+            slots=2 * limits.open + SPARE_SLOTS,
+        )
+        self._loop = EngineLoop(
+            scheduler,
+            runner,
+            deliver=self._deliver,
+            died=self._died,
+            step_timeout_s=step_timeout_s,
+        )
         self._admission = Admission(self._loop, limits)
         self._keys = itertools.count()
         self._streams: dict[int, Stream] = {}
@@ -104,10 +125,10 @@ class Engine:
                 unusable; one sentence says which and what to do.
         """
         loaded = load(model_dir, model, num_gpus=num_gpus, num_cpus=num_cpus)
-        peak_rss = {"load": _peak_rss()}
+        peak_rss = {"load": peak_rss_bytes()}
         started = time.monotonic()
-        assembly = assemble(loaded, engine)
-        peak_rss["assemble"] = _peak_rss()
+        assembly = assemble(loaded, engine, num_gpus=num_gpus)
+        peak_rss["assemble"] = peak_rss_bytes()
         assemble_s = time.monotonic() - started
         self = cls(
             Runner(assembly.forward),
@@ -124,12 +145,19 @@ class Engine:
                 vocab_size=loaded.vocab_size,
                 max_context_tokens=assembly.max_context_tokens,
                 eos_token_ids=loaded.eos_token_ids,
+                defaults=loaded.defaults if engine.generation_config == "auto" else {},
+                reasoning=model.reasoning == "think",
+                trust_templates=api.trust_request_chat_template,
             ),
             max_context_tokens=assembly.max_context_tokens,
             limits=Limits(
                 engine.max_running_requests, api.max_queued_requests, api.max_queued_tokens
             ),
+            step_timeout_s=engine.step_timeout_s,
         )
+        conversations = self._encoder.conversations
+        if conversations.has_template and not conversations.shows_tools():
+            log.warning("template.hides_tools", repo_id=model.source)
         started = time.monotonic()
         warm_up(self._loop, self._encoder, key=next(self._keys))
         self.load_report = LoadReport(
@@ -144,7 +172,7 @@ class Engine:
             assemble_s=assemble_s - assembly.graphs_s,
             graphs_s=assembly.graphs_s,
             warm_up_s=time.monotonic() - started,
-            peak_rss={**peak_rss, "warm_up": _peak_rss()},
+            peak_rss={**peak_rss, "warm_up": peak_rss_bytes()},
         )
         self._loop.start()
         return self
@@ -158,7 +186,9 @@ class Engine:
         self.check()
         self._admission.require(request.n)
         encoded = await self._encoder.encode(request)
-        sequences, stream = self._submit(encoded, request)
+        structure = request.sampling.structure
+        grammar = None if structure is None else await self._grammars.compile(structure)
+        sequences, stream = self._submit(encoded, request, grammar)
         lead = sequences[0]
         running = {
             sequence.key: (index, sequence, self._completion(request, encoded, sequence))
@@ -181,17 +211,35 @@ class Engine:
             for sequence in sequences:
                 self._forget(sequence.key)
 
+    def prepare_grammars(self) -> None:
+        """Have structured output ready before it is asked for; blocks for a second.
+
+        A tokenizer that cannot be used for it is no error here: the request that asks is refused.
+        """
+        with suppress(InvalidRequest):
+            self._grammars.start()
+
     async def ready(self) -> bool:
         """Tell whether a request sent now would be answered."""
         return self.alive
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens:
         """Return a prompt's tokens; see `LLMEngine.tokenize`."""
+        self._admission.require(1)
         return PromptTokens(tuple(await self._encoder.tokenize(prompt)), self.max_context_tokens)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """Return the text of ids; see `LLMEngine.detokenize`."""
-        return self._encoder.detokenize(token_ids)
+        self._admission.require(1)
+        return await self._encoder.detokenize(token_ids)
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return each id as the vocabulary writes it; see `LLMEngine.token_strings`."""
+        return await self._encoder.strings(token_ids)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        return self._encoder.tokenizer_info()
 
     @property
     def alive(self) -> bool:
@@ -218,21 +266,28 @@ class Engine:
         self._end(EngineDead("The engine was closed."), "The engine was closed.")
         if self._loop.is_alive():
             self._loop.stop(CLOSE_TIMEOUT_S)
+        self._grammars.close()
+        self._encoder.close()
 
     def _completion(
         self, request: GenerationRequest, encoded: EncodedRequest, sequence: Sequence
     ) -> Completion:
+        params = request.sampling
         return Completion(
-            self._encoder.decode,
-            stop=request.sampling.stop,
+            self._encoder.decoder(params),
+            stop=params.stop,
             prompt_tokens=len(encoded.tokens),
             context=encoded.tokens if encoded.continues else (),
             piece=self._encoder.piece,
             scores_prompt=sequence.sampling.prompt_logprobs is not None,
+            include_stop=params.include_stop,
+            stop_strings=encoded.stop_strings,
+            thinking=encoded.thinking,
+            shown_prompt=encoded.tokens if params.return_prompt_ids else (),
         )
 
     def _submit(
-        self, encoded: EncodedRequest, request: GenerationRequest
+        self, encoded: EncodedRequest, request: GenerationRequest, grammar: Worker | None
     ) -> tuple[list[Sequence], Stream]:
         """Queue one sequence a completion; all but the first wait for its prompt."""
         stream = Stream(asyncio.get_running_loop(), self._delta_interval)
@@ -241,6 +296,9 @@ class Engine:
             self.check()
             tokens = len(encoded.tokens) + encoded.max_tokens
             self._admission.require(request.n, request.n * tokens)
+            thoughts = self._encoder.thoughts_of(encoded)
+            begin = None if thoughts is None else partial(LateMatcher, thoughts=thoughts)
+            matchers = grammar.open(request.n, begin) if grammar else []
             for index in range(request.n):
                 sequence = Sequence(
                     key=next(self._keys),
@@ -248,8 +306,11 @@ class Engine:
                     prompt_tokens=len(encoded.tokens),
                     max_tokens=encoded.max_tokens,
                     sampling=encoded.sampling.of_completion(index),
+                    client=request.client,
+                    request=sequences[0].key if index else -1,
                     reuse=index > 0 or request.sampling.prompt_logprobs is None,
                     parent=sequences[0] if index else None,
+                    matcher=matchers[index] if matchers else None,
                 )
                 sequences.append(sequence)
                 self._streams[sequence.key] = stream
@@ -300,8 +361,3 @@ class Engine:
             streams, self._streams = set(self._streams.values()), {}
         for stream in streams:
             stream.fail(EngineError(message))
-
-
-def _peak_rss() -> int:
-    """Return the most memory that this process had, in bytes; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -23,9 +23,13 @@ from serve_app.checkpoint.directory import check_checkpoint
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import ModelConfig
 from serve_app.engine.attention.interface import NAME
+from serve_app.engine.chat_template import TemplateRefusal, check_template
+from serve_app.engine.defaults import read_defaults
 from serve_app.errors import ModelLoadError
 
 LIBRARY_WORDS = 300  # characters of what a library says; for an unknown type it lists hundreds
+# Names that tokenizers give to the ends of a turn and of a message, beside `eos_token`.
+TURN_ENDS = ("eot_token", "eom_token")
 # Rotary embeddings that change with the longest sequence of a batch beyond the trained window.
 BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -40,7 +44,8 @@ class LoadedModel:
         device: where token ids go in.
         window: tokens that the model can place.
         vocab_size: rows of the embedding.
-        eos_token_ids: the model's own end-of-sequence ids.
+        eos_token_ids: the model's own end-of-sequence ids, those of its tokenizer included.
+        defaults: of sampling parameters, as the model's authors publish them.
         weights_bytes: size of all parameters.
         tokenizer_s: time of the tokenizer.
         weights_s: time of the weights.
@@ -52,6 +57,7 @@ class LoadedModel:
     window: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    defaults: dict[str, float]
     weights_bytes: int
     tokenizer_s: float
     weights_s: float
@@ -68,7 +74,7 @@ def load(
 
     Args:
         model_dir: config, tokenizer and safetensors, as a Hub repository holds them.
-        model: the dtype to hold the weights in.
+        model: the dtype to hold the weights in, and a chat template of one's own.
         num_gpus: 0 computes on the CPU, above 1 spreads the layers over the GPUs.
         num_cpus: threads of one step, rounded down, at least 1.
 
@@ -85,15 +91,19 @@ def load(
 
     started = time.monotonic()
     tokenizer = _load_tokenizer(model_dir)
+    if model.chat_template is not None:
+        tokenizer.chat_template = read_template(Path(model.chat_template))
     tokenizer_s = time.monotonic() - started
 
+    vocab_size = loaded.get_input_embeddings().num_embeddings
     return LoadedModel(
         model=loaded,
         tokenizer=tokenizer,
         device=loaded.get_input_embeddings().weight.device,
         window=_model_window(loaded.config),
-        vocab_size=loaded.get_input_embeddings().num_embeddings,
-        eos_token_ids=_eos_token_ids(loaded),
+        vocab_size=vocab_size,
+        eos_token_ids=_eos_token_ids(loaded, tokenizer, vocab_size),
+        defaults=read_defaults(model_dir),
         weights_bytes=sum(p.numel() * p.element_size() for p in loaded.parameters()),
         tokenizer_s=tokenizer_s,
         weights_s=weights_s,
@@ -179,13 +189,46 @@ def _model_window(config: Any) -> int:
     return window
 
 
-def _eos_token_ids(model: Any) -> frozenset[int]:
+def read_template(path: Path) -> str:
+    """Return the chat template in a file.
+
+    Raises:
+        ModelLoadError: the file cannot be read on this node, or is no template.
+    """
+    place = path.expanduser().absolute()
+    try:
+        text = place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ModelLoadError(
+            f"model.chat_template: {place} cannot be read on this node: {why}. The file has to be "
+            "at this path on every node that may host a replica."
+        ) from None
+    if not text.strip():
+        raise ModelLoadError(f"model.chat_template: {place} is empty.")
+    try:
+        check_template(text)
+    except TemplateRefusal as error:
+        raise ModelLoadError(
+            f"model.chat_template: {place} is no chat template: {error}."
+        ) from None
+    return text
+
+
+def _eos_token_ids(model: Any, tokenizer: Any, vocab_size: int) -> frozenset[int]:
+    """Return every id that the files call an end: of a sequence, a turn, or a message.
+
+    Fine-tunes often keep their base model's config and teach another end, which only the
+    tokenizer names.
+    """
     ids: set[int] = set()
-    for source in (model.generation_config, model.config.get_text_config()):
+    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
         value = getattr(source, "eos_token_id", None)
-        values = value if isinstance(value, list) else [value]
-        ids.update(each for each in values if isinstance(each, int) and not isinstance(each, bool))
-    return frozenset(ids)
+        stated = value if isinstance(value, list) else [value]
+        ids.update(each for each in stated if isinstance(each, int) and not isinstance(each, bool))
+    named = tokenizer.special_tokens_map
+    ends = [tokenizer.convert_tokens_to_ids(named[name]) for name in TURN_ENDS if name in named]
+    return frozenset(id_ for id_ in (*ids, *ends) if id_ is not None and 0 <= id_ < vocab_size)
 
 
 @contextmanager

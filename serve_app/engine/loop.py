@@ -12,17 +12,20 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 import torch
 
+from serve_app.engine.drain import DrainMeter, DrainRate
+from serve_app.engine.grammar import matcher as grammars
 from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sampled, Sequence, StepPlan, Update
 from serve_app.engine.stats import EngineStats
+from serve_app.watchdog import Watchdog, stack_of
 
 log = structlog.get_logger()
 
@@ -41,21 +44,27 @@ STEP_ERRORS = (
 # Failed steps without a good one between them before the engine itself is at fault. The first
 # is of a whole batch, the others of one request each.
 MAX_FAILURES = 4
-# Finished requests that the drain rate is measured over.
-RATE_WINDOW = 64
+
+
+# Where all sequences wait for masks, commands are looked at so often.
+IDLE_WAIT_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class DrainRate:
-    """What was finished per second of late.
+class Activity:
+    """What the engine's thread is doing.
 
     Args:
-        requests: > 0.
-        tokens: that they could have come to, prompt and completion, > 0.
+        round: number of the thread's present round, so that two of them differ.
+        phase: of it: plan, compute (the forward and the sampling) or deliver.
+        rows: of its batch; 0 while it is planned.
+        tokens: that its rows compute.
     """
 
-    requests: float
-    tokens: float
+    round: int
+    phase: Literal["plan", "compute", "deliver"]
+    rows: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,8 @@ class EngineLoop:
         scheduler: chooses the work.
         runner: does it.
         deliver: takes the updates of each step, on the engine thread.
-        died: called once, on the engine thread, when a step failed for all.
+        died: called once, on some thread, when a step failed for all, or hangs.
+        step_timeout_s: a step that takes longer hangs.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class EngineLoop:
         *,
         deliver: Callable[[list[Update]], None],
         died: Callable[[Exception], None],
+        step_timeout_s: float,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -94,21 +105,37 @@ class EngineLoop:
         self._died = died
         self._inbox: queue.SimpleQueue[Sequence | Cancel | Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._activity: Activity | None = None  # None while the thread sleeps
+        self._watchdog = Watchdog(
+            "engine-watchdog",
+            working=lambda: self._activity,
+            limit_s=step_timeout_s,
+            alarm=self._hangs,
+        )
+        self._is_hung = False
         self._waiting = 0
         self._failures = 0  # since the last good step
         self._steps = 0
+        self._round = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
-        self._finished: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)  # when, tokens
+        self._drain = DrainMeter()
 
     def start(self) -> None:
         """Start the thread; from here on only it touches the scheduler and the runner."""
         self._thread.start()
+        self._watchdog.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ask the thread to end and wait for it; tells whether it did."""
+        """Ask the thread to end after its step and wait for it, unless the step hangs.
+
+        Returns:
+            Whether it has ended.
+        """
+        self._watchdog.stop()
         self._inbox.put(Stop())
-        self._thread.join(timeout_s)
+        if not self._is_hung:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def submit(self, sequence: Sequence) -> None:
@@ -143,12 +170,7 @@ class EngineLoop:
 
     def drain_rate(self) -> DrainRate | None:
         """Return how fast requests finish; None before two have. Any thread."""
-        finished = tuple(self._finished)
-        if len(finished) < 2:
-            return None
-        seconds = max(1e-3, time.monotonic() - finished[0][0])
-        tokens = sum(limit for _, limit in finished)
-        return DrainRate(len(finished) / seconds, tokens / seconds)
+        return self._drain.rate()
 
     @property
     def waiting(self) -> int:
@@ -174,7 +196,13 @@ class EngineLoop:
         Raises:
             Exception: one of STEP_ERRORS, when no way is left.
         """
+        self._activity = Activity(self._round, "plan")
         plan = self._plan()
+        if not plan.rows and not plan.moves:
+            self._wait_for_masks()
+            return []
+        tokens = sum(row.count for row in plan.rows)
+        self._activity = Activity(self._round, "compute", len(plan.rows), tokens)
         try:
             sampled = self._runner.step(plan)
         except STEP_ERRORS as error:
@@ -199,7 +227,7 @@ class EngineLoop:
         updates: list[Update] = []
         if alone:
             key = plan.rows[0].sequence.key
-            self._scheduler.discard(key)
+            self._drop(key, trusted=False)
             updates.append(Update(key, fault="The model cannot compute this request."))
         # Some layers, or some moves, may be done and others not: nothing in the cache is sure.
         self._scheduler.restart(isolate=not (alone or short))
@@ -211,7 +239,7 @@ class EngineLoop:
         wrong = {
             each.row.sequence.key: len(each.row.drafts) + 1 - len(each.tokens)
             for each in sampled
-            if each.row.drafts and each.tokens
+            if each.late or (each.row.drafts and each.tokens)
         }
         self._scheduler.commit(plan, wrong)
         self._steps += 1
@@ -225,13 +253,19 @@ class EngineLoop:
     def _account(self, sampled: Sampled, now: float) -> Iterator[Update]:
         sequence = sampled.row.sequence
         if sampled.broken:
-            self._scheduler.discard(sequence.key)
+            self._drop(sequence.key, trusted=False)
             yield Update(sequence.key, fault="The model's output is not a number.")
+            return
+        if sampled.refused is not None:
+            self._drop(sequence.key)
+            yield Update(sequence.key, fault=sampled.refused, refused=True)
             return
         sequence.scored += len(sampled.prompt)
         if not sampled.tokens:
-            yield Update(sequence.key, prompt=sampled.prompt)
-        sequence.first_s = sequence.first_s or (now if sampled.tokens else 0.0)
+            if sampled.prompt:
+                yield Update(sequence.key, prompt=sampled.prompt)
+            return
+        sequence.first_s = sequence.first_s or now
         sequence.latest_s = now
         for token in sampled.tokens:
             self._generation_tokens += 1
@@ -239,18 +273,55 @@ class EngineLoop:
             yield Update(
                 sequence.key, token, finish_reason, score=sampled.score, prompt=sampled.prompt
             )
+            if finish_reason is None and sequence.matcher is not None:
+                sequence.matcher.advance(token)  # its mask comes while others do their work
             if finish_reason is not None:
-                self._scheduler.remove(sequence.key)
-                self._finished.append((time.monotonic(), sequence.limit))
+                self._drop(sequence.key)
+                self._drain.note(sequence.limit)
                 return
+
+    def _wait_for_masks(self) -> None:
+        """Sleep until one of the running sequences has its mask; all of them wait for one."""
+        matchers = [s.matcher for s in self._scheduler.sequences if s.matcher is not None]
+        grammars.wait(matchers, IDLE_WAIT_S, until_all=False)
+
+    def _drop(self, key: int, *, trusted: bool = True) -> None:
+        """Take a sequence out, wherever it is.
+
+        Args:
+            key: of the sequence; one that is not here is no error.
+            trusted: whether others may find what was computed of it.
+        """
+        gone = self._scheduler.remove(key) if trusted else self._scheduler.discard(key)
+        if gone is not None and gone.matcher is not None:
+            gone.matcher.close()
 
     def _run(self) -> None:
         try:
             self._runner.enter_thread()
             while self._take_commands():
-                self._deliver(self.advance())
+                self._round += 1
+                updates = self.advance()
+                self._activity = Activity(self._round, "deliver", len(updates))
+                self._deliver(updates)
+                self._activity = None
         except Exception as error:  # noqa: BLE001 (the one place: it fails all and marks us dead)
             self._died(error)
+
+    def _hangs(self, seconds: float) -> None:
+        """Give up on a step; on the watchdog's thread, since the engine's does not come back."""
+        self._is_hung = True
+        activity = self._activity or Activity(self._round, "deliver")
+        log.error(
+            "engine.hung",
+            seconds=round(seconds, 1),
+            phase=activity.phase,
+            rows=activity.rows,
+            tokens=activity.tokens,
+            stack=stack_of(self._thread.ident),
+        )
+        self._inbox.put(Stop())  # should it come back after all
+        self._died(TimeoutError(f"a step hangs for {seconds:.0f} s ({activity.phase})"))
 
     def _take_commands(self) -> bool:
         """Apply what was asked for, waiting if there is nothing to do; False ends the thread."""
@@ -265,7 +336,7 @@ class EngineLoop:
             if isinstance(command, Stop):
                 return False
             if isinstance(command, Cancel):
-                self._scheduler.remove(command.key)
+                self._drop(command.key)
             else:
                 self._scheduler.add(command)
 

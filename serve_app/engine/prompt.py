@@ -6,18 +6,21 @@ that nothing it computes depends on a client's good will.
 
 from __future__ import annotations
 
-import asyncio
-import math
 import random
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from jinja2 import TemplateError
-
+from serve_app.engine.conversation import ChatRenderer
+from serve_app.engine.defaults import resolved
+from serve_app.engine.detokenizer import Decode
+from serve_app.engine.grammar.late import Thoughts
+from serve_app.engine.reasoning import CLOSE, OPEN, Thinking, thinking_after
+from serve_app.engine.sampling_rules import check_sampling
 from serve_app.engine.sequence import SamplingPlan
-from serve_app.engine.structure import GrammarCompiler
+from serve_app.engine.special_tokens import SpecialTokens, describe_tokenizer
+from serve_app.engine.text_work import INLINE_CHARS, TextLimit, TextWork
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.protocol import (
     ChatPrompt,
@@ -27,27 +30,6 @@ from serve_app.protocol import (
     TextPrompt,
     TokenPrompt,
 )
-
-MAX_LOGPROBS = 20  # as OpenAI has it
-BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of tokenizers that fall back to bytes
-
-
-def _byte_level() -> dict[str, int]:
-    """Return the letters that byte-level tokenizers write for bytes, as GPT-2 chose them."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
-    others = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTE_LEVEL = _byte_level()
-# Above this many characters encoding takes milliseconds and leaves the event loop.
-THREAD_CHARS = 8192
-# Arguments of transformers' `apply_chat_template` that steer it; the rest go to the template.
-RENDER_OPTIONS = frozenset({
-    "conversation", "chat_template", "continue_final_message", "tokenize",
-    "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors",
-    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "tools",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +42,22 @@ class EncodedRequest:
         sampling: with every default resolved.
         continues: the completion continues the prompt's text (it is no chat answer), so the
             prompt's end decides on spaces before its first word.
+        thinking: what the completion begins with, where thoughts are separated from answers.
+        stop_strings: stop strings that are special tokens, by id.
     """
 
     tokens: list[int]
     max_tokens: int
     sampling: SamplingPlan
     continues: bool
+    thinking: Thinking | None = None
+    stop_strings: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    ids: list[int]
+    thinking: Thinking | None = None
 
 
 class PromptEncoder:
@@ -76,15 +68,21 @@ class PromptEncoder:
         vocab_size: rows of the embedding; ids are below it.
         max_context_tokens: prompt and completion together.
         eos_token_ids: the model's own end-of-sequence ids.
+        defaults: of sampling parameters, for requests that are silent about them.
+        reasoning: separate a chat answer's thoughts from the answer.
+        trust_templates: take a chat template that comes with a request.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one model's rules, by keyword
         self,
         tokenizer: Any,
         *,
         vocab_size: int,
         max_context_tokens: int,
         eos_token_ids: frozenset[int],
+        defaults: Mapping[str, float] = MappingProxyType({}),
+        reasoning: bool = False,
+        trust_templates: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         # The library's own object is used directly: it never changes while threads share it.
@@ -93,82 +91,146 @@ class PromptEncoder:
         self._backend.no_padding()
         self.vocab_size = vocab_size
         self._max_context_tokens = max_context_tokens
-        self._eos_token_ids = eos_token_ids
-        self._grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
-        self._byte_level = "ByteLevel" in str(self._backend.decoder)
+        self.eos_token_ids = eos_token_ids
+        self._special = SpecialTokens(self._backend)
+        self._limit = TextLimit(self._backend, max_context_tokens)
+        self._work = TextWork()
+        self._defaults = defaults
+        self._reasoning = reasoning
+        self.conversations = ChatRenderer(tokenizer, trust_templates=trust_templates)
 
     async def encode(self, request: GenerationRequest) -> EncodedRequest:
-        """Check and encode; long prompts are encoded off the event loop.
+        """Check and encode; long prompts are encoded off the event loop, a few at a time.
 
         Raises:
+            Overloaded: too much text waits to be encoded.
             InvalidRequest: an empty prompt, an id outside the vocabulary, a sampling
                 parameter out of range, a conversation that the chat template refuses.
             ContextLengthExceeded: prompt and completion do not fit the window.
         """
-        if _chars(request.prompt) > THREAD_CHARS or request.sampling.structure is not None:
-            return await asyncio.to_thread(self.encode_now, request)
-        return self.encode_now(request)
+        return await self._work.run(_size(request.prompt), self.encode_now, request)
 
     def encode_now(self, request: GenerationRequest) -> EncodedRequest:
         """Check and encode on the calling thread; see `encode`."""
-        check_sampling(request.sampling, self.vocab_size)
-        tokens = self._tokens(request.prompt)
+        params = resolved(request.sampling, self._defaults)
+        check_sampling(params, self.vocab_size)
+        encoded = self._tokens(request.prompt, has_to_fit=True)
         return EncodedRequest(
-            tokens=tokens,
-            max_tokens=self._max_tokens(len(tokens), request),
-            sampling=self._plan(request.sampling),
+            tokens=encoded.ids,
+            max_tokens=self._max_tokens(len(encoded.ids), request),
+            sampling=self._plan(params),
             continues=not _begins_an_answer(request.prompt),
+            thinking=encoded.thinking,
+            stop_strings=self._special.stop_ids(params.stop),
         )
 
+    def dump_tokenizer(self) -> str:
+        """Return the tokenizer's JSON, with tokens that its other files add."""
+        text: str = self._backend.to_str()
+        return text
+
     async def tokenize(self, prompt: Prompt) -> list[int]:
-        """Return a prompt's ids; long ones are encoded off the event loop.
+        """Return a prompt's ids; long ones are encoded off the event loop, a few at a time.
 
         Raises:
+            Overloaded: too much text waits to be encoded.
             InvalidRequest: an empty prompt, an id outside the vocabulary, a conversation that
                 the chat template refuses.
+            ContextLengthExceeded: too many characters for any text that fits the window.
         """
-        if _chars(prompt) > THREAD_CHARS:
-            return await asyncio.to_thread(self._tokens, prompt)
-        return self._tokens(prompt)
+        return (await self._work.run(_size(prompt), self._tokens, prompt)).ids
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens included.
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included; long ones as in `tokenize`.
 
         Raises:
+            Overloaded: too much text waits.
             InvalidRequest: an id outside the vocabulary.
         """
-        text: str = self._backend.decode(self._checked(ids), skip_special_tokens=False)
-        return text
+        return await self._work.run(len(ids), self._decode_all, ids)
+
+    def close(self) -> None:
+        """Encode nothing more."""
+        self._work.close()
+
+    async def strings(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Return each id as the vocabulary writes it; a row that no token uses is empty.
+
+        Raises:
+            Overloaded: too much text waits.
+            InvalidRequest: an id outside the vocabulary.
+        """
+        return await self._work.run(len(ids), self._names, ids)
+
+    def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings, and whether its template shows tools to the model."""
+        shows = self.conversations.shows_tools()
+        return {**describe_tokenizer(self._tokenizer), "chat_template_shows_tools": shows}
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids without special tokens."""
         text: str = self._backend.decode(ids, skip_special_tokens=True)
         return text
 
+    def thoughts_of(self, request: EncodedRequest) -> Thoughts | None:
+        """Return what a structure has to let pass before it begins; None for nothing."""
+        if request.thinking in (None, Thinking.OVER):
+            return None
+        return Thoughts(
+            start=request.thinking,
+            open_id=self._special.id_of(OPEN),
+            piece=lambda token: self.piece(token)[0],
+            ends=self.eos_token_ids,
+        )
+
+    def decoder(self, params: SamplingParams) -> Decode:
+        """Return the decoder of a completion: its ids to the text that was asked for."""
+        tags = (OPEN, CLOSE) if self._reasoning else ()
+        return self._special.decoder(
+            skip=params.skip_special_tokens, keep=(*params.keep_special_tokens, *tags)
+        )
+
     def piece(self, token: int) -> tuple[str, bytes]:
         """Return one id's text, half characters as U+FFFD, and its bytes."""
-        text: str = self._backend.decode([token], skip_special_tokens=False)
-        name = self._backend.id_to_token(token)
-        if name is None:  # a row of the embedding that no token uses
-            return "", b""
-        if self._byte_level and all(letter in BYTE_LEVEL for letter in name):
-            return text, bytes(BYTE_LEVEL[letter] for letter in name)
-        if match := BYTE_TOKEN.fullmatch(name):
-            return text, bytes([int(match[1], 16)])
-        return text, text.encode()
+        return self._special.piece(token)
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, ChatPrompt):
-            return self._ids(self._render(prompt), add_special_tokens=False)
-        if isinstance(prompt, TextPrompt):
-            return self._ids(prompt.text, add_special_tokens=True)
-        return self._checked(prompt.token_ids)
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        # The batched call leaves the interpreter lock, and it alone.
+        (text,) = self._backend.decode_batch([self._checked(ids)], skip_special_tokens=False)
+        return str(text)
 
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _names(self, ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self._backend.id_to_token(id_) or "" for id_ in self._checked(ids))
+
+    def _tokens(self, prompt: Prompt, *, has_to_fit: bool = False) -> _Encoded:
+        """Return a prompt's ids.
+
+        Args:
+            prompt: what to encode.
+            has_to_fit: stop as soon as it is known that they do not fit the window.
+        """
+        limit = prompt.truncate
+        if limit is not None and limit < 0:
+            limit = max(1, self._max_context_tokens + limit)
+        if isinstance(prompt, TokenPrompt):
+            return _Encoded(self._checked(prompt.token_ids[-limit:] if limit else prompt.token_ids))
+        text, thinking = self._text(prompt)
         if not text:
             raise InvalidRequest("The prompt is empty.", param="prompt")
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-        return self._checked(encoding.ids)
+        param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        self._limit.require_length(len(text), param=param)
+        if has_to_fit and limit is None:
+            self._limit.require_tokens(text, param=param)
+        ids = self._special.encode(text, add=prompt.add_special_tokens, limit=limit)
+        return _Encoded(self._checked(ids), thinking)
+
+    def _text(self, prompt: ChatPrompt | TextPrompt) -> tuple[str, Thinking | None]:
+        if isinstance(prompt, TextPrompt):
+            return prompt.text, None
+        text = self.conversations.render(prompt)
+        if not self._reasoning:
+            return text, None
+        return text, thinking_after(text, continues=prompt.continue_final_message)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         if not ids:
@@ -179,37 +241,6 @@ class PromptEncoder:
                 param="prompt",
             )
         return list(ids)
-
-    def _render(self, prompt: ChatPrompt) -> str:
-        if not prompt.messages:
-            raise InvalidRequest("The conversation is empty.", param="messages")
-        if not self._tokenizer.chat_template:
-            raise InvalidRequest(
-                "This model has no chat template; use /v1/completions instead.", param="messages"
-            )
-        if reserved := RENDER_OPTIONS & prompt.template_kwargs.keys():
-            raise InvalidRequest(
-                f"{min(reserved)} cannot be set for the chat template.",
-                param="chat_template_kwargs",
-            )
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(prompt.messages),
-                tools=list(prompt.tools) or None,
-                continue_final_message=prompt.continue_final_message,
-                tokenize=False,
-                **{
-                    "add_generation_prompt": not prompt.continue_final_message,
-                    **prompt.template_kwargs,
-                },
-            )
-        # A template is a program of the model's author: it raises TemplateError on purpose and
-        # the others when a message is not what it expects.
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise InvalidRequest(
-                f"The model's chat template refuses this conversation: {error}", param="messages"
-            ) from error
-        return text
 
     def _max_tokens(self, prompt_tokens: int, request: GenerationRequest) -> int:
         window = self._max_context_tokens
@@ -241,19 +272,17 @@ class PromptEncoder:
         )
 
     def _plan(self, params: SamplingParams) -> SamplingPlan:
-        own = frozenset() if params.ignore_eos else self._eos_token_ids
+        # What is complete under a structure has to end.
+        ignores = params.ignore_eos and params.structure is None
+        own = frozenset() if ignores else self.eos_token_ids
         seed = random.getrandbits(64) if params.seed is None else params.seed
-        grammar = None
-        if params.structure is not None:
-            grammar = self._grammars.compile(params.structure)
-            own = self._eos_token_ids  # a text that is whole has to end
         return SamplingPlan(
             temperature=params.temperature,
             top_p=params.top_p,
             # A k at or above the vocabulary keeps everything.
             top_k=params.top_k if params.top_k < self.vocab_size else 0,
             seed=seed % 2**64,
-            stop_token_ids=own.union(params.stop_token_ids),
+            stop_token_ids=own.union(params.stop_token_ids, self._special.stop_ids(params.stop)),
             min_p=params.min_p,
             frequency_penalty=params.frequency_penalty,
             presence_penalty=params.presence_penalty,
@@ -262,60 +291,30 @@ class PromptEncoder:
             min_tokens=params.min_tokens,
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
-            grammar=grammar,
         )
-
-
-def check_sampling(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse parameters that no result could honour.
-
-    Raises:
-        InvalidRequest: names the parameter and its range.
-    """
-    rules = (
-        ("max_tokens", params.max_tokens is None or params.max_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= params.temperature < math.inf, "a number, 0 or above"),
-        ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
-        ("top_k", params.top_k >= 0, "0 (off) or above"),
-        ("stop", all(params.stop), "strings of at least one character"),
-        ("min_p", 0 <= params.min_p <= 1, "from 0 to 1"),
-        ("frequency_penalty", math.isfinite(params.frequency_penalty), "a number"),
-        ("presence_penalty", math.isfinite(params.presence_penalty), "a number"),
-        ("repetition_penalty", 0 < params.repetition_penalty < math.inf, "above 0"),
-        (
-            "min_tokens",
-            0 <= params.min_tokens <= (params.max_tokens or math.inf),
-            "0 or above, and not above max_tokens",
-        ),
-        ("logprobs", 0 <= (params.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
-        (
-            "prompt_logprobs",
-            0 <= (params.prompt_logprobs or 0) <= MAX_LOGPROBS,
-            f"0 to {MAX_LOGPROBS}",
-        ),
-        (
-            "logit_bias",
-            all(0 <= token < vocab_size and math.isfinite(v) for token, v in params.logit_bias),
-            f"numbers for token ids from 0 to {vocab_size - 1}",
-        ),
-        (
-            "stop_token_ids",
-            all(0 <= token < vocab_size for token in params.stop_token_ids),
-            f"token ids from 0 to {vocab_size - 1}",
-        ),
-    )
-    for name, holds, words in rules:
-        if not holds:
-            raise InvalidRequest(f"{name} must be {words}.", param=name)
 
 
 def _begins_an_answer(prompt: Prompt) -> bool:
     return isinstance(prompt, ChatPrompt) and not prompt.continue_final_message
 
 
-def _chars(prompt: Prompt) -> int:
+def _size(prompt: Prompt) -> int:
+    """Return about how many characters, or ids, a prompt holds."""
+    if isinstance(prompt, ChatPrompt) and prompt.chat_template is not None:
+        return INLINE_CHARS + 1  # an unknown program; it may take long over little
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
     if isinstance(prompt, TokenPrompt):
-        return 0
-    return sum(len(str(part)) for part in (*prompt.messages, *prompt.tools))
+        return len(prompt.token_ids)
+    return sum(map(_chars, (*prompt.messages, *prompt.tools)))
+
+
+def _chars(value: object) -> int:
+    """Return the characters of what a template may show, at least one for each value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(key)) + _chars(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_chars, value))
+    return 1

@@ -10,7 +10,12 @@ import torch
 
 from serve_app.engine import sampling
 from serve_app.engine.adjust import adjusted
+from serve_app.engine.grammar import matcher as grammars
 from serve_app.engine.sequence import Move, Row, Sampled, Score, Sequence, StepPlan
+
+# A mask takes a fraction of a millisecond and is computed beside the forward. A step waits so
+# long at the most for all that are late; those that still are sit out.
+MASK_WAIT_S = 0.02
 
 
 class Forward(Protocol):
@@ -51,6 +56,8 @@ class Runner:
     def step(self, plan: StepPlan) -> list[Sampled]:
         """Compute a plan; returns what every row with logits gave."""
         self._forward.move(plan.moves)
+        if not plan.rows:
+            return []
         # In the order of the pool, so that a backend may read starts as cumulated lengths.
         rows = sorted(plan.rows, key=_place)
         logits = self._forward.logits(rows)
@@ -84,6 +91,36 @@ def _draw(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
         logits: float, (rows and their guesses, vocabulary).
         rows: those that sample.
     """
+    if not rows:
+        return []
+    absent = _without_mask(rows)
+    if absent:
+        kept = [
+            place
+            for place, row in enumerate(row for row in rows for _ in range(1 + len(row.drafts)))
+            if row.sequence.key not in absent
+        ]
+        logits = logits[kept]
+    present = iter(_sample(logits, [row for row in rows if row.sequence.key not in absent]))
+    return [absent.get(row.sequence.key) or next(present) for row in rows]
+
+
+def _without_mask(rows: list[Row]) -> dict[int, Sampled]:
+    """Wait for masks, and return what becomes of the rows that have none, by sequence."""
+    walks = [(row, row.sequence.matcher) for row in rows if row.sequence.matcher is not None]
+    grammars.wait([matcher for _, matcher in walks], MASK_WAIT_S)
+    absent = {}
+    for row, matcher in walks:
+        if matcher.fault is not None:
+            absent[row.sequence.key] = Sampled(row, refused=matcher.fault)
+        elif matcher.pending:
+            matcher.was_late()
+            absent[row.sequence.key] = Sampled(row, late=True)
+    return absent
+
+
+def _sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
+    """Pick a token for each row, and one for each of its guesses; all masks are there."""
     if not rows:
         return []
     places = [(row.sequence, guess) for row in rows for guess in range(1 + len(row.drafts))]

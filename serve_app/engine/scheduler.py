@@ -1,30 +1,38 @@
 """Who computes what in the next step; pure Python, no tensors.
 
-First come, first served. A step holds every running sequence's next token first and then
-prompts in chunks, short ones while anybody streams, so that a long prompt stalls no stream. A
-sequence gets one contiguous region of the cache: enough for its prompt and the first part of
+A step holds every running sequence's next token first and then prompts in chunks, short ones
+while anybody streams, so that a long prompt stalls no stream. Half of a step's room for prompts
+goes to the oldest one that is on its way, the other half to short ones that end in it. Clients
+take turns, and so do the requests of one (`waiting.py`): whoever runs more than its share makes
+room for those that run less.
+
+A sequence gets one contiguous region of the cache: enough for its prompt and the first part of
 its completion; it grows by doubling, in place or by moving. What another sequence computed of
 the same beginning is copied. When the cache is full the youngest sequence is put back and
-computed again later (its sampled tokens are kept), so the oldest one always gets on and
-nothing can deadlock.
+computed again later (its sampled tokens are kept), so the one that has run longest always gets
+on and nothing can deadlock.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping
 
 from serve_app.engine.drafting import Drafter
-from serve_app.engine.prefix_cache import Holding, PrefixCache
-from serve_app.engine.regions import BLOCK_TOKENS
+from serve_app.engine.places import Places
+from serve_app.engine.prefix_cache import PrefixCache
 from serve_app.engine.sequence import Move, Row, Sequence, StepPlan
+from serve_app.engine.waiting import Shares, WaitingLine
 
 # Completion tokens reserved at first. Most clients set no limit and few answers are longer;
 # reserving the whole window for each would leave room for a handful of requests.
 RESERVE_TOKENS = 256
-# Prompt tokens of one step whose logits are all kept: each takes a whole vocabulary of memory.
+# Prompt tokens of one step whose logits are all kept: each takes a whole vocabulary of memory and
+# of time; fewer while anybody streams.
 SCORED_TOKENS = 64
+SCORED_TOKENS_STREAMING = 16
+# Sequences that make room for others before a step; each has to be computed again.
+MAX_YIELDS = 4
 # Decode rows beyond which guesses do not pay: the products are no longer waiting for weights.
 SPECULATIVE_ROWS = 4
 # A device that cannot compute this many tokens in one step cannot serve.
@@ -67,8 +75,15 @@ class Scheduler:
         self._reserve = reserve_tokens
         self._speculative = speculative_tokens
         self._cache = PrefixCache(kv_tokens, enabled=prefix_cache)
-        self._waiting: deque[Sequence] = deque()  # oldest first, all younger than the running
-        self._running: dict[int, Sequence] = {}  # by key, oldest first
+        self._places = Places(self._cache)
+        self._shares = Shares()
+        self._waiting = WaitingLine(self._shares)
+        self._running: dict[int, Sequence] = {}  # by key, the one that runs longest first
+
+    @property
+    def sequences(self) -> Iterable[Sequence]:
+        """Those with a region, the one that runs longest first."""
+        return self._running.values()
 
     @property
     def running(self) -> int:
@@ -103,7 +118,7 @@ class Scheduler:
         """
         if sequence.limit > self._cache.size:
             raise ValueError(f"sequence {sequence.key} can never fit the cache")
-        self._waiting.append(sequence)
+        self._waiting.add(sequence)
         self.waiting_tokens += sequence.limit
 
     def remove(self, key: int) -> Sequence | None:
@@ -111,41 +126,42 @@ class Scheduler:
         if running := self._running.pop(key, None):
             self._release(running)
             return running
-        for waiting in self._waiting:
-            if waiting.key == key:
-                self._waiting.remove(waiting)
-                self.waiting_tokens -= waiting.limit
-                return waiting
-        return None
+        if waiting := self._waiting.find(key):
+            self._waiting.remove(waiting)
+            self.waiting_tokens -= waiting.limit
+        return waiting
 
-    def discard(self, key: int) -> None:
+    def discard(self, key: int) -> Sequence | None:
         """Take a running sequence out whose numbers are broken: nobody may find them."""
         if running := self._running.pop(key, None):
             self._release(running)
             self._cache.distrust(running.chain)
+        return running
 
     def plan(self) -> StepPlan:
-        """Choose the rows of the next step; empty only when there is no sequence at all."""
+        """Choose the rows of the next step.
+
+        Returns:
+            A plan without rows only when there is no sequence, or all of them wait for masks.
+        """
         moves: list[Move] = []
         for sequence in tuple(self._running.values()):
             if sequence.key in self._running:  # an older one may have pushed it out
                 self._make_room(sequence, moves)
         rows: list[Row] = []
         if (suspect := self._suspect(moves)) is not None:
-            _add_rows(rows, (suspect,), self._step_tokens)
+            _add_row(rows, suspect, self._step_tokens, SCORED_TOKENS)
             return StepPlan(tuple(rows), tuple(moves))
-        decoding = [s for s in self._running.values() if s.missing == 1]
-        prefilling = [s for s in self._running.values() if s.missing > 1]
-        budget = _add_rows(rows, decoding, self._step_tokens)
+        self._share_places(moves)
+        budget = self._step_tokens
+        for sequence in self._running.values():
+            if sequence.missing == 1 and not sequence.sits_out:
+                budget -= _add_row(rows, sequence, budget, SCORED_TOKENS)
         guessed = len(rows) * (1 + self._speculative)
         if self._speculative and len(rows) <= SPECULATIVE_ROWS and guessed <= self._step_tokens:
             rows = [self._with_drafts(row) for row in rows]
             budget = self._step_tokens - sum(row.count for row in rows)
-        if rows:
-            budget = min(budget, self._chunk)
-        budget = _add_rows(rows, prefilling, budget)
-        while budget > 0 and not self._isolates and (admitted := self._admit(moves)):
-            budget = _add_rows(rows, (admitted,), budget)
+        self._add_prompts(rows, budget, moves)
         return StepPlan(tuple(rows), tuple(moves))
 
     def commit(self, plan: StepPlan, wrong: Mapping[int, int] | None = None) -> None:
@@ -163,7 +179,7 @@ class Scheduler:
                 right = len(row.drafts) - rejected
                 sequence.drafter.learn(len(row.drafts), right, sequence.computed)
             sequence.suspect &= not row.samples
-            self._publish(sequence)
+            self._places.publish(sequence)
         self._step_tokens = min(self._max_batch_tokens, self._step_tokens + 1)
 
     def restart(self, *, isolate: bool) -> None:
@@ -184,36 +200,82 @@ class Scheduler:
         self._step_tokens //= 2
         return True
 
-    @property
-    def _isolates(self) -> bool:
-        """Whether the next to be admitted has to run alone."""
-        return bool(self._waiting) and self._waiting[0].suspect
+    def _add_prompts(self, rows: list[Row], budget: int, moves: list[Move]) -> None:
+        """Fill a step up with prompts, as far as its tokens and those that may be scored go."""
+        if rows:
+            budget = min(budget, self._chunk)
+        scored = SCORED_TOKENS_STREAMING if rows else SCORED_TOKENS
+        prompts = [s for s in self._running.values() if s.missing > 1]
+        while budget > 0:
+            lead = prompts.pop(0) if prompts else self._admit(moves)
+            if lead is None:
+                return
+            if lead.missing > budget:
+                budget -= self._add_short_prompts(rows, prompts, budget // 2, moves)
+            kept = len(rows)
+            budget -= _add_row(rows, lead, budget, scored)
+            scored -= sum(row.kept for row in rows[kept:] if row.sequence.wants_scores)
+
+    def _add_short_prompts(
+        self, rows: list[Row], prompts: list[Sequence], budget: int, moves: list[Move]
+    ) -> int:
+        """Let prompts that end in this step overtake a long one; returns the tokens they take."""
+        left = budget
+        for sequence in tuple(prompts):
+            if sequence.missing <= left and not sequence.wants_scores:
+                prompts.remove(sequence)
+                left -= _add_row(rows, sequence, left, 0)
+        while (waiting := self._waiting.next()) is not None:
+            missing = self._places.missing(waiting)
+            if missing > left or waiting.wants_scores or (admitted := self._admit(moves)) is None:
+                break
+            left -= _add_row(rows, admitted, left, 0)
+        return budget - left
 
     def _suspect(self, moves: list[Move]) -> Sequence | None:
         """Return the oldest sequence that has to run alone; those that wait go first."""
         for sequence in self._running.values():
             if sequence.suspect:
                 return sequence
-        return self._admit(moves) if self._isolates else None
+        waiting = self._waiting.oldest_suspect()
+        return None if waiting is None else self._begin(waiting, moves)
+
+    def _share_places(self, moves: list[Move]) -> None:
+        """Begin sequences whose client or request runs less than its share, at others' cost."""
+        yields = 0
+        while (waiting := self._waiting.next()) is not None:
+            debtors = [s for s in self._running.values() if self._shares.owes(s, waiting)]
+            if not debtors:
+                return
+            while self._begin(waiting, moves) is None:
+                # Of whoever runs most the youngest, which has the least to compute again.
+                debtor = max(reversed(debtors), key=self._shares.of, default=None)
+                if debtor is None or yields == MAX_YIELDS:
+                    return
+                yields += 1
+                self.preemptions += 1
+                self._put_back(debtor)
+                debtors = [s for s in self._running.values() if self._shares.owes(s, waiting)]
 
     def _admit(self, moves: list[Move]) -> Sequence | None:
+        """Begin the sequence whose turn it is; None if it finds no place."""
+        waiting = self._waiting.next()
+        return None if waiting is None else self._begin(waiting, moves)
+
+    def _begin(self, sequence: Sequence, moves: list[Move]) -> Sequence | None:
         # Every decode row must fit into a step, or a stream could starve.
-        if not self._waiting or self.running >= min(self._max_running, self._step_tokens):
+        if self.running >= min(self._max_running, self._step_tokens):
             return None
-        sequence = self._waiting[0]
-        parent = sequence.parent
-        if parent is not None and parent.holding and parent.computed < parent.prompt_tokens:
-            return None  # its prompt is on its way
         wanted = min(sequence.limit, len(sequence.tokens) + self._reserve)
-        holding = self._place(sequence, wanted, moves)
-        if holding is None:
+        if not self._places.take(sequence, wanted, moves):
             return None
-        self._waiting.popleft()
+        self._waiting.remove(sequence)
         self.waiting_tokens -= sequence.limit
         self.running_tokens += sequence.limit
         self._running[sequence.key] = sequence
-        sequence.holding, sequence.parent = holding, None
-        self._publish(sequence)
+        self._shares.add(sequence)
+        sequence.parent = None
+        self._places.publish(sequence)
         if sequence.cached is None:
             sequence.began_s = time.monotonic()
             sequence.cached = sequence.computed
@@ -221,39 +283,11 @@ class Scheduler:
             self.hit_tokens += sequence.cached
         return sequence
 
-    def _place(self, sequence: Sequence, wanted: int, moves: list[Move]) -> Holding | None:
-        """Find a place for `wanted` tokens, with what is known of the beginning in it."""
-        source, known = self._known(sequence)
-        if source is not None:
-            whole = known == source.tokens
-            if whole and self._cache.take_over(source, wanted):
-                sequence.computed = known
-                return source
-            if holding := self._cache.place(wanted, spare=source):
-                moves.append(Move(source.region.start, holding.region.start, known))
-                sequence.computed = known
-                return holding
-        return self._cache.place(wanted)
-
-    def _known(self, sequence: Sequence) -> tuple[Holding | None, int]:
-        """Return who holds the longest beginning, and how many tokens of it are computed."""
-        most = len(sequence.tokens) - 1  # one must be computed to have logits
-        if not sequence.reuse:
-            return None, 0
-        chain = sequence.digests(most)
-        known, source = self._cache.find(chain)
-        parent = sequence.parent
-        if parent is not None and parent.holding is not None:
-            shared = min(parent.computed, sequence.prompt_tokens, most)
-            if shared > known:
-                return parent.holding, shared
-        return source, known
-
     def _with_drafts(self, row: Row) -> Row:
         """Add guesses to a decode row where they fit and can be checked by sampling alone."""
         sequence = row.sequence
         plan = sequence.sampling
-        if sequence.holding is None or plan.adjusts or plan.logprobs is not None:
+        if sequence.holding is None or sequence.adjusts or plan.logprobs is not None:
             return row
         if sequence.drafter is None:
             sequence.drafter = Drafter(self._speculative)
@@ -263,14 +297,6 @@ class Scheduler:
         count = row.count + len(drafts)
         return Row(sequence, row.start, count, count, drafts)
 
-    def _publish(self, sequence: Sequence) -> None:
-        """Let others find the blocks that are computed."""
-        holding = sequence.holding
-        known = min(sequence.computed, len(sequence.tokens))  # guessed tokens do not count
-        if holding is not None and known - holding.tokens >= BLOCK_TOKENS:
-            done = len(holding.chain)
-            self._cache.add(holding, sequence.digests(known)[done:])
-
     def _make_room(self, sequence: Sequence, moves: list[Move]) -> None:
         """Grow the region if the next token does not fit, at the cost of younger sequences."""
         holding = sequence.holding
@@ -278,50 +304,41 @@ class Scheduler:
             return
         length = holding.region.length
         lengths = (2 * length, length + self._reserve, len(sequence.tokens))
-        while not any(self._grow(sequence, length, moves) for length in lengths):
+        while not any(self._places.grow(sequence, length, moves) for length in lengths):
             youngest = next(reversed(self._running.values()))
             self.preemptions += 1
             self._put_back(youngest)
             if youngest is sequence:
                 return
 
-    def _grow(self, sequence: Sequence, length: int, moves: list[Move]) -> bool:
-        holding = sequence.holding
-        length = min(sequence.limit, length)
-        if holding is None or length < len(sequence.tokens):
-            return False
-        before = holding.region.start
-        if not self._cache.grow(holding, length):
-            return False
-        if holding.region.start != before:
-            moves.append(Move(before, holding.region.start, sequence.computed))
-        return True
-
     def _put_back(self, sequence: Sequence) -> None:
-        """Let the youngest running sequence wait; it is older than everything that waits."""
+        """Let a running sequence wait, before the others of its request."""
         del self._running[sequence.key]
         self._release(sequence)
         sequence.computed = 0
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
         self.waiting_tokens += sequence.limit
 
     def _release(self, sequence: Sequence) -> None:
         self.running_tokens -= sequence.limit
-        if sequence.holding is not None:
-            self._cache.release(sequence.holding)
-            sequence.holding = None
+        self._shares.drop(sequence)
+        self._places.release(sequence)
 
 
-def _add_rows(rows: list[Row], sequences: Iterable[Sequence], budget: int) -> int:
-    """Append what fits of each sequence and return the tokens left of the budget."""
-    for sequence in sequences:
-        count = min(sequence.missing, budget)
-        if count == 0:
-            break
-        if sequence.wants_scores:
-            count = kept = min(count, SCORED_TOKENS)
-        else:
-            kept = int(count == sequence.missing)
+def _add_row(rows: list[Row], sequence: Sequence, budget: int, scored: int) -> int:
+    """Append what fits of a sequence and return how many tokens that is.
+
+    Args:
+        rows: of the step.
+        sequence: computed as far as it is.
+        budget: tokens that the step still takes.
+        scored: prompt tokens of those whose logits may all be kept.
+    """
+    count = min(sequence.missing, budget)
+    if sequence.wants_scores:
+        count = kept = min(count, scored)
+    else:
+        kept = int(count == sequence.missing)
+    if count:
         rows.append(Row(sequence, sequence.computed, count, kept))
-        budget -= count
-    return budget
+    return count

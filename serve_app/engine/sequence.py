@@ -13,7 +13,7 @@ from serve_app.protocol import FinishReason, Timing
 if TYPE_CHECKING:
     from serve_app.engine.adjust import Adjuster
     from serve_app.engine.drafting import Drafter
-    from serve_app.engine.structure import Grammar
+    from serve_app.engine.grammar.matcher import Matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,6 @@ class SamplingPlan:
         top_k: >= 0; 0 is off.
         seed: 64 bits; with a token's index it fixes that token's noise.
         stop_token_ids: ids that end the sequence, the model's own ones included.
-        grammar: what the completion must look like, compiled.
         prompt_logprobs: see `SamplingParams`, as all others.
     """
 
@@ -43,13 +42,12 @@ class SamplingPlan:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    grammar: Grammar | None = None
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits are changed before a token is drawn."""
+        """Whether logits are changed before a token is drawn, but for a structure."""
         return (
-            bool(self.logit_bias or self.min_tokens or self.grammar)
+            bool(self.logit_bias or self.min_tokens)
             or self.frequency_penalty != 0
             or self.presence_penalty != 0
             or self.repetition_penalty != 1
@@ -72,6 +70,8 @@ class Sequence:
         prompt_tokens: how many of them are the prompt, >= 1.
         max_tokens: sampled tokens at the most, >= 1.
         sampling: how to pick tokens.
+        client: who sent it; clients take turns.
+        request: what it belongs to, the key of its first sequence; requests take turns.
         reuse: whether a cached beginning may be used; not where every logit is asked for.
         parent: computes the same prompt; this one waits for it and copies.
         computed: tokens whose K and V are in the cache; the next step starts there.
@@ -80,7 +80,8 @@ class Sequence:
         chain: digests of the first blocks, as far as they were needed.
         suspect: ran in a step that failed; its next one is for it alone.
         scored: prompt tokens after the first whose logprobs are known.
-        adjuster: what changes its logits; made when first needed.
+        matcher: its walk through the structure that it must have; None leaves it free.
+        adjuster: what else changes its logits; made when first needed.
         drafter: guesses its next tokens; made when first needed.
         arrived_s: on the monotonic clock, as the next three.
         began_s: its first step; 0 before.
@@ -93,6 +94,8 @@ class Sequence:
     prompt_tokens: int
     max_tokens: int
     sampling: SamplingPlan
+    client: str = ""
+    request: int = -1
     reuse: bool = True
     parent: Sequence | None = None
     computed: int = 0
@@ -101,12 +104,28 @@ class Sequence:
     chain: list[bytes] = field(default_factory=list)
     suspect: bool = False
     scored: int = 0
+    matcher: Matcher | None = None
     adjuster: Adjuster | None = None
     drafter: Drafter | None = None
     arrived_s: float = field(default_factory=time.monotonic)
     began_s: float = 0.0
     first_s: float = 0.0
     latest_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Make one that belongs to nothing else a request of its own."""
+        if self.request < 0:
+            self.request = self.key
+
+    @property
+    def waits_for_parent(self) -> bool:
+        """Whether the prompt is being computed by another completion of the request."""
+        parent = self.parent
+        return (
+            parent is not None
+            and parent.holding is not None
+            and parent.computed < parent.prompt_tokens
+        )
 
     @property
     def region(self) -> Region | None:
@@ -138,6 +157,16 @@ class Sequence:
     def generated(self) -> int:
         """Tokens sampled so far; the index of the next one."""
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is drawn."""
+        return self.sampling.adjusts or self.matcher is not None
+
+    @property
+    def sits_out(self) -> bool:
+        """Whether its next token has to wait for a mask; another step may have it in time."""
+        return self.matcher is not None and self.matcher.sits_out
 
     @property
     def wants_scores(self) -> bool:
@@ -175,6 +204,7 @@ class Update:
         token: the sampled id, if one was.
         finish_reason: set when this was the end.
         fault: set when the sequence failed, and it alone; a sentence.
+        refused: the fault is the client's: its structure cannot be enforced any further.
         score: of the sampled id, if it was asked for.
         prompt: of the prompt's tokens that this step computed, if they were.
     """
@@ -183,6 +213,7 @@ class Update:
     token: int | None = None
     finish_reason: FinishReason | None = None
     fault: str | None = None
+    refused: bool = False
     score: Score | None = None
     prompt: tuple[Score, ...] = ()
 
@@ -235,12 +266,16 @@ class Sampled:
         tokens: the sampled id and, behind it, those that were guessed right; empty if the row
             does not sample.
         broken: its logits are not finite.
+        late: its mask was not there in time, so its last token has to be computed once more.
+        refused: why its structure cannot be enforced any further; a sentence.
         score: see `Update`, as `prompt`.
     """
 
     row: Row
     tokens: tuple[int, ...] = ()
     broken: bool = False
+    late: bool = False
+    refused: str | None = None
     score: Score | None = None
     prompt: tuple[Score, ...] = ()
 

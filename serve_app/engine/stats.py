@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -106,3 +107,8 @@ class LoadReport:
             "warm_up_s": round(self.warm_up_s, 3),
             **{f"peak_rss_{phase}_bytes": peak for phase, peak in self.peak_rss.items()},
         }
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process had, in bytes; Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from serve_app.engine.sequence import Update
-from serve_app.errors import EngineError, ServeAppError
+from serve_app.errors import EngineError, InvalidRequest, ServeAppError
 
 
 class Stream:
@@ -33,6 +33,7 @@ class Stream:
 
         Raises:
             EngineError: the request failed; nothing comes after it.
+            InvalidRequest: the same, and it is the request's own fault.
         """
         await self._arrived.wait()
         self._arrived.clear()
@@ -44,7 +45,11 @@ class Stream:
 
     def push(self, update: Update) -> None:
         """Take an update; on the reader's loop."""
-        if update.fault is not None:
+        if update.fault is not None and update.refused:
+            self._error = InvalidRequest(
+                f"The structure cannot be enforced any further: {update.fault}.", param="structure"
+            )
+        elif update.fault is not None:
             self._error = EngineError(f"Generation failed: {update.fault}")
         else:
             self._updates.append(update)

@@ -8,7 +8,7 @@ build; bounds, limits and health checks are set in place.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from serve_app.logs import scrub
@@ -34,16 +34,21 @@ UNKNOWN = "replicas may be replaced"
 UNSET = object()
 
 
-def changes(before: Mapping[str, Any] | None, goal: Mapping[str, Any]) -> Iterator[str]:
+def changes(
+    before: Mapping[str, Any] | None, goal: Mapping[str, Any], names: Collection[str] | None = None
+) -> Iterator[str]:
     """Tell what a config would do, application by application.
 
     Args:
         before: what Serve is told to run; None if nothing.
         goal: the new config.
+        names: the applications that the rollout is about; None for all.
     """
     old = by_name(before or {"applications": []})
     new = by_name(goal)
     for name, app in new.items():
+        if names is not None and name not in names:
+            continue
         if name not in old:
             yield f"{name}: new"
         elif not _differing(old[name], app):  # null is the same as not set
@@ -55,7 +60,7 @@ def changes(before: Mapping[str, Any] | None, goal: Mapping[str, Any]) -> Iterat
             yield from leaves[:SHOWN]
             if more := leaves[SHOWN:]:
                 yield f"{name}: and {len(more)} more"
-    yield from (f"{name}: removed" for name in old if name not in new)
+    yield from (f"{name}: removed, its requests end" for name in old if name not in new)
 
 
 def by_name(goal: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class Serving(Protocol):
     def goal(self) -> dict[str, Any] | None: ...  # noqa: D102
     def apply(self, goal: dict[str, Any]) -> None: ...  # noqa: D102
     def states(self) -> dict[str, AppState]: ...  # noqa: D102
-    def phases(self, name: str, *, since: float) -> dict[str, Phase]: ...  # noqa: D102
+    def phases(self, name: str) -> dict[str, Phase]: ...  # noqa: D102
     def ask(self, name: str) -> str | None: ...  # noqa: D102
 
 
@@ -62,58 +62,75 @@ class Result:
         return 0 if self.status == "done" else 5
 
 
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What Serve told before the goal was set; compared, as no two machines' clocks agree."""
+
+    states: Mapping[str, AppState]
+    phases: Mapping[str, Mapping[str, Phase]]
+
+
 def deploy(
     serving: Serving,
     goal: dict[str, Any],
     *,
     timeout_s: float,
     former: dict[str, Any] | None,
+    names: Collection[str] | None = None,
 ) -> Result:
     """Apply a config whose access was proven, and make sure that it serves.
 
     Args:
         serving: Serve.
-        goal: the config file's content.
+        goal: all applications that are to serve.
         timeout_s: until every application runs, and again for a rollback, in seconds.
         former: what to go back to if it does not serve; None leaves it as it failed.
+        names: the applications that are looked after; None for all. How others fare is theirs.
     """
     began = time.monotonic()
-    reason = _put(serving, goal, timeout_s)
+    names = by_name(goal).keys() if names is None else names
+    reason = _put(serving, goal, names, timeout_s)
     if reason is None:
         return Result("done", "", time.monotonic() - began)
     _say(f"failed: {reason}")
     if former is None:
         return Result("failed", reason, time.monotonic() - began)
     _say("going back to the config that served before")
-    again = _put(serving, nudged(former), timeout_s)
+    again = _put(serving, nudged(former, names), names, timeout_s)
     if again is not None:
         reason = f"{reason}; and the former config does not come back: {again}"
     return Result("rolled_back" if again is None else "failed", reason, time.monotonic() - began)
 
 
-def _put(serving: Serving, goal: dict[str, Any], timeout_s: float) -> str | None:
-    """Apply a config and wait until it serves; returns what went wrong."""
-    known = serving.states()
+def _put(
+    serving: Serving, goal: dict[str, Any], names: Collection[str], timeout_s: float
+) -> str | None:
+    """Apply a config and wait until its named applications serve; returns what went wrong."""
+    asked = {name: app for name, app in by_name(goal).items() if name in names}
+    before = _Before(serving.states(), {name: serving.phases(name) for name in asked})
     serving.apply(goal)
-    return _settle(serving, goal, known, timeout_s)
+    return _settle(serving, asked, before, timeout_s)
 
 
-def nudged(goal: dict[str, Any]) -> dict[str, Any]:
+def nudged(goal: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
     """Return a config that does the same but is not the same, where autoscaling needs it.
+
+    Args:
+        goal: the config.
+        names: the applications to change; None for all.
 
     The change is drawn by chance: what served before the failed build may have been nudged too,
     and a fixed one from the same old file would make the very same config again.
     """
     goal = copy.deepcopy(goal)
-    for app in goal["applications"]:
-        if app.get("import_path") != IMPORT_PATH:
+    for name, app in by_name(goal).items():
+        if app.get("import_path") != IMPORT_PATH or (names is not None and name not in names):
             continue
         replica = parse_args(app.get("args") or {}).replica
         if replica.min_replicas == replica.max_replicas:
             continue
         deployments = app["deployments"] = app.get("deployments") or []
-        names = [deployment["name"] for deployment in deployments]
-        if SERVER_DEPLOYMENT not in names:
+        if SERVER_DEPLOYMENT not in {deployment["name"] for deployment in deployments}:
             deployments.append({"name": SERVER_DEPLOYMENT})
         server = next(d for d in deployments if d["name"] == SERVER_DEPLOYMENT)
         # Whole, because it takes the place of what the application says by itself.
@@ -146,17 +163,20 @@ def report(result: Result, *, as_json: bool) -> int:
 
 
 def _settle(
-    serving: Serving, goal: dict[str, Any], known: Mapping[str, AppState], timeout_s: float
+    serving: Serving,
+    asked: Mapping[str, dict[str, Any]],
+    before: _Before,
+    timeout_s: float,
 ) -> str | None:
-    """Wait until every application of a config runs and answers; returns what went wrong."""
+    """Wait until the applications run and answer; returns what went wrong."""
     deadline = time.monotonic() + timeout_s
-    waiting = set(by_name(goal))
+    waiting = set(asked)
     shown: dict[str, AppState] = {}
-    began, progress = time.time(), Progress()
+    progress = Progress()
     while waiting:
-        _tell_phases(serving, waiting, progress, since=began)
+        _tell_phases(serving, waiting, progress, before.phases)
         for name, state in _states(serving).items():
-            old = known.get(name)
+            old = before.states.get(name)
             if name not in waiting or (old and state.deployed_s == old.deployed_s):
                 continue  # still the state of the goal before
             if shown.get(name) != state:
@@ -168,7 +188,7 @@ def _settle(
         if waiting and time.monotonic() > deadline:
             return f"not running within {timeout_s:.0f} s: {', '.join(sorted(waiting))}"
         time.sleep(POLL_S if waiting else 0)
-    return _ask_all(serving, goal)
+    return _ask_all(serving, asked)
 
 
 def _states(serving: Serving) -> dict[str, AppState]:
@@ -180,14 +200,22 @@ def _states(serving: Serving) -> dict[str, AppState]:
         return {}
 
 
-def _tell_phases(serving: Serving, names: set[str], progress: Progress, *, since: float) -> None:
+def _tell_phases(
+    serving: Serving,
+    names: set[str],
+    progress: Progress,
+    before: Mapping[str, Mapping[str, Phase]],
+) -> None:
     for name in sorted(names):
-        for line in progress.lines(serving.phases(name, since=since)):
+        old = before[name]
+        phases = serving.phases(name).items()
+        new = {replica: phase for replica, phase in phases if old.get(replica) != phase}
+        for line in progress.lines(new):
             _say(f"{name}: {line}")
 
 
-def _ask_all(serving: Serving, goal: dict[str, Any]) -> str | None:
-    for name, app in by_name(goal).items():
+def _ask_all(serving: Serving, asked: Mapping[str, dict[str, Any]]) -> str | None:
+    for name, app in asked.items():
         replica = (app.get("args") or {}).get("replica") or {}
         if app.get("import_path") != IMPORT_PATH or replica.get("min_replicas", 1) == 0:
             continue  # somebody else's, or asleep until the first request

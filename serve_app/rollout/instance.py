@@ -75,7 +75,12 @@ class Instance:
         return {"applications": applications} if applications else None
 
     def apply(self, goal: dict[str, Any]) -> None:
-        """Set the goal and return; Serve goes on by itself."""
+        """Set the goal and return; Serve goes on by itself.
+
+        The target capacity of the whole instance, in percent, stays where the goal says none.
+        """
+        if "target_capacity" not in goal:
+            goal = goal | {"target_capacity": _details().get("target_capacity")}
         self._client.deploy_apps(ServeDeploySchema.model_validate(goal), _blocking=False)
 
     def states(self) -> dict[str, AppState]:
@@ -94,9 +99,9 @@ class Instance:
             for name, app in status.applications.items()
         }
 
-    def phases(self, name: str, *, since: float) -> dict[str, ledger.Phase]:
-        """Return what each replica of an application is at that has begun to start since then."""
-        return ledger.running(name, since=since)
+    def phases(self, name: str) -> dict[str, ledger.Phase]:
+        """Return what each replica of an application is at that starts, or was killed in it."""
+        return ledger.running(name, since=0.0)
 
     def ask(self, name: str) -> str | None:
         """Let an application's model say a few tokens; returns what went wrong, or None."""

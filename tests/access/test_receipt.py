@@ -81,6 +81,16 @@ def test_a_later_proof_keeps_the_first_date_and_the_account(cache, monkeypatch):
     assert (again.first_granted_at, again.granted_at, again.account) == (1000.0, 5000.0, "alice")
 
 
+def test_a_first_date_from_a_clock_that_was_ahead_is_set_right(cache, monkeypatch):
+    """Nothing is granted before it is proven, whatever a clock said that was set since."""
+    monkeypatch.setattr(receipts.time, "time", lambda: 9000.0)
+    receipts.keep(granted(), MODEL, HUB)
+    monkeypatch.setattr(receipts.time, "time", lambda: 1000.0)
+    again = receipts.keep(granted(), MODEL, HUB)
+    assert (again.first_granted_at, again.granted_at) == (1000.0, 1000.0)
+    assert again.is_fresh(60)
+
+
 def test_the_latest_commit_of_a_revision_wins(cache, monkeypatch):
     """When the branch moved, the newer proof is the one that counts."""
     for at, commit in ((1000.0, COMMIT), (2000.0, OTHER)):

@@ -1,7 +1,12 @@
 """API keys: hashes in a file, fresh, and never asked of probes."""
 
+import asyncio
 import hashlib
 import logging
+import os
+import threading
+import time
+import weakref
 
 import pytest
 
@@ -83,33 +88,87 @@ async def test_options_is_never_a_401(key_file):
     assert (await service.request("OPTIONS", CHAT, headers=preflight)).status_code == 200
 
 
+async def until_allowed(keys, key):
+    """Wait for the file to be read again, or fail."""
+    async with asyncio.timeout(5):
+        while not await keys.allow(key):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_changed_file_counts_without_a_restart(key_file):
     """A new key works and a removed one does not."""
     keys = ApiKeys(str(key_file), check_interval_s=0)
     assert await keys.allow(KEY)
     key_file.write_text(f"{hashed('new')}\n")
-    assert await keys.allow("new")
+    await until_allowed(keys, "new")
     assert not await keys.allow(KEY)
 
 
-@pytest.mark.parametrize("fault", ["gone", "broken"])
-async def test_a_file_that_breaks_keeps_the_last_keys(key_file, fault):
+async def test_a_revoked_key_stops_counting_where_nobody_asks(key_file):
+    """Each ingress looks by itself: the first request after a quiet hour is refused, too."""
+    keys = [ApiKeys(str(key_file), check_interval_s=0.05) for _ in range(2)]
+    assert all([await each.allow(KEY) for each in keys])
+    key_file.write_text(f"{hashed('new')}\n")
+    await asyncio.sleep(0.5)  # without a request
+    assert [await each.allow(KEY) for each in keys] == [False, False]
+
+
+@pytest.mark.parametrize("fault", ["gone", "broken", "fifo", "endless"])
+async def test_a_file_that_breaks_keeps_the_last_keys(key_file, fault, capfd):
     """A half-written or missing file neither opens the door nor locks everybody out."""
     keys = ApiKeys(str(key_file), check_interval_s=0)
-    if fault == "gone":
-        key_file.unlink()
-    else:
+    key_file.unlink()
+    if fault == "fifo":
+        os.mkfifo(key_file)
+    elif fault == "endless":
+        key_file.symlink_to("/dev/zero")
+    elif fault == "broken":
         key_file.write_text("half a ha")
+    await asyncio.sleep(0.2)
     assert await keys.allow(KEY)
     assert not await keys.allow("half a ha")
+    assert "keys.failed" in capfd.readouterr().out
+    key_file.unlink(missing_ok=True)
     key_file.write_text(hashed("new"))
-    assert await keys.allow("new")
+    await until_allowed(keys, "new")
     assert not await keys.allow(KEY)
+
+
+async def test_a_file_system_that_hangs_holds_up_no_request(key_file, monkeypatch, capfd):
+    """It costs the one thread that looks; the keys read before count, and the log says so once."""
+    monkeypatch.setattr("serve_app.api.auth.STALE_S", 0.1)
+    released, before = threading.Event(), threading.active_count()
+    service = Service(api_keys_file=str(key_file))
+    monkeypatch.setattr(ApiKeys, "_look", lambda _self: released.wait(10))
+    try:
+        await asyncio.sleep(1.5)  # over an interval: the thread hangs by now
+        began = time.monotonic()
+        for _ in range(50):
+            response = await service.post(CHAT, HELLO, headers={"authorization": f"Bearer {KEY}"})
+            assert response.status_code == 200
+        assert time.monotonic() - began < 1
+        assert threading.active_count() <= before + 2  # it, and none more for each request
+        assert capfd.readouterr().out.count("keys.failed") == 1
+    finally:
+        released.set()
+
+
+async def test_the_thread_ends_with_its_keys(key_file):
+    """An application that is gone leaves nothing that looks at files."""
+    keys = ApiKeys(str(key_file), check_interval_s=0)
+    watching = [t for t in threading.enumerate() if t.name == "serve-app-keys"]
+    assert watching
+    gone = weakref.ref(keys)
+    del keys
+    async with asyncio.timeout(5):
+        while gone() is not None:
+            await asyncio.sleep(0.01)
 
 
 async def test_the_file_is_not_read_for_each_request(key_file):
     """Between two looks the keys are those of the last one."""
     keys = ApiKeys(str(key_file), check_interval_s=60)
+    await asyncio.sleep(0.1)  # the first look
     key_file.write_text("")
     assert await keys.allow(KEY)
 
@@ -128,6 +187,13 @@ def test_a_wrong_file_stops_the_start(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         ApiKeys(str(tmp_path))
     path = tmp_path / "keys"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="not a file"):
+        ApiKeys(str(path))
+    path.unlink()
+    path.write_text("#" * 5_000_000)
+    with pytest.raises(ConfigError, match="over 4194304 bytes"):
+        ApiKeys(str(path))
     path.write_text(f"{hashed(KEY)}\nplain-text-key\n")
     with pytest.raises(ConfigError, match=r"line 2.*sha256sum") as caught:
         Service(api_keys_file=str(path))
@@ -151,3 +217,22 @@ async def test_a_key_is_written_nowhere(key_file, caplog, capfd):
     seen += [repr(service.records), caplog.text, logged.out, logged.err]
     assert "request.failed" in "".join(seen)
     assert KEY not in "".join(seen)
+
+
+async def test_each_key_is_a_client_of_its_own(key_file):
+    """The engine lets clients take turns; without keys they are told apart by their address."""
+    seen: list[str] = []
+
+    def script(request):
+        seen.append(request.client)
+        return ("Hello",)
+
+    service = Service(FakeEngine(script), api_keys_file=str(key_file))
+    for key in (KEY, "other", KEY):
+        headers = {"authorization": f"Bearer {key}"}
+        assert (await service.post(CHAT, HELLO, headers=headers)).status_code == 200
+    assert seen[0] == seen[2] != seen[1]
+    assert all(name.startswith("key:") and "other" not in name for name in seen)
+    seen.clear()
+    await Service(FakeEngine(script)).chat()
+    assert seen == ["127.0.0.1"]

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import re
+import threading
 import time
 from html.parser import HTMLParser
 from typing import ClassVar
@@ -191,6 +192,28 @@ async def test_the_others_are_told_once_a_second_and_after_the_last_change(monke
     assert whole.told[-1]["finished"] == 20
     assert whole.told[-1]["running"] == whole.told[-1]["waiting"] == 0
     assert json.loads(json.dumps(whole.told[-1])) == whole.told[-1]
+
+
+async def test_a_store_that_does_not_answer_holds_one_thread(monkeypatch):
+    """However long and however much passes: the others stay for whoever needs them."""
+    monkeypatch.setattr(board_module, "TELL_S", 0.01)
+    released = threading.Event()
+
+    class Hanging(Two):
+        def tell(self, counts):
+            self.told.append(counts)
+            released.wait(10)
+
+    whole = Hanging()
+    board = Board(FakeEngine(), ABOUT, whole)
+    for number in range(20):
+        async for _ in board.generate(request(str(number))):
+            pass
+        await asyncio.sleep(0.02)
+    assert len(whole.told) == 1
+    released.set()
+    await asyncio.sleep(0.1)
+    assert whole.told[-1]["finished"] == 20
 
 
 async def test_a_request_waits_until_its_first_token():

@@ -1,13 +1,15 @@
 """Tool calls in chat answers, whole and streamed."""
 
 import json
+import re
 
 import pytest
 
+from serve_app.api.formats.table import MARKS
 from serve_app.protocol import FinishReason
 from tests.api.harness import Service, events
 from tests.api.specification import conform
-from tests.fakes import FakeEngine, Pause
+from tests.fakes import FakeEngine, Pause, Thought
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
@@ -70,7 +72,7 @@ async def test_a_calls_arguments_stream_as_they_come():
     first, *pieces = [
         call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])
     ]
-    assert first.pop("id").startswith("call_")
+    assert re.fullmatch("[a-zA-Z0-9]{9}", first.pop("id"))  # Mistral's templates take no other
     assert first == {
         "index": 0,
         "type": "function",
@@ -111,13 +113,13 @@ async def test_a_call_that_is_cut_off_says_so():
 
 
 async def test_one_call_only_where_parallel_calls_are_off():
-    """What follows the first is shown as the text it is."""
+    """A further one is left out."""
     service = Service(FakeEngine(HERMES))
     message = (await service.chat(tools=TOOLS, parallel_tool_calls=False)).json()["choices"][0][
         "message"
     ]
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["search"]
-    assert "weather" in message["content"]
+    assert message["content"] == "I look."
 
 
 async def test_logprobs_of_a_call_are_all_told():
@@ -145,3 +147,92 @@ async def test_a_conversation_with_calls_goes_back_to_the_model():
     }
     assert prompt.messages[2]["tool_call_id"] == call["id"]
     assert json.dumps(prompt.tools)
+
+
+FORCED = [
+    {"tool_choice": "required"},
+    {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
+]
+
+
+@pytest.mark.parametrize("choice", FORCED)
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('[{"name": "weather", "parameters":', []),
+        (
+            '[{"name": "weather", "parameters": {}}, {"name": "search", "parameters":',
+            [("weather", "{}")],
+        ),
+    ],
+)
+async def test_a_forced_call_that_is_cut_tells_no_syntax(choice, text, calls):
+    """The limit came within a call: no content, and the finish says why."""
+    service = Service(FakeEngine([*text], finish_reason=FinishReason.LENGTH))
+    choice = {"tools": TOOLS, **choice}
+    message = (await service.chat(**choice)).json()["choices"][0]["message"]
+    assert not message["content"]
+    assert len(message.get("tool_calls", [])) == len(calls)
+    chunks = events(await service.chat(stream=True, **choice))[:-1]
+    assert added_up(chunks) == (None, calls, "length")
+
+
+async def test_marks_of_calls_have_a_text_where_tools_are():
+    """Many of them are special tokens, which nobody would see."""
+    service = Service(FakeEngine(["hi"]))
+    await service.chat(tools=TOOLS)
+    await service.chat()
+    kept = [request.sampling.keep_special_tokens for request in service.engine.requests]
+    assert kept == [MARKS, ()]
+    assert {"<|python_tag|>", "<|python_start|>", "[TOOL_CALLS]", "<tool_call>"} <= set(MARKS)
+
+
+THINKS = [Thought("I may"), Pause(0.002), Thought(" call."), "Hello", Pause(0.002), " you"]
+
+
+async def test_thoughts_are_told_beside_the_answer():
+    """As `reasoning_content`, whole and in deltas, and only where there are any."""
+    service = Service(FakeEngine(THINKS))
+    body = (await service.chat()).json()
+    conform(body, "CreateChatCompletionResponse")
+    message = body["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("I may call.", "Hello you")
+    chunks = events(await service.chat(stream=True))[:-1]
+    thoughts = [chunk["choices"][0]["delta"].get("reasoning_content") for chunk in chunks]
+    assert "".join(filter(None, thoughts)) == "I may call."
+    assert added_up(chunks)[0] == "Hello you"
+    plain = (await Service().chat()).json()["choices"][0]["message"]
+    assert "reasoning_content" not in plain
+
+
+async def test_thoughts_can_be_left_out():
+    """`include_reasoning: false`; the answer is the same."""
+    service = Service(FakeEngine(THINKS))
+    body = (await service.chat(include_reasoning=False)).json()
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "Hello you",
+        "refusal": None,
+    }
+    response = await service.chat(include_reasoning=False, stream=True)
+    assert "reasoning" not in response.text
+
+
+async def test_a_call_that_is_only_thought_of_is_none():
+    """The reader of calls sees the answer alone."""
+    script = [Thought('{"name": "search", "parameters": {}}'), *LLAMA]
+    message = (await Service(FakeEngine(script)).chat(tools=TOOLS)).json()["choices"][0]["message"]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather"]
+
+
+async def test_ids_are_told_where_they_are_asked_for():
+    """The prompt's once, the completion's with the text they belong to, all of them."""
+    service = Service(FakeEngine(HERMES))
+    body = (await service.chat(tools=TOOLS, return_token_ids=True, n=2)).json()
+    assert body["prompt_token_ids"] == [0, 1, 2, 3, 4]
+    assert [choice["token_ids"] for choice in body["choices"]] == [[1, 2, 3], [1, 2, 3]]
+    chunks = events(await service.chat(tools=TOOLS, return_token_ids=True, stream=True))[:-1]
+    assert [chunk.get("prompt_token_ids") for chunk in chunks][:2] == [[0, 1, 2, 3, 4], None]
+    told = [chunk["choices"][0].get("token_ids", []) for chunk in chunks]
+    assert [token for ids in told for token in ids] == [1, 2, 3]
+    assert "token_ids" not in (await service.chat()).text

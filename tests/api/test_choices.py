@@ -24,14 +24,16 @@ async def drain(choices):
 async def test_deltas_that_are_ready_together_are_one_piece():
     """Three deltas without a pause come as one text."""
     async with Choices(FakeEngine(["a", "b", "c"]), asked(1)) as choices:
-        assert await drain(choices) == [[Piece(0, "abc", FinishReason.STOP)]]
+        assert await drain(choices) == [[Piece(0, "abc", FinishReason.STOP, token_ids=(1, 2, 3))]]
 
 
 async def test_deltas_with_time_between_come_as_they_are():
     """Nothing is held back for the sake of merging."""
     engine = FakeEngine(["a", Pause(0.01), "b"])
     async with Choices(engine, asked(1)) as choices:
-        assert await drain(choices) == [[Piece(0, "a", None)], [Piece(0, "b", FinishReason.STOP)]]
+        a = Piece(0, "a", token_ids=(1,))
+        b = Piece(0, "b", FinishReason.STOP, token_ids=(2,))
+        assert await drain(choices) == [[a], [b]]
 
 
 async def test_choices_run_at_the_same_time():
@@ -141,7 +143,7 @@ async def test_an_iterator_without_aclose_is_enough():
             return Iterator()
 
     async with Choices(Plain(["a"]), asked(1)) as choices:
-        assert await drain(choices) == [[Piece(0, "a", FinishReason.STOP)]]
+        assert await drain(choices) == [[Piece(0, "a", FinishReason.STOP, token_ids=(1,))]]
 
 
 async def test_a_finished_generation_is_closed_too():

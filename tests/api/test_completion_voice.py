@@ -106,3 +106,24 @@ async def test_best_of_is_n_or_refused(best_of, n, status):
     assert response.status_code == status
     if status == 400:
         assert refusal(response, 400)["param"] == "best_of"
+
+
+async def test_ids_are_told_where_they_are_asked_for():
+    """Each choice has its prompt's and its own; in a stream the prompt's come once."""
+    service = Service(FakeEngine(("a", "b")))
+    body = (await service.complete(return_token_ids=True, prompt=["x", "y"])).json()
+    for choice in body["choices"]:
+        assert choice["prompt_token_ids"] == [0, 1, 2, 3, 4]
+        assert choice["token_ids"] == [1, 2]
+    chunks = events(await service.complete(return_token_ids=True, stream=True))[:-1]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices[0]["prompt_token_ids"] == [0, 1, 2, 3, 4]
+    assert sum("prompt_token_ids" in choice for choice in choices) == 1
+    assert [token for choice in choices for token in choice.get("token_ids", [])] == [1, 2]
+
+
+async def test_a_prompt_that_is_cut_is_shown_as_it_was_read():
+    """The echo is the text of the ids that are left."""
+    service = Service(FakeEngine(("!",)))
+    body = (await service.complete(echo=True, truncate_prompt_tokens=3, prompt="Once upon")).json()
+    assert body["choices"][0]["text"] == "0 1 2 3 4!"

@@ -1,11 +1,21 @@
 """Requests become the engine's requests without losing or bending a field."""
 
+from dataclasses import replace
+
 import pytest
 
 from serve_app.api.convert import plan_chat, plan_completion
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
-from serve_app.protocol import ChatPrompt, SamplingParams, Structure, TextPrompt
+from serve_app.protocol import (
+    MODEL_DEFAULTS,
+    ChatPrompt,
+    SamplingParams,
+    Structure,
+    TextPrompt,
+    TokenPrompt,
+)
 
+SILENT = SamplingParams(unset=frozenset(MODEL_DEFAULTS))
 USER = {"role": "user", "content": "hi"}
 
 
@@ -37,6 +47,9 @@ def test_every_sampling_field_arrives():
         logprobs=True,
         top_logprobs=4,
         guided_regex="a+",
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        return_token_ids=True,
     )
     assert [request.sampling for request in plan.requests] == [
         SamplingParams(
@@ -56,21 +69,25 @@ def test_every_sampling_field_arrives():
             min_tokens=2,
             logprobs=4,
             structure=Structure("regex", "a+"),
+            include_stop=True,
+            skip_special_tokens=False,
+            return_prompt_ids=True,
         )
     ]
+    assert plan.token_ids
 
 
 def test_defaults_are_openais():
-    """Temperature and top_p 1; a chat fills the window, a completion has 16 tokens."""
-    assert chat().requests[0].sampling == SamplingParams()
-    assert completion().requests[0].sampling == SamplingParams(max_tokens=16)
+    """Temperature and top_p 1 unless the model has its own; a completion has 16 tokens."""
+    assert chat().requests[0].sampling == SILENT
+    assert completion().requests[0].sampling == replace(SILENT, max_tokens=16)
 
 
 def test_null_is_absent():
     """Explicit nulls give the defaults."""
     names = set(ChatRequest.model_fields) - {"messages"}
     plan = chat(**dict.fromkeys(names))
-    assert plan.requests[0].sampling == SamplingParams()
+    assert plan.requests[0].sampling == SILENT
     assert (plan.n, plan.calls, plan.structure_field) == (1, None, None)
 
 
@@ -85,6 +102,67 @@ def test_a_nucleus_of_nothing_is_greedy(temperature):
     """`top_p: 0` keeps the single most likely token, whatever the temperature."""
     sampling = chat(top_p=0, **temperature).requests[0].sampling
     assert (sampling.temperature, sampling.top_p) == (0, 1)
+    assert not sampling.unset & {"temperature", "top_p"}
+
+
+@pytest.mark.parametrize("name", MODEL_DEFAULTS)
+def test_what_a_client_says_is_no_default(name):
+    """Only what it is silent about may be the model's own."""
+    said = chat(**{name: 1}).requests[0].sampling
+    assert said.unset == set(MODEL_DEFAULTS) - {name}
+
+
+def test_special_tokens_of_a_prompt_can_be_left_out():
+    """They are added to a text and not to a conversation, unless the request says otherwise."""
+    assert [p.add_special_tokens for p in prompts(completion(prompt=["a", "b"]))] == [True, True]
+    assert not prompts(completion(add_special_tokens=False))[0].add_special_tokens
+    assert not prompts(chat())[0].add_special_tokens
+    assert prompts(chat(add_special_tokens=True))[0].add_special_tokens
+    assert prompts(completion(prompt=[1, 2], add_special_tokens=True)) == [TokenPrompt((1, 2))]
+
+
+def prompts(plan):
+    return [request.prompt for request in plan.requests]
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, None),
+        ({"truncate_prompt_tokens": 7}, 7),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 5}, -5),
+    ],
+)
+def test_a_prompt_can_be_cut(fields, kept):
+    """To a number of tokens, or to what leaves room for the completion."""
+    assert prompts(chat(**fields))[0].truncate == kept
+    for prompt in ("a", [1, 2]):
+        assert prompts(completion(prompt=prompt, **fields))[0].truncate == kept
+
+
+@pytest.mark.parametrize(
+    ("fields", "variables"),
+    [
+        ({}, {}),
+        ({"enable_thinking": False}, {"enable_thinking": False}),
+        (
+            {"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True, "a": 1}},
+            {"enable_thinking": True, "a": 1},
+        ),
+        (
+            {"reasoning_effort": "low", "enable_thinking": False},
+            {"reasoning_effort": "low", "enable_thinking": False},
+        ),
+    ],
+)
+def test_thinking_is_a_variable_of_the_template(fields, variables):
+    """By its own name, as other servers take it; what names the variable itself wins."""
+    assert prompts(chat(**fields))[0].template_kwargs == variables
+
+
+def test_a_template_comes_with_the_request():
+    """The engine says whether it is trusted."""
+    assert prompts(chat(chat_template="{{ 1 }}"))[0].chat_template == "{{ 1 }}"
 
 
 def test_the_newer_name_of_the_limit_wins():

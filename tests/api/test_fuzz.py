@@ -83,7 +83,7 @@ SENSIBLE = {
     "stop": st.lists(st.text(max_size=3), max_size=5) | st.text(max_size=3),
 }
 
-TOKENS = ({"count", "max_model_len", "tokens"}, {"prompt"})
+TOKENS = ({"count", "max_model_len", "tokens", "token_strs"}, {"prompt"})
 RESPONSES = "/v1/responses"
 ANSWERS = {
     CHAT: "CreateChatCompletionResponse",
@@ -105,7 +105,7 @@ STUMBLING = [b"1e999", b"-1e-999", b"9" * 5_000, b"\xed\xa0\x80", b"\xff", b"\x0
 def bodies(draw, name, right, fields):
     """Bodies that are often nearly right: up to three fields more, sensible or not."""
     body = {name: draw(anything if draw(st.integers(0, 3)) == 0 else right)}
-    names = sorted((fields.honoured | fields.labels | set(fields.refused)) - {"model", name})
+    names = sorted(set(fields.rules) - {"model", name})
     for extra in draw(st.lists(st.sampled_from(names), max_size=3)):
         neutral = [None, *fields.refused.get(extra, ())]
         usual = SENSIBLE.get(extra, st.sampled_from(neutral))

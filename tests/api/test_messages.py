@@ -53,14 +53,17 @@ def test_a_tools_answer_names_its_function():
     ("message", "param"),
     [
         (asked("{}") | {"role": "user"}, "messages[0]"),
-        ({"role": "assistant", "tool_calls": []}, "messages[0]"),
-        ({"role": "assistant", "tool_calls": [{}]}, "messages[0].tool_calls[0].id"),
-        (asked({"a": 1}), "messages[0].tool_calls[0].function.arguments"),
-        (asked("{}", function={"name": "f"}), "messages[0].tool_calls[0].function.arguments"),
+        ({"role": "assistant", "tool_calls": [{}]}, "messages[0].tool_calls[0].function"),
+        (asked(1), "messages[0].tool_calls[0].function.arguments"),
+        (asked("{}", function={}), "messages[0].tool_calls[0].function.name"),
+        ({"role": "assistant", "content": [{"text": "a"}]}, "messages[0].content"),
+        ({"role": "assistant", "content": 1}, "messages[0].content"),
+        ({"role": "user", "content": None}, "messages[0]"),
+        ({"role": "system"}, "messages[0]"),
     ],
 )
-def test_calls_that_are_none_are_refused_by_place(message, param):
-    """Only an assistant calls, and its calls are complete."""
+def test_what_means_nothing_is_refused_by_place(message, param):
+    """Only an assistant calls, a call has a name, and what the user says is there."""
     with pytest.raises(InvalidRequest) as caught:
         validate(ChatRequest, {"messages": [message]})
     assert caught.value.param == param
@@ -71,3 +74,125 @@ def test_calls_of_custom_tools_are_unsupported():
     with pytest.raises(UnsupportedParameter) as caught:
         validate(ChatRequest, {"messages": [asked("{}", type="custom")]})
     assert caught.value.param == "messages[0].tool_calls[0].type"
+
+
+THINKING = {"type": "thinking", "thinking": "hm", "signature": "x"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, ""),
+        ({"content": None}, ""),
+        ({"content": []}, ""),
+        ({"content": ""}, ""),
+        ({"content": ["a", {"type": "text", "text": "b"}]}, "a\nb"),
+        ({"content": [{"type": "output_text", "text": "a", "annotations": []}]}, "a"),
+        ({"content": [THINKING]}, ""),
+        ({"content": [THINKING, {"type": "text", "text": "a"}]}, "a"),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}]}, ""),
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, "no"),
+        ({"refusal": "no"}, "no"),
+        ({"content": None, "refusal": "no"}, "no"),
+        ({"content": "yes", "refusal": None}, "yes"),
+    ],
+)
+def test_the_content_of_an_earlier_answer_is_what_it_means(fields, text):
+    """No content is an empty one, a refusal is its text, thoughts are left out."""
+    for calls in ({}, {"tool_calls": []}, {"tool_calls": None}):
+        assert show(role="assistant", **fields, **calls) == {"role": "assistant", "content": text}
+    called = show(**(asked({}) | fields))
+    assert called["content"] == text
+    assert called["tool_calls"]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thoughts_of_an_earlier_answer_reach_the_template(name):
+    """Which shows them where its model wants to see them; what is no text is left out."""
+    message = show(role="assistant", content="a", **{name: "hm"})
+    assert message == {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    assert "reasoning_content" not in show(role="assistant", content="a", **{name: [{"x": 1}]})
+    assert "reasoning_content" not in show(role="user", content="a", **{name: "hm"})
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, ""),
+        ([], ""),
+        ("42", "42"),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb"),
+        (["a", "b"], "a\nb"),
+        ({"temp": 20}, '{"temp": 20}'),
+        ([{"temp": 20}, {"temp": 21}], '[{"temp": 20}, {"temp": 21}]'),
+        (42, "42"),
+        (True, "true"),
+    ],
+)
+def test_the_content_of_a_result_is_what_it_means(content, text):
+    """A text, its parts, or the function's value as JSON."""
+    assert show(role="tool", tool_call_id="c", content=content)["content"] == text
+
+
+def test_pictures_of_an_earlier_answer_are_still_unsupported():
+    """They are not left out without a word."""
+    for role in ("assistant", "tool"):
+        picture = {"type": "image_url", "image_url": {"url": "x"}}
+        with pytest.raises(UnsupportedParameter):
+            validate(ChatRequest, {"messages": [{"role": role, "content": [picture]}]})
+
+
+@pytest.mark.parametrize("arguments", [{"a": 1}, '{"a": 1}'])
+def test_arguments_may_be_an_object(arguments):
+    """As it is, or as the text of one."""
+    assert show(**asked(arguments))["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+
+
+@pytest.mark.parametrize("function", [{"name": "f"}, {"name": "f", "arguments": None}])
+@pytest.mark.parametrize("fields", [{}, {"type": None}, {"id": None}])
+def test_what_a_call_does_not_say_is_what_it_must_be(function, fields):
+    """No arguments are empty ones, and a call is one of a function."""
+    (message,) = shown([Message.model_validate(asked("", function=function, **fields))])
+    (call,) = message["tool_calls"]
+    assert (call["type"], call["function"]) == ("function", {"name": "f", "arguments": {}})
+    assert call["id"]
+
+
+def conversation(*messages):
+    return shown([Message.model_validate(message) for message in messages])
+
+
+def calls(*names, ids=()):
+    ids = [*ids, *[None] * len(names)]
+    made = [{"id": id_, "function": {"name": name}} for name, id_ in zip(names, ids, strict=False)]
+    return {"role": "assistant", "tool_calls": made}
+
+
+def test_results_without_an_id_answer_the_calls_in_order():
+    """Every call gets an id of nine letters and digits, every result that of its call."""
+    result = {"role": "tool", "content": "1"}
+    told = conversation(calls("f", "g"), result, result, calls("h"), result)
+    ids = [call["id"] for message in told for call in message.get("tool_calls", [])]
+    assert len(set(ids)) == 3
+    assert all(len(id_) == 9 and id_.isalnum() for id_ in ids)
+    answers = [(m["tool_call_id"], m["name"]) for m in told if m["role"] == "tool"]
+    assert answers == list(zip(ids, ["f", "g", "h"], strict=True))
+
+
+def test_a_name_says_which_call_a_result_answers():
+    """As far as the client gives one; ids that it gives stay and are not given again."""
+    told = conversation(
+        calls("f", "g", ids=["call00001"]),
+        {"role": "tool", "content": "1", "name": "g"},
+        {"role": "tool", "content": "2"},
+    )
+    ids = [call["id"] for call in told[0]["tool_calls"]]
+    assert ids[0] == "call00001" != ids[1]
+    assert [m["tool_call_id"] for m in told[1:]] == [ids[1], ids[0]]
+
+
+def test_a_result_of_no_call_keeps_its_own_id():
+    """It is shown as it came; one without an id gets one."""
+    told = conversation({"role": "tool", "content": "1", "tool_call_id": "x"})
+    assert told[0] == {"role": "tool", "content": "1", "tool_call_id": "x"}
+    assert conversation({"role": "tool", "content": "1"})[0]["tool_call_id"]

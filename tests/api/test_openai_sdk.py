@@ -128,10 +128,10 @@ async def test_wrong_requests_become_the_clients_classes():
             await talk.chat(temperature=3)
         assert caught.value.param == "temperature"
         with pytest.raises(openai.BadRequestError) as caught:
-            await talk.chat(reasoning_effort="high")
+            await talk.chat(modalities=["text", "audio"])
         assert (caught.value.code, caught.value.param) == (
             "unsupported_parameter",
-            "reasoning_effort",
+            "modalities",
         )
         with pytest.raises(openai.NotFoundError) as caught:
             await talk.client.chat.completions.create(model="gpt-9", messages=MESSAGES)

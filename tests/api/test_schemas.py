@@ -1,6 +1,9 @@
 """Types and ranges of every honoured field, and messages that name it."""
 
+import time
+
 import pytest
+from pydantic import ValidationError
 
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
 from serve_app.errors import InvalidRequest, UnsupportedParameter
@@ -16,22 +19,30 @@ def refused(schema, body):
     return caught.value
 
 
+STOPS = [chr(ord("A") + n) for n in range(64)]
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
         ("model", [1, ["x"], {}]),
-        ("max_tokens", [-1, 1.5, "8", True, 2**31, 10**400]),
+        ("max_tokens", [-2, 1.5, "8", True, 2**31, 10**400]),
+        ("max_completion_tokens", [-2, 1.5, "8", True]),
+        ("n_predict", [-2, 1.5, "8", 0]),
         ("temperature", [-0.01, 2.01, "1", True, float("inf"), [1]]),
         ("top_p", [-1, 1.01, "1"]),
         ("top_k", [-2, 0.5, "1", 2**31]),
         ("seed", [2**63, -(2**63) - 1, 1.5, "1"]),
-        ("stop", ["", [""], ["a"] * 5, [1], 1, {"a": 1}, "x" * 1025, [["a"]]]),
+        (
+            "stop",
+            [["a"] * 129, [1], 1, {"a": 1}, "x" * 1025, [["a"]], ["x" * 1000 + c for c in STOPS]],
+        ),
         ("stop_token_ids", [1, ["1"], [-1], [2**31], [True], [1] * 257]),
         ("ignore_eos", ["yes", 1]),
         ("min_p", [-0.1, 1.1, "0"]),
         ("frequency_penalty", [-2.01, 2.01, "1"]),
         ("presence_penalty", [-2.01, 2.01, "1"]),
-        ("repetition_penalty", [0, -1, 101, "1"]),
+        ("repetition_penalty", [0, -1, 101, "1", 1e-45, 1e-300, 0.0099]),
         (
             "logit_bias",
             [
@@ -50,7 +61,8 @@ def refused(schema, body):
             ],
         ),
         ("min_tokens", [-1, 1.5, "1"]),
-        ("n", [0, 129, "2", 1.0]),
+        ("n", [0, 129, "2", 1.5]),
+        ("best_of", [0, 2, 129, "1"]),
         ("stream", ["true", 1]),
         ("stream_options", [True, [], "usage"]),
     ],
@@ -71,12 +83,14 @@ def test_a_wrong_value_is_refused_by_name(schema, smallest, name, values):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("max_tokens", [1, 2**31 - 1]),
+        ("max_tokens", [1, 2**31 - 1, -1, 4.0, 0]),
+        ("max_completion_tokens", [1, -1, 4.0]),
+        ("n_predict", [1, -1, 4.0]),
         ("temperature", [0, 2, 0.7]),
         ("top_p", [1, 0.001, 0]),
-        ("top_k", [-1, 0, 50]),
-        ("seed", [0, 2**63 - 1, -(2**63)]),
-        ("stop", ["a", [], ["a", "b", "c", "d"], "\n"]),
+        ("top_k", [-1, 0, 50, 40.0]),
+        ("seed", [0, 2**63 - 1, -(2**63), -1, 7.0]),
+        ("stop", ["a", [], STOPS, "\n", "", [""], ["a", ""]]),
         ("stop_token_ids", [[], [0, 5]]),
         ("min_p", [0, 1]),
         ("frequency_penalty", [-2, 2]),
@@ -84,10 +98,13 @@ def test_a_wrong_value_is_refused_by_name(schema, smallest, name, values):
         ("repetition_penalty", [0.01, 100]),
         ("logit_bias", [{}, {"0": -100, "2147483647": 100}]),
         ("min_tokens", [0, 16]),
-        ("logprobs", [0, 5]),
+        ("logprobs", [0, 5, 20, 3.0]),
         ("echo", [True, False]),
         ("best_of", [1]),
-        ("n", [1, 128]),
+        ("n", [1, 128, 2.0]),
+        ("response_format", [{"type": "json_object"}]),
+        ("json_schema", [{"type": "object"}]),
+        ("regex", ["a+"]),
     ],
 )
 def test_the_ends_of_each_range_and_null_are_accepted(name, values):
@@ -129,9 +146,8 @@ def test_other_prompts_are_refused(prompt):
         (ChatRequest, HELLO, "top_logprobs", [-1, 21, "1", True]),
         (ChatRequest, HELLO, "add_generation_prompt", [1]),
         (ChatRequest, HELLO, "continue_final_message", ["yes"]),
-        (CompletionRequest, ONCE, "logprobs", [-1, 6, True]),
+        (CompletionRequest, ONCE, "logprobs", [-1, 21, True, 1.5]),
         (CompletionRequest, ONCE, "echo", [1, "yes"]),
-        (CompletionRequest, ONCE, "best_of", [0, 2, 129]),
     ],
 )
 def test_a_wrong_value_of_one_endpoint_is_refused_by_name(schema, smallest, name, values):
@@ -179,7 +195,9 @@ def test_prompts_times_n_are_bounded():
         ([{"role": "user", "content": []}], "messages[0].content"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
-        ([{"role": "tool", "content": "x"}], "messages[0]"),
+        ([{"role": "system"}], "messages[0]"),
+        ([{"role": "user", "content": {"a": 1}}], "messages[0].content"),
+        ([{"role": "assistant", "content": {"a": 1}}], "messages[0].content"),
         (
             [{"role": "user", "content": "x"}, {"role": "user", "content": "x", "name": 1}],
             "messages[1].name",
@@ -196,16 +214,17 @@ def test_a_wrong_conversation_is_refused_by_place(messages, param):
     [
         {"content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
         {"content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]},
+        {"role": "user", "content": [{"type": "refusal", "refusal": "x"}]},
+        {"role": "system", "content": [{"type": "thinking", "thinking": "x"}]},
         {"function_call": {"name": "f"}},
         {"audio": {"id": "a"}},
-        {"refusal": "no"},
     ],
 )
 def test_what_a_message_cannot_carry_here_is_unsupported(extra):
     """Images and audio are refused, never dropped."""
     with pytest.raises(UnsupportedParameter) as caught:
         validate(ChatRequest, {"messages": [{"role": "assistant", "content": "x"} | extra]})
-    assert caught.value.param == f"messages[0].{next(iter(extra))}"
+    assert caught.value.param == f"messages[0].{[*extra][-1]}"
 
 
 def test_an_answer_of_ours_can_be_sent_back():
@@ -229,19 +248,39 @@ def test_text_parts_become_lines():
     assert body.messages[0].content == "a\nb"
 
 
-def test_stream_options_need_a_stream():
-    """As OpenAI: options without a stream are a mistake worth telling."""
-    assert refused(ChatRequest, HELLO | {"stream_options": {}}).param == "stream_options"
-    assert validate(ChatRequest, HELLO | {"stream_options": None})
-    assert validate(ChatRequest, HELLO | {"stream": True, "stream_options": {}})
+def test_stream_options_without_a_stream_ask_for_nothing():
+    """Clients leave them in when they switch streaming off; their types still count."""
+    for options in ({}, {"include_usage": True}, {"include_obfuscation": True}, None):
+        assert validate(ChatRequest, HELLO | {"stream_options": options})
+        assert validate(ChatRequest, HELLO | {"stream": True, "stream_options": options})
 
 
-def test_stream_padding_is_refused():
-    """Obfuscation is a promise that is not kept here, so it is not taken."""
-    options = {"stream": True, "stream_options": {"include_obfuscation": True}}
-    with pytest.raises(UnsupportedParameter) as caught:
-        validate(ChatRequest, HELLO | options)
-    assert caught.value.param == "stream_options.include_obfuscation"
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [
+        ({}, (None, 16)),
+        ({"max_tokens": 4.0}, (4, 4)),
+        ({"max_tokens": -1}, (None, None)),
+        ({"n_predict": 7}, (7, 7)),
+        ({"n_predict": -1}, (None, None)),
+        ({"max_completion_tokens": 5}, (5, 5)),
+        ({"max_completion_tokens": 5, "max_tokens": 3, "n_predict": 2}, (5, 5)),
+        ({"max_tokens": 3, "n_predict": 2}, (3, 3)),
+        ({"max_completion_tokens": None, "max_tokens": 3}, (3, 3)),
+    ],
+    ids=str,
+)
+def test_the_limit_has_many_names(fields, limit):
+    """OpenAI's two and llama.cpp's one; the newest counts, and -1 is no limit."""
+    chat = validate(ChatRequest, HELLO | fields)
+    completion = validate(CompletionRequest, ONCE | fields)
+    assert (chat.limit, completion.limit) == limit
+
+
+def test_a_seed_of_minus_one_draws_one():
+    """So do vLLM and llama.cpp."""
+    assert validate(ChatRequest, HELLO | {"seed": -1}).seed is None
+    assert validate(ChatRequest, HELLO | {"seed": -2}).seed == -2
 
 
 def test_no_message_quotes_a_value():
@@ -256,3 +295,76 @@ def test_template_variables_are_an_object():
         refused(ChatRequest, HELLO | {"chat_template_kwargs": [1]}).param == "chat_template_kwargs"
     )
     assert validate(ChatRequest, HELLO | {"chat_template_kwargs": {"enable_thinking": False}})
+
+
+CALLING = {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}] * 1024}
+WRONG = {
+    "messages[0]": ({"messages": [1] * 8192}, ChatRequest),
+    "messages[1].role": ({"messages": [HELLO["messages"][0], *[{}] * 8191]}, ChatRequest),
+    "messages[0].tool_calls[0].function": ({"messages": [CALLING] * 8192}, ChatRequest),
+    "tools[0]": ({**HELLO, "tools": [1] * 128}, ChatRequest),
+    "stop_token_ids[0]": ({**HELLO, "stop_token_ids": ["a"] * 256}, ChatRequest),
+}
+LONG = {
+    "messages": ({"messages": HELLO["messages"] * 500_000}, ChatRequest),
+    "messages[0].tool_calls": (
+        {"messages": [CALLING | {"tool_calls": [{}] * 500_000}]},
+        ChatRequest,
+    ),
+    "tools": ({**HELLO, "tools": [{}] * 500_000}, ChatRequest),
+    "stop_token_ids": ({**HELLO, "stop_token_ids": [0] * 500_000}, ChatRequest),
+    "prompt": ({"prompt": ["a"] * 500_000}, CompletionRequest),
+    "guided_choice": ({**HELLO, "guided_choice": ["a"] * 500_000}, ChatRequest),
+    "logit_bias": ({**HELLO, "logit_bias": {str(n): 0 for n in range(500_000)}}, ChatRequest),
+}
+
+
+@pytest.mark.parametrize("param", WRONG)
+def test_a_list_stops_at_its_first_fault(param):
+    """A thousand wrong entries cost what one costs."""
+    body, schema = WRONG[param]
+    assert refused(schema, body).param == param
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate(body)
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize("param", LONG)
+def test_a_list_has_a_length(param):
+    """Which is looked at before its entries are; half a million of them would take seconds."""
+    body, schema = LONG[param]
+    began = time.perf_counter()
+    error = refused(schema, body)
+    assert time.perf_counter() - began < 0.2
+    assert error.param == param
+    assert "at most" in error.message or "1 to 16384" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"messages": []}, "`messages`: must hold at least 1"),
+        ({"temperature": 3}, "`temperature`: must be at most 2"),
+        ({"top_p": -1}, "`top_p`: must be at least 0"),
+        ({"frequency_penalty": -3}, "`frequency_penalty`: must be at least -2"),
+        ({"n": 0}, "`n`: must be at least 1"),
+        ({"top_k": "1"}, "`top_k`: must be a whole number"),
+        ({"temperature": "1"}, "`temperature`: must be a number"),
+        ({"stream": 1}, "`stream`: must be true or false"),
+        ({"model": 1}, "`model`: must be a string"),
+        ({"tools": 1}, "`tools`: must be a list"),
+        ({"messages": [1]}, "`messages[0]`: must be an object"),
+        ({"stop_token_ids": [1] * 257}, "`stop_token_ids`: must hold at most 256"),
+        ({"repetition_penalty": 1e-45}, "`repetition_penalty`: must be at least 0.01"),
+    ],
+    ids=str,
+)
+def test_the_words_are_plain(fields, words):
+    """They speak of JSON and of the range; not of a validator, of Python or of its types."""
+    assert refused(ChatRequest, HELLO | fields).message == words
+
+
+def test_empty_stop_strings_stop_nothing():
+    """They are left out, and each other one stands once."""
+    for stop, kept in [("", ()), (["a", "", "b", "a"], ("a", "b")), ([], ())]:
+        assert validate(ChatRequest, HELLO | {"stop": stop}).stop == kept

@@ -2,10 +2,10 @@
 
 import json
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serve_app.api.sse import event
+from serve_app.api.sse import dump, dump_large, event
 
 
 @example("a\u2028b\u2029c\x85d")
@@ -23,3 +23,22 @@ def test_any_text_is_one_line_and_comes_back(text):
 def test_text_is_not_blown_up():
     """Letters of any script travel as UTF-8, not as escapes."""
     assert "日本 é".encode() in event({"text": "日本 é"})
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.text(alphabet=st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=20,
+)
+
+
+@example({"choices": [{"logprobs": {"content": list(range(1000))}}] * 130})
+@example({"a": [], "b": {}, "c": [[], {}], "d": [{}] * 65, "e": {"f": [[1]] * 200}})
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=3), json_values))
+def test_a_large_answer_is_the_same_text(body):
+    """Written in slices or at once."""
+    assert dump_large(body) == dump(body)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serve_app.api.convert import plan_chat
+from serve_app.api.convert import plan_chat, plan_completion
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
 from serve_app.errors import InvalidRequest, UnsupportedParameter
 from serve_app.protocol import Structure
@@ -13,6 +13,7 @@ from tests.fakes import FakeEngine
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+ONCE = {"prompt": "Once"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -30,6 +31,29 @@ def structures(**fields):
             {"type": "json_schema", "json_schema": {"name": "any", "strict": True}},
             Structure("json_object"),
         ),
+        *(
+            ("response_format", form, Structure("json_schema", json.dumps(SCHEMA)))
+            for form in (
+                {"type": "json_object", "schema": SCHEMA},
+                {"type": "json_schema", "schema": SCHEMA},
+                {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+                {
+                    "type": "json_schema",
+                    "json_schema": {"name": "My Schema[int]", "schema": SCHEMA},
+                },
+                {"type": "json_schema", "json_schema": {"name": "", "schema": SCHEMA}},
+                {"type": "json", "value": SCHEMA},
+                {"type": "json", "value": json.dumps(SCHEMA)},
+                {"type": "json_schema", "value": {"name": "a", "schema": SCHEMA}},
+            )
+        ),
+        ("response_format", {"type": "json_object", "schema": {}}, Structure("json_object")),
+        ("response_format", {"type": "json_object", "schema": None}, Structure("json_object")),
+        ("response_format", {"type": "json", "value": {}}, Structure("json_object")),
+        ("response_format", {"type": "json_schema", "schema": {}}, Structure("json_schema", "{}")),
+        ("response_format", {"type": "regex", "value": "a+"}, Structure("regex", "a+")),
+        ("json_schema", SCHEMA, Structure("json_schema", json.dumps(SCHEMA))),
+        ("regex", "a+", Structure("regex", "a+")),
         ("guided_json", SCHEMA, Structure("json_schema", json.dumps(SCHEMA))),
         ("guided_json", json.dumps(SCHEMA), Structure("json_schema", json.dumps(SCHEMA))),
         ("guided_regex", "a+", Structure("regex", "a+")),
@@ -45,9 +69,12 @@ def structures(**fields):
 def test_every_form_is_read(field, value, structure):
     """The order of a schema's properties is kept, because the text follows it."""
     assert structures(**{field: value}) == {field: structure}
-    plan = plan_chat(validate(ChatRequest, HELLO | {field: value}), request_id="r")
-    assert plan.requests[0].sampling.structure == structure
-    assert plan.structure_field == field
+    for plan in (
+        plan_chat(validate(ChatRequest, HELLO | {field: value}), request_id="r"),
+        plan_completion(validate(CompletionRequest, ONCE | {field: value}), request_id="r"),
+    ):
+        assert plan.requests[0].sampling.structure == structure
+        assert plan.structure_field == field
 
 
 def test_plain_text_asks_for_nothing():
@@ -66,8 +93,10 @@ def test_plain_text_asks_for_nothing():
                 {},
                 {"type": "xml"},
                 {"type": "json_schema"},
-                {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
-                {"type": "json_schema", "json_schema": {"name": "a b", "schema": SCHEMA}},
+                {"type": "json_schema", "json_schema": {}},
+                {"type": "json_schema", "schema": []},
+                {"type": "json_object", "schema": "{"},
+                {"type": "regex"},
                 {"type": "json_schema", "json_schema": {"name": "a", "schema": []}},
                 {"type": "json_schema", "json_schema": {"name": "a", "schema": "{"}},
             ],
@@ -75,6 +104,8 @@ def test_plain_text_asks_for_nothing():
         ("guided_json", [1, [], "{", "[]"]),
         ("guided_regex", [1, "", ["a"]]),
         ("guided_choice", ["a", [], [1]]),
+        ("json_schema", [1, []]),
+        ("regex", [1, ""]),
         ("guided_grammar", [1, ""]),
         ("structured_outputs", [1, {}, {"json": SCHEMA, "regex": "a"}, {"choice": "a"}]),
     ],
@@ -129,7 +160,7 @@ def test_tools_alone_leave_the_text_free():
     """The model calls in its own form; the reader looks for it."""
     plan = planned()
     assert plan.requests[0].sampling.structure is None
-    assert plan.calls.names == ("f",)
+    assert list(plan.calls.parameters) == ["f"]
     assert plan.requests[0].prompt.tools[0]["function"]["name"] == "f"
 
 

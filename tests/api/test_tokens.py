@@ -11,9 +11,75 @@ async def test_a_prompt_or_a_conversation_becomes_ids():
     service = Service(FakeEngine(prompt_tokens=4, max_context_tokens=512))
     for body in ({"prompt": "hello"}, HELLO, {**HELLO, "model": MODEL}):
         answer = await service.post("/tokenize", body)
-        assert answer.json() == {"count": 4, "max_model_len": 512, "tokens": [0, 1, 2, 3]}
+        assert answer.json() == {
+            "count": 4,
+            "max_model_len": 512,
+            "tokens": [0, 1, 2, 3],
+            "token_strs": None,
+        }
     answer = await service.post("/tokenize", {"prompt": [7, 8]})
     assert answer.json()["tokens"] == [7, 8]
+
+
+async def test_ids_are_named_where_that_is_asked_for():
+    """As the vocabulary writes them."""
+    body = {"prompt": [7, 8], "return_token_strs": True}
+    answer = (await Service().post("/tokenize", body)).json()
+    assert answer["token_strs"] == ["token7", "token8"]
+
+
+class Tokenizing(FakeEngine):
+    """Remembers what it was asked to encode."""
+
+    async def tokenize(self, prompt):
+        self.asked = prompt
+        return await super().tokenize(prompt)
+
+
+@pytest.mark.parametrize(
+    ("body", "adds"),
+    [
+        ({"prompt": "hi"}, True),
+        ({"prompt": "hi", "add_special_tokens": True}, True),
+        ({"prompt": "hi", "add_special_tokens": False}, False),
+        (HELLO, False),
+        (HELLO | {"add_special_tokens": False}, False),
+        (HELLO | {"add_special_tokens": True}, True),
+    ],
+)
+async def test_special_tokens_can_be_left_out(body, adds):
+    """Of a text they are part by itself, of a conversation the template writes them."""
+    engine = Tokenizing()
+    answer = await Service(engine).post("/tokenize", body)
+    assert (answer.status_code, engine.asked.add_special_tokens) == (200, adds)
+
+
+async def test_a_conversation_is_encoded_as_a_request_with_it_would_be():
+    """With its tools, and with what its template is told."""
+    tool = {"type": "function", "function": {"name": "f"}}
+    fields = {
+        "tools": [tool],
+        "chat_template_kwargs": {"a": 1},
+        "enable_thinking": False,
+        "add_generation_prompt": False,
+    }
+    engine = Tokenizing()
+    service = Service(engine)
+    assert (await service.post("/tokenize", HELLO | fields)).status_code == 200
+    await service.chat(**fields)
+    assert engine.asked == engine.requests[0].prompt
+    assert engine.asked.tools
+    assert engine.asked.template_kwargs["enable_thinking"] is False
+
+
+async def test_the_paths_are_vllms_and_those_of_the_api():
+    """With and without `/v1`."""
+    service = Service()
+    for base in ("", "/v1"):
+        assert (await service.post(f"{base}/tokenize", {"prompt": "a"})).json()["count"] == 5
+        assert (await service.post(f"{base}/detokenize", {"tokens": [3]})).json()["prompt"] == "3"
+        info = await service.request("GET", f"{base}/tokenizer_info")
+        assert info.json()["tokenizer_class"] == "Fake"
 
 
 async def test_ids_become_text():
@@ -28,8 +94,8 @@ async def test_ids_become_text():
     [
         ("/tokenize", {}, 400, "prompt"),
         ("/tokenize", {"prompt": ["a", "b"]}, 400, "prompt"),
-        ("/tokenize", {"prompt": "a", "add_special_tokens": False}, 400, "add_special_tokens"),
-        ("/tokenize", {"prompt": "a", "return_token_strs": True}, 400, "return_token_strs"),
+        ("/tokenize", {"prompt": "a", "add_special_tokens": "no"}, 400, "add_special_tokens"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": "yes"}, 400, "return_token_strs"),
         ("/tokenize", {"messages": []}, 400, "messages"),
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model"),
         ("/detokenize", {}, 400, "tokens"),

@@ -39,6 +39,11 @@ class RunningCluster:
         self._nodes: dict[str, Any] = {}
 
     @property
+    def dashboard(self) -> str:
+        """The address of its REST interface, if it was asked for."""
+        return f"http://{self.cluster.webui_url}"
+
+    @property
     def address(self) -> str:
         """What `ray.init(address=...)` takes."""
         return str(self.cluster.address)
@@ -69,7 +74,10 @@ class RunningCluster:
 
 @contextmanager
 def cluster_of(
-    *nodes: LogicalNode, head_cpus: int = 2, env: Mapping[str, str] | None = None
+    *nodes: LogicalNode,
+    head_cpus: int = 2,
+    env: Mapping[str, str] | None = None,
+    dashboard: bool = False,
 ) -> Iterator[RunningCluster]:
     """Run a cluster and connect this process to it.
 
@@ -95,7 +103,7 @@ def cluster_of(
             head = {
                 "num_cpus": head_cpus,
                 "num_gpus": 0,
-                "include_dashboard": False,
+                "include_dashboard": dashboard,
                 "dashboard_agent_listen_port": 0,
             }
             cluster = Cluster(initialize_head=True, head_node_args=head)

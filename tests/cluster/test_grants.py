@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
+from serve_app.controller import living_replicas
+from serve_app.metrics import REPEAT_S
 from tests.cluster.conftest import LogicalNode, cluster_of
 from tests.cluster.service import REPO, SERVING, Service
 
@@ -94,6 +96,10 @@ def test_a_scale_up_onto_a_denied_node_waits_for_the_grant_and_harms_nobody(serv
         until(lambda: [s for s, _ in service.replicas()] == ["RUNNING", "RUNNING"], 90)
     assert set(answered) == {200}
     assert len(answered) > 10
+    # Ray goes on with the counters of the refused; the service's own page knows who lives.
+    of_replicas = set(re.findall(r'ray_serve_app_\w+{[^}]*replica="([^"]+)"', service.metrics()))
+    assert of_replicas & living_replicas()
+    assert len(of_replicas - living_replicas()) >= first
 
 
 def tries(service, node):
@@ -101,3 +107,30 @@ def tries(service, node):
     return [
         line for line in service.logged("access.refused", "LLMServer") if line["account"] == node
     ]
+
+
+def test_a_node_that_left_leaves_no_series(service):
+    """It was refused when it went; nobody is woken for a node that is no more."""
+    import ray
+    from ray import serve
+
+    service.put(replicas=1, access={"watch_interval_s": WATCH_S}, overrides={"num_replicas": 1})
+    until(lambda: [state for state, _ in service.replicas()] == ["RUNNING"], 90)
+    ((_, home),) = service.replicas()
+    other = "b" if home == "a" else "a"
+    service.hub.set_behaviour(service.tokens[other], Behaviour.never_asked)
+    until(lambda: gauge(service, other, "granted") == 0, 40)
+    service.cluster.remove(other)
+    until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2, 60)  # the head and home
+    until(lambda: not published(service, other), 60)  # here Ray forgets faster than it is told
+    time.sleep(2 * REPEAT_S)
+    over, seen = time.monotonic() + 3 * REPEAT_S, set()
+    while time.monotonic() < over:
+        seen |= {node for node in (home, other) if published(service, node)}
+        time.sleep(0.5)
+    assert seen == {home}
+    assert serve.status().applications["llm"].status == "RUNNING"
+
+
+def published(service, node):
+    return f'node="{node}"' in service.metrics()

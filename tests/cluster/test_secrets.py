@@ -12,6 +12,8 @@ import re
 import resource
 import secrets
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.__main__ import main
+from serve_app.controller import replicas
 from tests.access.cases import fake_token
 from tests.cluster.conftest import LogicalNode, cluster_of
 from tests.cluster.service import QUESTION, REPO, SERVING, Service
@@ -76,8 +79,9 @@ def service(demo_model_dir, keys, home):
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))  # what the node would allow
     with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:
         token = hub.issue_token(Behaviour.granted, account="a")
-        node = LogicalNode("a", token, SERVING, num_gpus=0, env={"HF_HOME": str(home)})
-        with cluster_of(node, head_cpus=1) as running:
+        env = {"HF_HOME": str(home), "PYTHONFAULTHANDLER": "1"}  # dumps all stacks of a crash
+        node = LogicalNode("a", token, SERVING, num_gpus=0, env=env)
+        with cluster_of(node, head_cpus=1, dashboard=True) as running:
             service = Service(hub, running, {"a": token})
             service.put_app(config(service, keys[1]))
             status = service.wait("RUNNING", "DEPLOY_FAILED")
@@ -98,17 +102,22 @@ def test_no_secret_is_anywhere(service, keys, home, tmp_path, capfd):
     key, keys_file = keys
     hidden = Secrets(key=key, wrong_key="key-" + secrets.token_hex(20), in_yaml=fake_token())
     hidden.values |= {"node": service.tokens["a"], "half": fake_token(), "rest": fake_token()}
+    (ingress,) = (each["pid"] for each in replicas("llm", 10)["Ingress"])
     ask_well_and_badly(service, hidden)
     load_test(service, hidden, tmp_path)
     use_commands(service, hidden, tmp_path, keys_file)
     fail_a_rollout_and_a_replica(service, hidden, keys_file, home)
+    crash(ingress)  # keys and prompts of clients passed through it
     gather(service, hidden, home)
+    ask_rays_own_commands(service, hidden)
     printed = capfd.readouterr()
     hidden.add("stdout", printed.out)
     hidden.add("stderr", printed.err)
     assert len(hidden.places) > 40
     assert REPO.encode() in hidden.places["stored by Ray"]
-    assert b"request.finished" in b"".join(hidden.places.values())
+    everything = b"".join(hidden.places.values())
+    assert b"request.finished" in everything
+    assert everything.count(b"Fatal Python error: Segmentation fault") >= 2
     assert service.tokens["a"] not in str(hidden.places.keys())
     assert hidden.found() == []
 
@@ -174,14 +183,46 @@ def fail_a_rollout_and_a_replica(service, hidden, keys_file, home):
     assert "request_pending" in blocked.message
     hidden.add("blocked rollout", blocked.message)
 
-    pid = replica_process(home)
-    assert re.search(r"^Max core file size +0 ", Path(f"/proc/{pid}/limits").read_text(), re.M)
-    os.kill(pid, signal.SIGSEGV)
+    crash(replica_process(home))
     deadline = time.monotonic() + 60
     while not service.logged("access.refused", "LLMServer"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     service.hub.set_behaviour(service.tokens["a"], Behaviour.granted)
+
+
+def crash(pid):
+    """End a process by a signal that would write a core file, and make sure that it does not."""
+    assert re.search(r"^Max core file size +1 ", Path(f"/proc/{pid}/limits").read_text(), re.M)
+    folder = Path(f"/proc/{pid}/cwd").resolve()
+    before = set(folder.glob("core*"))
+    os.kill(pid, signal.SIGSEGV)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert set(folder.glob("core*")) == before
+
+
+def ask_rays_own_commands(service, hidden):
+    """What a person, or a support bundle, gets by Serve's and Ray's own commands."""
+    at = service.cluster.dashboard
+    programs = Path(sys.executable).parent
+    kinds = ("actors", "tasks", "workers", "nodes", "jobs", "runtime-envs", "objects")
+    commands = [["serve", "status", "-a", at], ["serve", "config", "-a", at]]
+    commands += [
+        ["ray", "list", kind, "--detail", "--format", "json", "--address", at] for kind in kinds
+    ]
+    commands += [["ray", "summary", "tasks", "--address", at]]
+    for name, *arguments in commands:
+        done = subprocess.run(
+            [str(programs / name), *arguments], capture_output=True, timeout=120, check=False
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        hidden.add(" ".join([name, *arguments[:2]]), said)
+    assert b"request_pending" in hidden.places["serve status -a"]
+    assert REPO.encode() in hidden.places["serve config -a"]
+    assert b"LLMServer" in hidden.places["ray list actors"]
 
 
 def replica_process(home):

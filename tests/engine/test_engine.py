@@ -7,8 +7,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
-from serve_app.engine.loop import DrainRate
+from serve_app.engine.drain import DrainRate
 from serve_app.engine.native.forward import NativeForward
 from serve_app.engine.runner import Runner
 from serve_app.engine.sequence import Update
@@ -629,3 +630,35 @@ async def test_nothing_leaks_over_300_mixed_requests(load):
     assert stats.kv_tokens_used == stats.running_tokens == stats.waiting_tokens == 0
     assert stats.prefix_cache_hits > 0
     assert not engine._streams
+
+
+async def test_a_step_that_hangs_ends_every_request_and_the_engine(load, monkeypatch):
+    """A forward that sleeps is noticed within the limit; the log says what it was doing."""
+    engine = load(step_timeout_s=0.5)
+    assert await engine.ready()
+    compute = engine._loop._runner._forward.logits
+    asleep = threading.Event()
+
+    def sleeping(rows):
+        if len(rows) > 1:
+            asleep.wait(20)
+        return compute(rows)
+
+    monkeypatch.setattr(engine._loop._runner._forward, "logits", sleeping)
+    started = time.monotonic()
+    with capture_logs() as logs:
+        answers = await asyncio.gather(
+            *(run(engine, [5, 6, 7 + n]) for n in range(4)), return_exceptions=True
+        )
+    assert time.monotonic() - started < 10
+    assert {type(answer) for answer in answers} == {EngineError}
+    assert not await engine.ready()
+    with pytest.raises(EngineDead, match="internal error"):
+        engine.check()
+    (line,) = [line for line in logs if line["event"] == "engine.hung"]
+    assert (line["phase"], line["rows"]) == ("compute", 4)
+    assert "asleep.wait(20)" in line["stack"]
+    started = time.monotonic()
+    engine.close()  # does not wait for a thread that does not come back
+    assert time.monotonic() - started < 5
+    asleep.set()

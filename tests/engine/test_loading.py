@@ -46,6 +46,65 @@ def shard(directory):
     (directory / "model.safetensors").unlink()
 
 
+def test_the_tokenizers_end_is_an_end(copy):
+    """Fine-tunes keep their base model's config and teach another end, as a chat template shows."""
+    edit(copy / "generation_config.json", eos_token_id=5)
+    edit(copy / "config.json", eos_token_id=5)
+    assert load_here(copy).eos_token_ids == {5, 0}
+    edit(copy / "tokenizer_config.json", eos_token="<|start|>", eot_token="<|end|>")
+    assert load_here(copy).eos_token_ids == {5, 1, 0}
+    edit(copy / "tokenizer_config.json", eos_token=None, eot_token=None)
+    assert load_here(copy).eos_token_ids == {5}
+
+
+def test_an_end_outside_of_the_vocabulary_is_none(copy):
+    """No token could ever be sampled as it."""
+    edit(copy / "generation_config.json", eos_token_id=[0, VOCAB, -1])
+    assert load_here(copy).eos_token_ids == {0}
+
+
+def test_sampling_defaults_are_read(copy):
+    """What the authors publish beside the ends."""
+    assert load_here(copy).defaults == {}
+    edit(copy / "generation_config.json", temperature=0.6, top_p=0.9, max_new_tokens=7)
+    assert load_here(copy).defaults == {"temperature": 0.6, "top_p": 0.9}
+
+
+def with_template(copy, path):
+    config = ModelConfig(path=str(copy), dtype="float32", chat_template=str(path))
+    return load(copy, config, num_gpus=0, num_cpus=1).tokenizer.chat_template
+
+
+def test_a_chat_template_of_ones_own_replaces_the_models(copy, tmp_path, monkeypatch):
+    """Of any path, also one from the home directory or where the replica runs."""
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ messages | length }} messages, ü", encoding="utf-8")
+    assert with_template(copy, path) == "{{ messages | length }} messages, ü"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_template(copy, "~/own.jinja").endswith("ü")
+    monkeypatch.chdir(tmp_path)
+    assert with_template(copy, "own.jinja").endswith("ü")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read on this node: No such file or directory.*on every node"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b" \n", "is empty"),
+        (b"a\n{% if %}", "no chat template: line 2"),
+        (b"{{ messages | nonsense }}", "No filter named 'nonsense'"),
+    ],
+)
+def test_a_chat_template_that_is_none_stops_the_start(copy, tmp_path, content, words):
+    """In one sentence that names the key and the file."""
+    path = tmp_path / "own.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=rf"model\.chat_template: {path}.*{words}"):
+        with_template(copy, path)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_parameter_has_the_asked_dtype(copy, dtype):
     """The dtype is the config's, not the file's."""

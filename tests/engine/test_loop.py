@@ -37,7 +37,7 @@ def sequence(key, prompt=4, max_tokens=3):
 
 def loop(*, running=1, deliver=lambda _: None, died=lambda _: None):
     scheduler = Scheduler(kv_tokens=100, max_batch_tokens=8, max_running_requests=running)
-    return EngineLoop(scheduler, Constant(), deliver=deliver, died=died)
+    return EngineLoop(scheduler, Constant(), deliver=deliver, died=died, step_timeout_s=60.0)
 
 
 def test_commands_wait_for_no_step():
@@ -150,7 +150,9 @@ class Failing(Constant):
 
 def failing(broken, *, batch=64, count=5, died=lambda _: None):
     scheduler = Scheduler(kv_tokens=1600, max_batch_tokens=batch, max_running_requests=8)
-    some = EngineLoop(scheduler, Failing(broken), deliver=lambda _: None, died=died)
+    some = EngineLoop(
+        scheduler, Failing(broken), deliver=lambda _: None, died=died, step_timeout_s=60.0
+    )
     for key in range(count):
         some.submit(sequence(key, prompt=20, max_tokens=6))
     return some

@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from serve_app.engine import prompt as prompts
-from serve_app.engine.prompt import RENDER_OPTIONS, PromptEncoder
+from serve_app.engine import text_work
+from serve_app.engine.conversation import RESERVED
+from serve_app.engine.prompt import PromptEncoder
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.protocol import (
     ChatPrompt,
@@ -71,7 +72,7 @@ def test_a_final_message_can_be_continued():
         encode(ChatPrompt(messages, {"add_generation_prompt": True}, continue_final_message=True))
 
 
-@pytest.mark.parametrize("name", sorted(RENDER_OPTIONS))
+@pytest.mark.parametrize("name", sorted(RESERVED))
 def test_the_renderer_cannot_be_steered(name):
     """A client chooses variables of the template, not another template or another output."""
     with pytest.raises(InvalidRequest, match=name) as caught:
@@ -191,7 +192,7 @@ async def test_long_prompts_leave_the_event_loop(monkeypatch):
     noting = Noting(
         TOKENIZER, vocab_size=VOCAB, max_context_tokens=100_000, eos_token_ids=frozenset()
     )
-    for text in ("short", "long " * prompts.THREAD_CHARS):
+    for text in ("short", "long " * text_work.INLINE_CHARS):
         await noting.encode(GenerationRequest("r", TextPrompt(text)))
     assert threads[0] is threading.main_thread()
     assert threads[1] is not threading.main_thread()

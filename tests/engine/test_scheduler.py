@@ -1,13 +1,14 @@
 """The scheduler against a simulated cache: right contents, fair order, progress, no leak."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.engine.regions import BLOCK_TOKENS
-from serve_app.engine.scheduler import Scheduler
+from serve_app.engine.scheduler import SCORED_TOKENS, SCORED_TOKENS_STREAMING, Scheduler
 from serve_app.engine.sequence import SamplingPlan, Sequence
 
 PLAN = SamplingPlan(
@@ -71,8 +72,10 @@ def family(requests: list[tuple[int, int, int, bool]]) -> list[Sequence]:
     for key, (prompt, more, kind, child) in enumerate(requests):
         one = sequence(key, prompt, more)
         one.tokens = [kind] * (prompt // 2) + [kind % 2] * (prompt - prompt // 2)
+        one.client = "ab"[kind % 2]
         if child and made:
-            one.parent = made[-1]
+            one.parent, one.request = made[-1], made[-1].request
+            one.client = made[-1].client
             one.tokens, one.prompt_tokens = list(made[-1].tokens), made[-1].prompt_tokens
         made.append(one)
     return made
@@ -371,3 +374,138 @@ def test_prompts_are_cut_short_while_anybody_streams():
         one.tokens = [7 + key] * 30
         simulation.scheduler.add(one)
     assert [row.count for row in simulation.scheduler.plan().rows] == [1, 30, 18]
+
+
+def of_request(request: int, keys: range, *, client: str = "", prompt: int = 20) -> list[Sequence]:
+    """Make the completions of one request."""
+    made: list[Sequence] = []
+    for key in keys:
+        one = sequence(key, prompt, 100)
+        one.request, one.client = request, client
+        one.tokens = [request] * prompt
+        one.parent = made[0] if made else None
+        made.append(one)
+    return made
+
+
+def test_many_completions_of_one_request_make_room_for_another():
+    """It begins at the next step, though every place is taken; the others get on and end."""
+    simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=8)
+    scheduler = simulation.scheduler
+    for one in of_request(0, range(32)):
+        scheduler.add(one)
+    while scheduler.running < 8:
+        simulation.step()
+    late = sequence(32, 20, 10)
+    scheduler.add(late)
+    simulation.step()
+    assert late.key in scheduler._running
+    assert scheduler.running == 8
+    assert scheduler.preemptions == 1
+    simulation.run()
+    assert sorted(simulation.finished) == list(range(33))
+    assert simulation.finished[0] == 32
+    assert scheduler.preemptions == 1  # what was put back waited its turn
+
+
+def test_a_burst_of_one_client_takes_no_more_than_its_share():
+    """Twenty requests of one client and one of another: it runs at once, as one of two."""
+    simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=4)
+    scheduler = simulation.scheduler
+    for key in range(20):
+        burst = sequence(key, 20, 50)
+        burst.client = "burst"
+        scheduler.add(burst)
+    for _ in range(4):
+        simulation.step()
+    assert scheduler.running == 4
+    for key in (20, 21, 22):
+        other = sequence(key, 20, 50)
+        other.client = "other"
+        scheduler.add(other)
+    simulation.step()
+    running = [s.client for s in scheduler._running.values()]
+    assert sorted(running) == ["burst", "burst", "other", "other"]
+    simulation.run()
+    assert len(simulation.finished) == 23
+
+
+def test_room_in_the_cache_is_shared_as_places_are():
+    """Few long completions fill the cache: a short request of somebody else gets its part."""
+    simulation = Simulation(512, max_batch_tokens=64, max_running_requests=8, reserve_tokens=100)
+    scheduler = simulation.scheduler
+    for one in of_request(0, range(4), prompt=32):
+        scheduler.add(one)
+    while scheduler.running < 3:
+        simulation.step()
+    late = sequence(9, 40, 60)
+    scheduler.add(late)
+    for _ in range(3):
+        simulation.step()
+    assert late.key in scheduler._running
+    simulation.run()
+    assert sorted(simulation.finished) == [0, 1, 2, 3, 9]
+
+
+def test_one_completion_each_is_never_put_back_for_another():
+    """Nobody has more than a share, so all wait their turn."""
+    simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=4)
+    for key in range(12):
+        simulation.scheduler.add(sequence(key, 20, 30))
+    simulation.run()
+    assert simulation.scheduler.preemptions == 0
+    assert simulation.finished == sorted(simulation.finished)
+
+
+def test_a_short_prompt_overtakes_a_long_one():
+    """It ends in the step's second half; the long one gets on with the first."""
+    scheduler = Scheduler(kv_tokens=4096, max_batch_tokens=64, max_running_requests=8)
+    long, short, also_long = sequence(0, 2000, 5), sequence(1, 30, 5), sequence(2, 500, 5)
+    scheduler.add(long)
+    scheduler.commit(scheduler.plan())
+    scheduler.add(short)
+    scheduler.add(also_long)
+    plan = scheduler.plan()
+    counts = {row.sequence.key: row.count for row in plan.rows}
+    assert counts == {0: 34, 1: 30}
+    scheduler.commit(plan)
+    short.append(1)
+    counts = {row.sequence.key: row.count for row in scheduler.plan().rows}
+    assert counts == {0: 63, 1: 1}
+
+
+def test_a_prompt_that_is_known_counts_by_what_is_missing():
+    """The next turn of a conversation is short, however long its beginning is."""
+    scheduler = Scheduler(kv_tokens=8192, max_batch_tokens=64, max_running_requests=8)
+    talk = sequence(0, 20 * BLOCK_TOKENS, 5)
+    talk.tokens = [7] * len(talk.tokens)
+    scheduler.add(talk)
+    while talk.missing > 1:
+        plan = scheduler.plan()
+        scheduler.commit(plan)
+        if plan.rows[0].kept:
+            talk.append(3)
+    scheduler.remove(0)
+    scheduler.add(sequence(1, 2000, 5))
+    scheduler.commit(scheduler.plan())
+    again = sequence(2, 20 * BLOCK_TOKENS + 10, 5)
+    again.tokens = [7] * len(again.tokens)
+    scheduler.add(again)
+    assert {row.sequence.key for row in scheduler.plan().rows} == {1, 2}
+
+
+def test_prompts_that_are_scored_go_slowly_while_anybody_streams():
+    """Each of their tokens takes a vocabulary; alone they go at full speed."""
+    plan = replace(PLAN, prompt_logprobs=1)
+    scheduler = Scheduler(kv_tokens=4096, max_batch_tokens=512, max_running_requests=8)
+    for key in range(3):
+        scheduler.add(Sequence(key, [1] * 600, 600, 5, plan))
+    rows = scheduler.plan().rows
+    assert sum(row.kept for row in rows) == SCORED_TOKENS
+    stream = sequence(9, 1, 50)
+    stream.client = "other"
+    scheduler.add(stream)
+    rows = scheduler.plan().rows
+    scored = [row for row in rows if row.sequence.wants_scores]
+    assert sum(row.kept for row in scored) == SCORED_TOKENS_STREAMING
+    assert stream.key in {row.sequence.key for row in rows}

@@ -1,5 +1,6 @@
 """Stop strings: found wherever the text is cut, nothing of them shown, nothing else lost."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -12,8 +13,8 @@ LETTERS = st.text("ab", max_size=30)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)
 
 
-def push_all(stop, pieces):
-    matcher = StopMatcher(stop)
+def push_all(stop, pieces, **options):
+    matcher = StopMatcher(stop, **options)
     shown = "".join(matcher.push(piece) for piece in pieces)
     return (shown, True) if matcher.matched else (shown + matcher.flush(), False)
 
@@ -57,3 +58,23 @@ def test_nothing_is_shown_after_a_match(after):
     assert matcher.push("ND" + after) == ""
     assert matcher.push("two") == ""
     assert matcher.flush() == ""
+
+
+@given(LETTERS, STOPS, st.lists(st.integers(0, 30), max_size=8))
+def test_the_stop_string_can_be_shown(text, stop, cuts):
+    """The text ends with it instead of before it, in any pieces."""
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
+    shown, matched = push_all(stop, pieces, include=True)
+    ends = [n for n in range(len(text) + 1) if any(text[:n].endswith(s) for s in stop)]
+    assert (shown, matched) == (text[: ends[0]] if ends else text, bool(ends))
+
+
+def test_many_long_stop_strings_cost_no_more_than_one():
+    """Each character is looked at once: text that nearly matches all of them, all the time."""
+    stop = ["a" * 200 + chr(ord("b") + n) for n in range(64)]
+    began = time.thread_time()
+    matcher = StopMatcher(stop)
+    shown = "".join(matcher.push("a") for _ in range(50_000))
+    assert time.thread_time() - began < 2
+    assert shown + matcher.flush() == "a" * 50_000

@@ -2,14 +2,23 @@
 
 import asyncio
 import json
+import os
 import random
 import re
+import signal
+from contextlib import aclosing
 
 import jsonschema
 import pytest
 
 from serve_app.errors import InvalidRequest
-from serve_app.protocol import FinishReason, SamplingParams, Structure
+from serve_app.protocol import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    Structure,
+    TokenPrompt,
+)
 from tests.engine.conftest import GREEDY, run
 
 PROMPT = list(range(10, 20))
@@ -101,6 +110,70 @@ async def test_neighbours_and_preemption_change_nothing(load):
     crowd = [run(engine, [20 + i] * 20, free) for i in range(6)]
     *_, together = await asyncio.gather(*crowd, run(engine, PROMPT, wanted))
     assert together[:3] == alone[:3]
+
+
+async def test_min_tokens_gives_way_to_a_complete_structure(engine):
+    """Only an end may follow 12 letters; a completion that is shorter is better than none."""
+    structure = Structure("regex", "[ab]{12}")
+    answers = await asyncio.gather(
+        *(run(engine, PROMPT, params(structure, min_tokens=40, seed=n)) for n in range(6))
+    )
+    for text, _, reason, _ in answers:
+        assert re.fullmatch("[ab]{12}", text)
+        assert reason is FinishReason.STOP
+    text, ids, _, _ = await run(
+        engine, PROMPT, params(Structure("regex", "[ab]*"), min_tokens=20, max_tokens=30)
+    )
+    assert len(ids) >= 20
+    assert re.fullmatch("[ab]*", text)
+
+
+async def test_a_fault_on_the_way_is_the_clients(engine):
+    """It is no failed step: as many as come, the neighbour's tokens are not computed again."""
+    structure = Structure("grammar", 'start: "a" start')
+    neighbour = asyncio.create_task(
+        run(engine, PROMPT, SamplingParams(temperature=0, max_tokens=150, ignore_eos=True))
+    )
+    for _ in range(6):
+        with pytest.raises(InvalidRequest, match="any further") as refused:
+            await run(engine, PROMPT, params(structure, max_tokens=400))
+        assert refused.value.param == "structure"
+    assert len((await neighbour)[1]) == 150
+    assert engine._loop._failures == 0
+    assert engine.alive
+
+
+async def test_a_late_mask_is_waited_for_by_its_own_request(engine):
+    """The process that walks stands still for a while: neighbours go on, the text is the same."""
+    structure = Structure("regex", "[a-z]{60}")
+    wanted = params(structure, max_tokens=100)
+    alone = await run(engine, PROMPT, wanted)
+    worker = await engine._grammars.compile(structure)
+    stopped = asyncio.create_task(run(engine, PROMPT, wanted))
+    while not worker.completions:
+        await asyncio.sleep(0.001)
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        free = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        assert len((await asyncio.wait_for(run(engine, [7, 8, 9], free), 60))[1]) == 60
+        assert not stopped.done()
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    assert await stopped == alone
+
+
+async def test_a_cancelled_request_leaves_no_walk_behind(engine):
+    """Its worker has the place back within a step."""
+    structure = Structure("regex", "[a-z]{300}")
+    worker = await engine._grammars.compile(structure)
+    for _ in range(5):
+        request = GenerationRequest("r", TokenPrompt(tuple(PROMPT)), params(structure), n=3)
+        async with aclosing(engine.generate(request)) as deltas:
+            await anext(deltas)
+            assert worker.completions == 3
+    async with asyncio.timeout(10):
+        while worker.completions:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

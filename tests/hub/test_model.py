@@ -175,7 +175,7 @@ def test_the_configuration(demo_model_dir: Path):
     assert "quantization_config" not in config
     generation = json.loads((demo_model_dir / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (2, 2)
-    assert "do_sample" not in generation
+    assert (generation["temperature"], generation["top_p"]) == (0.2, 0.9)
 
 
 def test_the_weights(demo_model_dir: Path):

@@ -9,12 +9,16 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 
 from serve_app import serve_config
 from serve_app.__main__ import _parser
@@ -24,6 +28,9 @@ ROOT = Path(__file__).parent.parent.parent / "configs" / "kubernetes"
 SCHEMA = json.loads(
     gzip.decompress((Path(__file__).parent / "data" / "rayservice-v1.schema.json.gz").read_bytes())
 )
+# Bytes of model.safetensors, as the Hub lists them.
+WEIGHTS = {"meta-llama/Llama-3.2-1B-Instruct": 2_471_645_608}
+UNITS = {"Mi": 2**20, "Gi": 2**30}
 VARIANTS = ("base", "autoscaling", "air-gapped")
 
 
@@ -182,3 +189,74 @@ def test_the_groups_size_fits_the_replicas(app):
     assert group["replicas"] >= replica.max_replicas
     assert int(container["resources"]["limits"]["nvidia.com/gpu"]) >= replica.num_gpus
     assert int(container["resources"]["requests"]["cpu"]) >= replica.num_cpus
+
+
+def size(quantity: str) -> int:
+    """Return the bytes of a Kubernetes quantity."""
+    number, unit = re.fullmatch(r"(\d+)([GM]i)", quantity).groups()
+    return int(number) * UNITS[unit]
+
+
+def pods(service: Any) -> list[dict[str, Any]]:
+    """Return the pod specs of head and workers."""
+    cluster = service["spec"]["rayClusterConfig"]
+    templates = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [template["template"]["spec"] for template in templates]
+
+
+def test_a_pods_disks_are_bounded_and_asked_for(service):
+    """Kubernetes puts no pod on a node that would evict it in the middle of its download."""
+    for pod in pods(service):
+        disks = {
+            volume["name"]: size(volume["emptyDir"]["sizeLimit"])
+            for volume in pod["volumes"]
+            if "emptyDir" in volume and volume["emptyDir"].get("medium") != "Memory"
+        }
+        assert {"tmp", "scratch"} <= disks.keys()
+        (container,) = pod["containers"]
+        asked = size(container["resources"]["requests"]["ephemeral-storage"])
+        assert sum(disks.values()) + 2**29 <= asked <= sum(disks.values()) + 2**31
+
+
+def test_the_weights_fit_twice(app):
+    """A rollout fetches the new commit beside the one that serves."""
+    (_, worker) = pods(built("base"))
+    (volume,) = (volume for volume in worker["volumes"] if volume["name"] == "weights")
+    room, model = size(volume["emptyDir"]["sizeLimit"]), WEIGHTS[app.config.model.repo_id]
+    assert 2 * model < room < 3 * model
+
+
+def test_probes_need_nothing_in_the_image(service):
+    """Neither wget nor a shell; the kubelet asks, so no proxy variable of the pod matters."""
+    head, worker = pods(service)
+    for pod in (head, worker):
+        (container,) = pod["containers"]
+        ports = {port["name"] for port in container["ports"]}
+        for name in ("livenessProbe", "readinessProbe"):
+            asked = container[name]["httpGet"]
+            if asked["port"] == 52365:  # Ray's agent; open without the cluster's token
+                assert asked["path"] in PUBLIC_EXACT_PATHS
+            else:
+                assert (asked["port"] in ports, asked["path"]) == (True, "/-/healthz")
+    assert worker["containers"][0]["readinessProbe"]["httpGet"]["port"] == "serve"
+
+
+if shutil.which("kubectl"):  # one more test where it is there; not counted elsewhere
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_kustomize_makes_what_is_tested_here(variant):
+        """The patches and replacements are read by it as by these tests."""
+        done = subprocess.run(
+            ["kubectl", "kustomize", str(ROOT / variant)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        documents = list(yaml.safe_load_all(done.stdout))
+        (service,) = (each for each in documents if each["kind"] == "RayService")
+        assert "image: registry.example/serve-app:0.1.0" in done.stdout
+        for pod in pods(service):
+            for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+                container["image"] = "serve-app"
+        assert service == built(variant)

@@ -22,9 +22,19 @@ def test_applications_come_stay_and_go():
     assert list(changes(before, goal)) == [
         "b: unchanged, nothing restarts",
         "c: new",
-        "a: removed",
+        "a: removed, its requests end",
     ]
     assert list(changes(None, goal)) == ["b: new", "c: new"]
+
+
+def test_only_the_applications_of_the_rollout_are_compared():
+    """What others run beside it is theirs; one that goes is always told."""
+    before = {"applications": [{"name": "a"}, {"name": "b", "args": {"x": 1}}, {"name": "c"}]}
+    goal = {"applications": [{"name": "a", "args": {"y": 1}}, {"name": "b"}]}
+    first, *_, last = changes(before, goal, {"b"})
+    assert first.startswith("b: changes args")
+    assert last == "c: removed, its requests end"
+    assert not any(line.startswith("a:") for line in changes(before, goal, {"b"}))
 
 
 def test_every_changed_leaf_is_named_with_both_values():

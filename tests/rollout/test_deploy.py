@@ -42,9 +42,9 @@ class Scripted:
         status, message = self._shown
         return {"llm": AppState(status, message, float(len(self.applied)))}
 
-    def phases(self, name, *, since):
-        assert since > 0
-        return {"replica-1": Phase("download", since)}
+    def phases(self, name):
+        old = {"killed": Phase("load", 1e12)}  # in its start, before; on a clock that was ahead
+        return old | ({"replica-1": Phase("download", 1.0)} if self.applied else {})
 
     def ask(self, name):
         return self.answers.get(len(self.applied))
@@ -58,7 +58,9 @@ def test_a_good_rollout_is_done_when_it_answered(capsys):
     """Running is not enough; nobody is rolled back; each phase of a replica is told once."""
     serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
     assert (run(serving, config()).status, len(serving.applied)) == ("done", 1)
-    assert capsys.readouterr().err.count("llm: replica-1: download") == 1
+    told = capsys.readouterr().err
+    assert told.count("llm: replica-1: download") == 1
+    assert "killed" not in told
 
 
 def test_the_old_state_is_not_taken_for_the_new_one():
@@ -119,16 +121,54 @@ def test_a_build_that_never_ends_is_given_up():
     assert "not running within 0 s: llm" in result.reason
 
 
+class Shared(Scripted):
+    """A Serve where somebody else's application has failed, and fails again."""
+
+    def states(self):
+        failed = AppState("DEPLOY_FAILED", "theirs", float(len(self.applied)))
+        return {**super().states(), "theirs": failed}
+
+
+def together(ours):
+    return {
+        "applications": [*config("theirs", least=1, most=4)["applications"]] + ours["applications"]
+    }
+
+
+def test_how_somebody_elses_application_fares_is_theirs(capsys):
+    """Neither waited for nor asked nor shown, and going back does not touch it."""
+    before = together(config(least=1, most=4))
+    serving = Shared([("DEPLOYING", ""), ("RUNNING", "")], goal=before)
+    goal = together(config(most=2))
+    done = deploy(serving, goal, timeout_s=20, former=before, names={"llm"})
+    assert (done.status, len(serving.applied)) == ("done", 1)
+    assert "theirs" not in capsys.readouterr().err
+
+    serving = Shared([("DEPLOY_FAILED", "why")], [("RUNNING", "")], goal=before)
+    back = deploy(serving, goal, timeout_s=20, former=before, names={"llm"})
+    assert back.status == "rolled_back"
+    theirs, ours = serving.applied[1]["applications"]
+    assert theirs == before["applications"][0]
+    assert ours != before["applications"][1]
+
+
+def test_a_new_application_that_fails_goes_and_is_not_waited_for():
+    """What served beside it is what serves again."""
+    before = config("theirs")
+    serving = Shared([("DEPLOY_FAILED", "why")], [], goal=before)
+    result = deploy(serving, together(config()), timeout_s=1, former=before, names={"llm"})
+    assert (result.status, serving.applied[1]) == ("rolled_back", before)
+
+
 def test_a_nudge_changes_nothing_but_one_delay_and_each_time_again():
     """Never twice alike from the same config, never more; fixed sizes and others' stay."""
     once = nudged(config(most=3))
-    goal, delays = once, set()
+    goal, delays = once, {upscale_delay_s(once)}
     for again in (nudged(config(most=3)) for _ in range(50)):
         delays.add(upscale_delay_s(again))
         goal = nudged(goal)
         assert 30 < upscale_delay_s(goal) < 30.11
     assert len(delays) > 45
-    assert upscale_delay_s(once) not in delays
     scaling = once["applications"][0]["deployments"][0]["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 3)
     assert nudged(config()) == config()

@@ -1,6 +1,7 @@
 """The question to a new version."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import GetTimeoutError
@@ -32,3 +33,14 @@ def test_a_controller_that_hangs_is_told_and_not_waited_for(monkeypatch, ask):
     with pytest.raises(ConfigError, match=r"does not answer \(GetTimeoutError\)"):
         ask(object.__new__(Instance))
     assert limits == [instance.ANSWER_TIMEOUT_S]
+
+
+@pytest.mark.parametrize(("given", "applied"), [({}, 40.0), ({"target_capacity": 100}, 100)])
+def test_the_clusters_capacity_stays_where_a_file_says_nothing(monkeypatch, given, applied):
+    """KubeRay sets it while it moves the traffic; it is of all applications."""
+    told = []
+    serving = object.__new__(Instance)
+    serving._client = SimpleNamespace(deploy_apps=lambda schema, _blocking: told.append(schema))
+    monkeypatch.setattr(instance, "instance_details", lambda _timeout_s: {"target_capacity": 40.0})
+    serving.apply({"applications": [{"name": "a", "import_path": "x:y"}], **given})
+    assert [schema.target_capacity for schema in told] == [applied]

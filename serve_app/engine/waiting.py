@@ -1,0 +1,99 @@
+"""Who is next: clients take turns, and so do the requests of one client.
+
+A request counts by what it runs: one with 128 completions that has a place for each of them
+comes after one that has none. Among equals the oldest is first, so with one completion a request
+and one client this is first come, first served.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from serve_app.engine.sequence import Sequence
+
+
+class Shares:
+    """How many sequences run, by client and by request."""
+
+    def __init__(self) -> None:
+        self._clients: Counter[str] = Counter()
+        self._requests: Counter[int] = Counter()
+
+    def add(self, sequence: Sequence) -> None:
+        """Count one that begins to run."""
+        self._clients[sequence.client] += 1
+        self._requests[sequence.request] += 1
+
+    def drop(self, sequence: Sequence) -> None:
+        """Count one that runs no more."""
+        self._clients -= Counter({sequence.client: 1})  # which keeps no zeros
+        self._requests -= Counter({sequence.request: 1})
+
+    def of(self, sequence: Sequence) -> tuple[int, int]:
+        """Return what the sequence's client and its request run."""
+        return self._clients[sequence.client], self._requests[sequence.request]
+
+    def owes(self, running: Sequence, waiting: Sequence) -> bool:
+        """Tell whether a running sequence has to make room for a waiting one.
+
+        It has to if its client, or, within one client, its request, still has at least as many
+        places after the change.
+        """
+        clients, requests = self.of(running)
+        theirs, own = self.of(waiting)
+        if running.client != waiting.client:
+            return clients > theirs + 1
+        return running.request != waiting.request and requests > own + 1
+
+
+class WaitingLine:
+    """The sequences without a place, oldest first within each request.
+
+    Args:
+        shares: what runs; the caller keeps it.
+    """
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._requests: dict[int, deque[Sequence]] = {}
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return sum(map(len, self._requests.values()))
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Yield all that wait, by request."""
+        for line in self._requests.values():
+            yield from line
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait behind those of its request."""
+        self._requests.setdefault(sequence.request, deque()).append(sequence)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """Let a sequence that ran wait before those of its request."""
+        self._requests.setdefault(sequence.request, deque()).appendleft(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out."""
+        line = self._requests[sequence.request]
+        line.remove(sequence)
+        if not line:
+            del self._requests[sequence.request]
+
+    def find(self, key: int) -> Sequence | None:
+        """Return the sequence of a key, if it waits."""
+        return next((sequence for sequence in self if sequence.key == key), None)
+
+    def next(self) -> Sequence | None:
+        """Return whose turn it is, of those that may begin; None if nobody may."""
+        heads = [line[0] for line in self._requests.values() if not line[0].waits_for_parent]
+        if not heads:
+            return None
+        return min(heads, key=lambda head: (*self._shares.of(head), head.key))
+
+    def oldest_suspect(self) -> Sequence | None:
+        """Return the oldest of those that have to run alone; None if there is none."""
+        suspects = [sequence for sequence in self if sequence.suspect]
+        return min(suspects, key=lambda one: one.key) if suspects else None

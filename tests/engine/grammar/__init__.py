@@ -1,0 +1,1 @@
+"""Structures: what they mean, what they may cost."""

@@ -1,0 +1,56 @@
+"""Whose clock is looked at where: a wall clock is set, jumps, and differs between machines."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent.parent / "serve_app"
+# Every look at the wall clock, and why what follows from it stands a jump.
+WALL = {
+    "access/receipt.py": "a date for auditors; freshness has a limit in both directions",
+    "access/watch.py": "a date to show",
+    "api/chat_voice.py": "`created`, as the API has it",
+    "api/completion_voice.py": "`created`, as the API has it",
+    "api/response_voice.py": "`created_at` and `completed_at`, as the API has them",
+    "ingress.py": "`created` of the model",
+    "ledger.py": "one look when the process starts; from then on the monotonic clock",
+    "loadtest/bench.py": "the date of a report",
+    "rollout/history.py": "a date to show, and what one rollout set has in common; order counts",
+    "rollout/turn.py": "a date to show",
+    "tally.py": "a date that is never before the one counted earlier",
+}
+
+
+def looks_at_the_wall_clock(tree):
+    calls = {
+        (node.func.value.id, node.func.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+    }
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "time"
+        for alias in node.names
+    }
+    walls = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow")}
+    return bool(calls & walls or imported & {"time", "time_ns"})
+
+
+def test_every_look_at_the_wall_clock_has_a_reason():
+    """Limits, rates and ages are measured with a clock that only goes on."""
+    files = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if looks_at_the_wall_clock(ast.parse(path.read_text()))
+    }
+    assert len(files) > 5
+    assert files <= set(WALL)
+
+
+def test_such_a_look_is_found():
+    """In each form in which it could be written."""
+    for line in ("time.time()", "x = datetime.now(UTC)", "from time import time", "time.time_ns()"):
+        assert looks_at_the_wall_clock(ast.parse(line)), line
+    assert not looks_at_the_wall_clock(ast.parse("time.monotonic(); loop.time()"))
