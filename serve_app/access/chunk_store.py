@@ -22,7 +22,7 @@ from serve_app.access.network import host_of
 from serve_app.access.report import sanitise
 from serve_app.access.verdict import Outcome
 from serve_app.access.wire import Failed, Wire
-from serve_app.config import is_plain_http
+from serve_app.endpoint import is_plain_http
 
 PLAN_BYTES = 1 << 20  # of the plan for one byte of a file
 WORDS_BYTES = 64 << 10  # of an answer that is read for its words only

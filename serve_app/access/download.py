@@ -40,7 +40,8 @@ from serve_app.access.token import resolve_token
 from serve_app.access.verdict import UNDETERMINED, Outcome
 from serve_app.access.wire import Failed, Wire
 from serve_app.checkpoint import files as rule
-from serve_app.config import AccessConfig, check_endpoint, is_plain_http
+from serve_app.config import AccessConfig
+from serve_app.endpoint import check_endpoint, is_plain_http
 from serve_app.errors import AccessDenied, ModelLoadError
 
 TRIES = 4  # of a file, as long as nothing to speak of comes of it
