@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -144,6 +145,18 @@ class Folder:
         os.symlink(target, temporary, dir_fd=self._descriptor)
         try:
             self.rename(temporary, name)
+        except OSError:
+            self.unlink(temporary)
+            raise
+
+    def copy(self, source: Folder, name: str, new: str) -> None:
+        """Put a copy of a file of another folder under a name, at once."""
+        temporary = _temporary()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        try:
+            with source.reading(name) as content, self._open(temporary, flags, "r+b") as copied:
+                shutil.copyfileobj(content, copied)
+            self.rename(temporary, new)
         except OSError:
             self.unlink(temporary)
             raise

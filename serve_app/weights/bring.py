@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,8 @@ def _bring(
     if offline:
         return _here(store)
     hub = HubDownload(store.repo_id, access, store.commit)
+    if found := _unlisted(store, hub, peers):
+        return found
     with _locked(store):
         return _fill(store, hub, peers, tell)
 
@@ -129,6 +131,22 @@ def _whole(
         return None
     with peers.taking_part(store) if peers else nullcontext():
         return Brought(store.snapshot, cache_bytes=_total(files))
+
+
+def _unlisted(store: Store, hub: HubDownload, peers: Peers | None) -> Brought | None:
+    """Return a copy that another tool made, if the Hub's listing finds nothing wrong with it.
+
+    Where the Hub gives none (overloaded, say), the names of the copy itself are enough: access
+    was proven a moment ago, and the hashes in them are checked.
+    """
+    if listed(store.repo_id, store.commit) is not None:
+        return None
+    files = linked_files(store.snapshot)
+    if files is None:
+        return None
+    with suppress(ModelLoadError):
+        files = hub.files(budget_s=IMPATIENT_S)
+    return _whole(store, files, peers)
 
 
 def _here(store: Store) -> Brought:
@@ -168,14 +186,7 @@ def _locked(store: Store) -> Iterator[None]:
 
 
 def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Brought:
-    unlisted = linked_files(store.snapshot) if listed(store.repo_id, store.commit) is None else None
-    try:
-        files = hub.files(budget_s=IMPATIENT_S) if unlisted else hub.files()
-    except ModelLoadError:
-        # The Hub gives no listing (overloaded, say), and access was proven a moment ago.
-        if found := _whole(store, unlisted):
-            return found
-        raise
+    files = hub.files()
     missing = store.missing(files)
     hub_bytes = 0
     store.require_room(files, missing)

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -157,10 +158,12 @@ class Store:
         """
         self._accept(file, self._partial(file))
 
-    def link(self, files: Iterable[HubFile]) -> None:
+    def link(self, files: Sequence[HubFile]) -> None:
         """Show the whole files under the commit's names, each at once or not at all."""
+        uses = Counter(file.etag for file in files)
         with self._open("blobs") as blobs, self._open("snapshots", create=True) as snapshots:
             for file in files:
+                uses[file.etag] -= 1
                 pointer, blob = self.snapshot / file.path, self.blobs / file.etag
                 if not blob.exists() or (pointer.exists() and pointer.samefile(blob)):
                     continue
@@ -169,9 +172,11 @@ class Store:
                     target = "/".join([*[".."] * (len(folders) + 1), "blobs", file.etag])
                     try:
                         folder.link(name, target)
-                    except (PermissionError, NotImplementedError):
-                        # No links on this file system: the file itself, as huggingface_hub.
-                        blobs.rename(file.etag, name, folder)
+                    except OSError:  # no links on this file system: the file itself
+                        if uses[file.etag]:  # another name needs the same content
+                            folder.copy(blobs, file.etag, name)
+                        else:
+                            blobs.rename(file.etag, name, folder)
 
     def require_room(self, files: Sequence[HubFile], missing: Sequence[HubFile]) -> None:
         """Refuse a download that cannot fit, before its first byte.

@@ -191,6 +191,52 @@ def test_a_copy_that_another_tool_made_serves_while_no_listing_is_to_be_had(
             bring(MODEL, config, commit_of(hub), offline=True)
 
 
+def test_such_a_copy_that_cannot_be_written_serves_as_well(hub, tmp_path, own_cache):
+    """Filled by an older huggingface_hub, mounted read-only: no lock, no listing kept."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    token, commit = hub.issue_token(), commit_of(hub)
+    config = access(hub, tmp_path, token)
+    (tmp_path / "token").chmod(0o444)
+    snapshot_download(
+        TINY_REPO, revision=commit, cache_dir=own_cache, endpoint=hub.url, token=token
+    )
+    for listing in own_cache.rglob("trees/*.json"):
+        listing.unlink()
+    close_for_writing(own_cache)
+    try:
+        how, where = unprivileged(lambda: str(bring(MODEL, config, commit).directory))
+    finally:
+        for path in [own_cache, *own_cache.rglob("*")]:
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o755)
+    assert (how, where) == ("done", str(Store(TINY_REPO, commit).snapshot))
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_without_links_the_files_themselves_are_there(hub, tmp_path, own_cache, monkeypatch, code):
+    """Object stores and shares: each name has its content, also where two have the same."""
+    repo = hub._state.repos[TINY_REPO]
+    same = {"special_tokens_map.json": b"{}", "generation_config.json": b"{}"}
+    repo.push({**single_files(), **same})
+
+    def refuse(*_args, **_options):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    config = access(hub, tmp_path, hub.issue_token())
+    found = bring(MODEL, config, commit_of(hub))
+    for name, content in {**single_files(), **same}.items():
+        if name != "README.md":
+            assert (found.directory / name).read_bytes() == content
+            assert not (found.directory / name).is_symlink()
+    weights = Store(TINY_REPO, commit_of(hub)).blobs.glob("*")
+    assert sum(path.stat().st_size for path in weights) < 1000  # no second copy of the weights
+    hub.clear_log()
+    assert bring(MODEL, config, commit_of(hub)).hub_bytes == 0
+    assert hub.log == []
+
+
 @pytest.fixture
 def no_flock(monkeypatch):
     """A file system without the kernel's locks."""
