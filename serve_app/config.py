@@ -244,7 +244,7 @@ class ApiConfig(_Part):
         20, gt=0, le=3600, description="time for a body to come, and 1 s more for each 16 KiB of it"
     )
     max_answer_bytes: int = Field(
-        67_108_864, ge=65_536, description="largest answer, whole or streamed"
+        134_217_728, ge=65_536, description="largest answer, complete or streamed"
     )
     send_timeout_s: float = Field(
         60, gt=0, description="how long a client may take nothing of its answer before it is cut"

@@ -33,6 +33,8 @@ EVENTS = {
     "weights.copied": "another node of the cluster gave the files",
     "weights.peer_failed": "a node did not give what it was said to have; another source is asked",
     "weights.peers_unknown": "nobody tells which nodes have the files; the Hub is asked",
+    "weights.xet_failed": "the chunk store gave no or other bytes; these files come over HTTP",
+    "weights.lock_unavailable": "the cache's file system has no locks; a marker file takes over",
     "weights.damaged": "a file in the cache has not the bytes that the Hub lists; it is refetched",
     "weights.outdated": "other revisions in the cache, with the bytes that only they hold",
     "model.loading": "weights are read",

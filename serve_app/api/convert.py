@@ -67,7 +67,7 @@ class Plan:
         include_usage: end the stream with a usage chunk.
         continuous_usage: tell the usage so far in every chunk.
         calls: look for tool calls in the text; None takes all of it as content.
-        old_calls: tell a call in OpenAI's first form, as it was asked for.
+        old_calls: write calls in OpenAI's first form, in which they were asked for.
         echo: show the prompt before the completion.
         prompt_only: show nothing of the completion (`max_tokens: 0`); one token is generated.
         reasoning: show the model's thoughts, where they are separated from its answer.

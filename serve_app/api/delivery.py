@@ -35,7 +35,7 @@ class Voice(Protocol):
         ...
 
     def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:
-        """Return the events of a stream that tell more pieces."""
+        """Return the events of a stream for more pieces."""
         ...
 
     def end(self, usage: Usage) -> bytes:

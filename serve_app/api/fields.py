@@ -43,7 +43,7 @@ class Refused:
     instead: str = ""
 
     def permits(self, value: object) -> bool:
-        """Tell whether a value asks for nothing."""
+        """Return whether a value asks for nothing."""
         return value is None or value is False or value in ("", [], {}) or value in self.neutral
 
 

@@ -83,7 +83,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _is_forwarded(scope: Scope, headers: Headers, port: int | None) -> bool:
-    """Tell whether a proxy on this machine passed the request on, with the name it was asked by.
+    """Return whether a proxy on this machine passed the request on, with the name it was asked by.
 
     It says so in a header; and its port is not ours, while a page that came here by rebinding
     has our port in its own address.

@@ -132,7 +132,7 @@ class ResponseVoice:
             if not isinstance(self._open, _Message):
                 yield from self._opened(_Message(len(self._items)))
             if isinstance(self._open, _Message):
-                yield self._open.more(part.text, self._tell_logprobs())
+                yield self._open.more(part.text, self._take_logprobs())
             return
         self._untold = ()  # of the call's own syntax, which nobody is shown
         if isinstance(part, CallBegun):
@@ -146,13 +146,13 @@ class ResponseVoice:
         self._open = item
         yield from item.added()
 
-    def _tell_logprobs(self) -> list[ChatTokenLogprob]:
-        told, self._untold = self._untold, ()
-        return chat_logprobs(told)["content"]
+    def _take_logprobs(self) -> list[ChatTokenLogprob]:
+        entries, self._untold = self._untold, ()
+        return chat_logprobs(entries)["content"]
 
     def _closed(self) -> Iterator[Event]:
         if isinstance(self._open, _Message):
-            self._open.logprobs += self._tell_logprobs()  # of what has no text, such as an end
+            self._open.logprobs += self._take_logprobs()  # of what has no text, such as an end
         if self._open is not None:
             cut = self._reason is FinishReason.LENGTH
             yield from self._open.done("incomplete" if cut else "completed")

@@ -140,7 +140,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class StreamOptions(Schema):
-    """What a stream tells beside the text; without a stream there is nothing to tell it in."""
+    """What a stream holds beside the text; they mean nothing where there is none."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None

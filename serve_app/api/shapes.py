@@ -20,7 +20,7 @@ Body = dict[str, Any]
 
 
 def is_old(body: Mapping[str, Any]) -> bool:
-    """Tell whether a body asks for calls in the first form."""
+    """Return whether a body asks for calls in the first form."""
     return bool(body.get("functions"))
 
 

@@ -1,7 +1,10 @@
 """The weights on their way to a node: once per node, once per cluster, every byte verified.
 
-bring.py   START HERE: a pinned commit into this node's cache, from whoever has it
-store.py   the cache: what is whole, what is missing, one process at a time
-peers.py   the other nodes: who has it, who fetches it, their bytes over Ray
-chunks.py  what a node runs to hand out its files
+bring.py          START HERE: a pinned commit into this node's cache, from whoever has it
+store.py          the cache: what is whole, what is missing
+lock.py           one process of a node at a time
+copies.py         copies that another tool made
+peers.py          the other nodes: who has it, who fetches it, their bytes over Ray
+announcements.py  what nodes say of a commit to each other
+chunks.py         what a node runs to hand out its files
 """

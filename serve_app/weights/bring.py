@@ -84,18 +84,24 @@ def bring(
     repo_id = str(model.repo_id)
     if commit is None:
         raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
-    store = Store(repo_id, commit)
-    if found := _whole(store, listed(repo_id, commit), peers):
+    try:
+        return _bring(Store(repo_id, commit), access, offline=offline, peers=peers, tell=tell)
+    except (OSError, ValueError, RecursionError) as error:
+        # A raw exception would let Serve start the replica again at once, and again.
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
+
+
+def _bring(
+    store: Store, access: AccessConfig, *, offline: bool, peers: Peers | None, tell: Tell | None
+) -> Brought:
+    if found := _whole(store, listed(store.repo_id, store.commit), peers):
         return found
     if offline:
         return _here(store)
-    hub = HubDownload(repo_id, access, commit)
+    hub = HubDownload(store.repo_id, access, store.commit)
     with _locked(store):
-        try:
-            return _fill(store, hub, peers, tell)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
+        return _fill(store, hub, peers, tell)
 
 
 def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:

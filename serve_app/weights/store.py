@@ -124,14 +124,17 @@ class Store:
         return self.blobs / self._partial(file)
 
     def begun_bytes(self, file: HubFile) -> int:
-        """Return how much of a missing file is here already."""
+        """Return how much of a missing file is here already, from its first byte on."""
         have = _size(self.partial(file))
-        have += _size(self.blobs / self._chunked(file))
         return have if have <= file.size else 0
 
     def lacking_bytes(self, missing: Iterable[HubFile]) -> int:
         """Return what is still to come of missing files."""
-        return sum(file.size - self.begun_bytes(file) for file in missing)
+        lacking = 0
+        for file in missing:
+            chunked = _size(self.blobs / self._chunked(file))
+            lacking += file.size - max(self.begun_bytes(file), min(chunked, file.size))
+        return lacking
 
     def prepare_chunked(self, file: HubFile) -> Path:
         """Make the empty file that the chunk store's client writes to."""

@@ -1,0 +1,1 @@
+"""Clients that people use, unmodified, each in an environment of its own."""
