@@ -220,6 +220,7 @@ async def test_an_error_in_a_stream_is_its_last_event():
         ({"input": [{"type": "item_reference", "id": "m"}]}, "input[0]"),
         ({"input": [{"type": "reasoning", "id": "r"}]}, "input"),
         ({"input": "hi", "reasoning": 3}, "reasoning"),
+        ({"input": "hi", "reasoning": {"effort": 3}}, "reasoning.effort"),
         ({"input": "hi", "include": "x"}, "include"),
         ({"input": "hi", "top_logprobs": 21}, "top_logprobs"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
