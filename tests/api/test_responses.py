@@ -472,7 +472,7 @@ ASKED = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(script=SCRIPTS, asked=ASKED, reason=st.sampled_from(FinishReason), stream=st.booleans())
 async def test_whatever_the_service_answers_can_be_sent_back(script, asked, reason, stream):
     """Its items as input and its fields as fields: each answer is a request that is answered."""
