@@ -8,14 +8,13 @@ files here; a component is handed its own part of the tree.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from serve_app.endpoint import CLEAR_TEXT, check_endpoint, is_plain_http
 from serve_app.errors import ConfigError
 
 # Hub tokens start with hf_ (users) or api_org_ (organisations); 20 is far below their length.
@@ -139,10 +138,7 @@ class AccessConfig(_Part):
     def _keeps_the_token(self) -> AccessConfig:
         plain = self.endpoint is not None and is_plain_http(self.endpoint)
         if plain and self.token_file is not None and not self.allow_http:
-            raise ValueError(
-                "endpoint is plain http, which would send the token of token_file in clear text; "
-                "write it as https://, or set allow_http: true if the network to it is trusted"
-            )
+            raise ValueError(CLEAR_TEXT)
         return self
 
 
@@ -294,26 +290,6 @@ def parse_args(args: dict[str, Any]) -> AppConfig:
         raise ConfigError("\n".join(lines)) from None
 
 
-def check_endpoint(value: str) -> str:
-    """Return the Hub's URL without a trailing slash, or refuse it.
-
-    Raises:
-        ValueError: not a URL, or credentials in it.
-    """
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("is not a URL; write it as https://host")
-    if parts.username or parts.password:
-        raise ValueError("must not carry credentials")
-    return value.rstrip("/")
-
-
-def is_plain_http(url: str) -> bool:
-    """Tell whether what is sent to a URL leaves this machine in clear text."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
-
-
 def refuse_secrets(tree: object, *, where: str) -> None:
     """Refuse a token's value, or a variable made to hold one, anywhere in a config tree.
 
@@ -327,15 +303,6 @@ def refuse_secrets(tree: object, *, where: str) -> None:
             raise ConfigError(
                 f"{path} puts a token into the cluster's state. {HAND_OVER}", param=path
             )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _leaves(tree: object, path: str) -> Iterator[tuple[str, object]]:

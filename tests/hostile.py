@@ -1,4 +1,4 @@
-"""A Hub that means ill: it answers what a test tells it to, on two origins, and writes all down.
+"""A Hub that means ill: it answers what a test asks it to, on two origins, and writes all down.
 
 Unlike the loopback Hub it keeps no rule: listings name what they like, answers never end, come a
 byte at a time, or send elsewhere. Loopback only, every answer bounded in bytes and time.
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 COMMIT = "0" * 39 + "1"
 REPO = "evil/model"
-ENDLESS_BYTES = 64 << 20  # what "endless" stops at, so that a failing test ends, too
+ENDLESS_BYTES = 512 << 20  # what "endless" stops at, so that a failing test ends, too
 
 
 def git_hash(content: bytes) -> str:
@@ -27,7 +27,7 @@ def git_hash(content: bytes) -> str:
 
 def entry(path: object, content: bytes = b"{}", **changes: object) -> dict[str, object]:
     """Return an honest entry of a listing, but for the changes."""
-    told: dict[str, object] = {
+    described: dict[str, object] = {
         "type": "file",
         "path": path,
         "size": len(content),
@@ -35,8 +35,8 @@ def entry(path: object, content: bytes = b"{}", **changes: object) -> dict[str, 
     }
     if str(path).endswith(".safetensors"):
         oid = hashlib.sha256(content).hexdigest()
-        told["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
-    return told | changes
+        described["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
+    return described | changes
 
 
 @dataclass

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import AppConfig, check_endpoint, is_plain_http, parse_args
+from serve_app.config import AppConfig, parse_args
+from serve_app.endpoint import check_endpoint, is_plain_http
 from serve_app.errors import ConfigError
 
 MODEL = {"repo_id": "acme/tiny"}

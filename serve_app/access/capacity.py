@@ -61,12 +61,14 @@ def gpu_bytes() -> int | None:
         return None
     asked = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(  # noqa: S603 (an absolute path and constants)
+        printed = subprocess.run(  # noqa: S603 (an absolute path and constants)
             asked, capture_output=True, timeout=SMI_TIMEOUT_S, check=True, text=True
         ).stdout
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return max((int(size) << 20 for size in re.findall(r"(?m)^\s*(\d+)\s*$", told)), default=None)
+    return max(
+        (int(size) << 20 for size in re.findall(r"(?m)^\s*(\d+)\s*$", printed)), default=None
+    )
 
 
 def _number(path: str) -> int | None:

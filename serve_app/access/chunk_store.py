@@ -1,6 +1,6 @@
 """The chunk store (Xet) as a way to the weights: its key, its plan, and a byte from where it lies.
 
-Three hosts take part: the Hub hands out a short-lived key, the store tells which chunks make a
+Three hosts take part: the Hub hands out a short-lived key, the store says which chunks make a
 file, and a third one has the chunks, behind signed URLs. A firewall may let two of them through,
 so the proof ends with a byte of the third. The Hub's token goes to the Hub alone, the store's
 key to the store that the Hub named, and neither to the chunks.
@@ -22,7 +22,7 @@ from serve_app.access.network import host_of
 from serve_app.access.report import sanitise
 from serve_app.access.verdict import Outcome
 from serve_app.access.wire import Failed, Wire
-from serve_app.config import is_plain_http
+from serve_app.endpoint import is_plain_http
 
 PLAN_BYTES = 1 << 20  # of the plan for one byte of a file
 WORDS_BYTES = 64 << 10  # of an answer that is read for its words only
@@ -32,7 +32,7 @@ _RANGES = 64  # of one signed URL; more would not fit a header
 
 
 def downloads_by_xet() -> bool:
-    """Tell whether huggingface_hub 2.4 would use the chunk store in this process."""
+    """Return whether huggingface_hub 2.4 would use the chunk store in this process."""
     return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
 
 

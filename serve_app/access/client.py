@@ -33,7 +33,7 @@ def origin(url: str) -> tuple[str, str, int]:
 
 
 def may_lead(url: str, target: str) -> bool:
-    """Tell whether an answer of one URL may send us to another one: never from https to http."""
+    """Return whether an answer of one URL may send us to another one: never from https to http."""
     try:
         before, after = origin(url), origin(target)
     except ValueError:

@@ -40,12 +40,14 @@ from serve_app.access.token import resolve_token
 from serve_app.access.verdict import UNDETERMINED, Outcome
 from serve_app.access.wire import Failed, Wire
 from serve_app.checkpoint import files as rule
-from serve_app.config import AccessConfig, check_endpoint, is_plain_http
+from serve_app.config import AccessConfig
+from serve_app.endpoint import check_endpoint, is_plain_http
 from serve_app.errors import AccessDenied, ModelLoadError
 
 TRIES = 4  # of a file, as long as nothing to speak of comes of it
 PROGRESS_BYTES = 64 << 10  # or the rest of the file: what counts as something
 BUDGET_S = 120.0  # of the listing, retries and waits included
+PAGE_S = 20.0  # of one page of it, at the least
 SMALL_S = 60.0  # likewise of a small file that is read before the download
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 # Faults that are not the caller's access.
@@ -104,7 +106,7 @@ class HubDownload:
         return chosen
 
     def fetch(self, file: HubFile, appending: Appending) -> None:
-        """Bring the rest of a file that may be here in part, over HTTP.
+        """Fetch the rest of a file that may be here in part, over HTTP.
 
         Args:
             file: one of `files`.
@@ -112,7 +114,7 @@ class HubDownload:
 
         Raises:
             AccessDenied: the Hub refuses although the probe was granted a moment ago.
-            ModelLoadError: the bytes cannot be brought here.
+            ModelLoadError: the bytes cannot be fetched.
         """
         tries, before = 0, -PROGRESS_BYTES
         with self._failures(file):
@@ -153,9 +155,9 @@ class HubDownload:
         return None
 
     def _key(self, answer: Answer, url: str) -> xet.XetKey:
-        told = answer.headers
-        store, secret = told.get("x-xet-cas-url", ""), told.get("x-xet-access-token", "")
-        expires = whole_number(told.get("x-xet-token-expiration"))
+        headers = answer.headers
+        store, secret = headers.get("x-xet-cas-url", ""), headers.get("x-xet-access-token", "")
+        expires = whole_number(headers.get("x-xet-token-expiration"))
         try:
             check_endpoint(store)
             is_safe = is_plain_http(self._endpoint) or not is_plain_http(store)
@@ -239,7 +241,7 @@ class HubDownload:
 
     @contextmanager
     def _failures(self, file: HubFile | None = None) -> Iterator[None]:
-        """Turn what goes wrong into the package's errors, one sentence each."""
+        """Raise what goes wrong as the package's errors, one sentence each."""
         what = f"{self._repo_id} at {self._commit}"
         try:
             yield

@@ -30,7 +30,8 @@ from serve_app.access.token import ResolvedToken, resolve_token
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
 from serve_app.access.wire import Failed, Wire
 from serve_app.checkpoint.runnable import Loader
-from serve_app.config import AccessConfig, ModelConfig, check_endpoint, is_plain_http
+from serve_app.config import AccessConfig, ModelConfig
+from serve_app.endpoint import check_endpoint, is_plain_http
 
 PLAIN_HTTP = "the Hub's URL is plain http, which would send the token in clear text"
 PLAIN_HTTP_REMEDY = (

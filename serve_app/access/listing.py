@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,14 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from huggingface_hub import constants
 
 # Private in huggingface_hub 2.4: the listing of a commit where all its tools look for it.
-from huggingface_hub._tree_cache import (
-    TREE_CACHE_FORMAT_VERSION,
-    TreeCacheEntry,
-    read_tree_cache,
-)
+from huggingface_hub._tree_cache import TREE_CACHE_FORMAT_VERSION, TreeCacheEntry
 from huggingface_hub.file_download import repo_folder_name
 
 from serve_app.access.answers import Answer, Step
 from serve_app.access.chunk_store import downloads_by_xet
 from serve_app.access.folders import Folder
 from serve_app.access.wire import Wire
+from serve_app.checkpoint.files import parse_json, read_limited
 from serve_app.checkpoint.names import escape_fault, shown
 from serve_app.errors import ModelLoadError
 
@@ -131,24 +127,21 @@ def ask_listing(wire: Wire, endpoint: str, repo_id: str, commit: str) -> dict[st
 
 
 def read_listing(repo_id: str, commit: str) -> Entries | None:
-    """Return what the cache knows of a commit's files; None if it was never listed here.
+    """Return what the cache knows of a commit's files.
 
-    Raises:
-        ModelLoadError: what is kept there is no listing that a repository can have.
+    Returns:
+        A checked listing; None if there is none that a repository can have.
     """
-    place = repo_folder(repo_id)
-    with suppress(OSError):
-        if (place / "trees" / f"{commit}.json").stat().st_size > CACHED_BYTES:
-            return None
     try:
-        entries = read_tree_cache(str(place), commit)
-    except (RecursionError, AttributeError):  # a file that somebody else wrote
-        return None
-    for path, entry in (entries or {}).items():
-        try:
-            _check(path, entry)
-        except Masked:
+        place = repo_folder(repo_id) / "trees" / f"{commit}.json"
+        kept = parse_json(read_limited(place, CACHED_BYTES))
+        if kept["format_version"] != TREE_CACHE_FORMAT_VERSION:
             return None
+        entries = {path: TreeCacheEntry.from_json(info) for path, info in kept["files"].items()}
+        for path, entry in entries.items():
+            _check(path, entry)
+    except (OSError, KeyError, TypeError, AttributeError, ModelLoadError, Masked):
+        return None  # never listed here, or written by somebody else
     return entries
 
 
@@ -203,12 +196,12 @@ def _check(path: str, entry: TreeCacheEntry) -> None:
         raise ModelLoadError(f"the list of files has one whose name {fault}: {shown(path)}")
     for size in (entry.size, 0 if entry.lfs_size is None else entry.lfs_size):
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FILE_BYTES:
-            raise ModelLoadError(f"the list of files tells no size of {shown(path)} that can be")
+            raise ModelLoadError(f"the list of files has no possible size of {shown(path)}")
     hashes = [entry.blob_id, *(each for each in (entry.lfs_sha256, entry.xet_hash) if each)]
     if any(isinstance(each, str) and _MASK.fullmatch(each) for each in hashes):
         raise Masked(path)
     if not all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes):
-        raise ModelLoadError(f"the list of files tells no hash of {shown(path)} that can be")
+        raise ModelLoadError(f"the list of files has no possible hash of {shown(path)}")
 
 
 def _etag(entry: TreeCacheEntry) -> str:
@@ -232,5 +225,5 @@ def _cursor(answer: Answer) -> str | None:
     except ValueError:
         found = ""
     if not found:
-        raise ModelLoadError("the list of files goes on, but does not tell where")
+        raise ModelLoadError("the list of files goes on, but does not say where")
     return found

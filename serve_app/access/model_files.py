@@ -50,7 +50,7 @@ def listed(repo_id: str, commit: str) -> tuple[HubFile, ...] | None:
         Sorted; None if the commit was never listed here, or its index is not here.
 
     Raises:
-        ModelLoadError: what is kept there is no listing, or none of a model.
+        ModelLoadError: what is kept there is no listing of a model.
     """
     entries = read_listing(repo_id, commit)
     if entries is None:

@@ -123,7 +123,7 @@ def host_of(url: str) -> str:
 
 
 def is_certificate(error: BaseException | None) -> bool:
-    """Tell whether a certificate that is not trusted is behind an error."""
+    """Return whether a certificate that is not trusted is behind an error."""
     if error is None:
         return False
     if isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(error):

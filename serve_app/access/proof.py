@@ -1,9 +1,9 @@
 """The questions that prove access, in order; each ends the probe unless its answer is right.
 
 description -> config.json -> index -> weights file (not followed) -> its first bytes, directly
-or from the chunk store. The description is public and tells the commit and the files; from
+or from the chunk store. The description is public and names the commit and the files; from
 config.json on the gate decides; and only bytes prove that the way to them is open. What
-config.json tells is compared with what the engine can load, before a byte of weights.
+config.json says is compared with what the engine can load, before a byte of weights.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Proof:
         if not (isinstance(commit, str) and COMMIT.fullmatch(commit)) or names is None:
             raise Failed(Outcome.UNKNOWN, "the model description names no commit or no files")
         if self._subject.pinned not in (None, commit):
-            message = f"asked for commit {self._subject.pinned}, was told about {commit}"
+            message = f"asked for commit {self._subject.pinned}, was named about {commit}"
             raise Failed(Outcome.UNKNOWN, message)
         self.commit = commit
         name = payload.get("id")
@@ -192,10 +192,10 @@ class Proof:
         answer = self._wire.ask(Step.WEIGHTS, "HEAD", self._file_url(name))
         if not (answer.is_ok or (300 <= answer.status < 400 and "location" in answer.headers)):
             raise self._refusal(answer)
-        told = answer.headers.get("x-repo-commit")
+        named = answer.headers.get("x-repo-commit")
         # A mirror may leave it out: the URL names the commit. A wrong one is another commit.
-        if told not in (None, self.commit):
-            message = f"the answer for {name} belongs to commit {told}"
+        if named not in (None, self.commit):
+            message = f"the answer for {name} belongs to commit {named}"
             raise Failed(Outcome.UNKNOWN, sanitise(message), status=answer.status)
         length = answer.headers.get("content-length") if answer.is_ok else None
         return Weights(answer, name, whole_number(answer.headers.get("x-linked-size") or length))

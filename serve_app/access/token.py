@@ -142,7 +142,7 @@ def fingerprint(value: str) -> str:
 
 
 def _is_encoded(value: str) -> bool:
-    """Tell whether a value is a token in base64, once or several times over."""
+    """Return whether a value is a token in base64, once or several times over."""
     for _ in range(4):
         try:
             decoded = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)

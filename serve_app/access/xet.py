@@ -2,8 +2,8 @@
 
 hf_xet retries for minutes without a word when a firewall swallows its connections, and a thread
 of a compiled library cannot be stopped. So it runs beside this process, writes into files that
-were made for it, may make none larger than the largest announced, tells its progress, and is
-ended when nothing comes any more. What it brought is checked by the caller like all bytes.
+were made for it, may make none larger than the largest announced, reports its progress, and is
+ended when nothing comes any more. What it wrote is checked by the caller like all bytes.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ def fetch(key: XetKey, files: Sequence[XetFile], *, pace: Pace | None = None) ->
 
 def _follow(child: subprocess.Popen[str], order: str, files: Sequence[XetFile], pace: Pace) -> None:
     """Hand the order over and watch the progress until the child ends well."""
-    told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     if child.stdin is None or child.stdout is None:
         raise XetFailed("it was started without pipes")
-    threading.Thread(target=_listen, args=(child.stdout, told), daemon=True).start()
+    threading.Thread(target=_listen, args=(child.stdout, lines), daemon=True).start()
     child.stdin.write(order + "\n")
     child.stdin.flush()  # left open: its end says that we are gone
     announced, before = sum(file.size for file in files), 0
-    while (now := _progress(told)) is not None:
+    while (now := _progress(lines)) is not None:
         try:
             pace.moved(max(0, now - before))
         except Stalled as stalled:
@@ -115,14 +115,14 @@ def _follow(child: subprocess.Popen[str], order: str, files: Sequence[XetFile], 
             raise XetFailed(f"it writes more than the {announced:,} bytes that were announced")
 
 
-def _progress(told: queue.SimpleQueue[str | None]) -> int | None:
+def _progress(lines: queue.SimpleQueue[str | None]) -> int | None:
     """Return the bytes that came so far, 0 for no news; None if all came.
 
     Raises:
         XetFailed: the child says so, or is gone.
     """
     try:
-        line = told.get(timeout=POLL_S)
+        line = lines.get(timeout=POLL_S)
     except queue.Empty:
         return 0
     if line is None:
@@ -134,10 +134,10 @@ def _progress(told: queue.SimpleQueue[str | None]) -> int | None:
     return None if facts.get("done") is True else received if isinstance(received, int) else 0
 
 
-def _listen(stream: IO[str], told: queue.SimpleQueue[str | None]) -> None:
+def _listen(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
     while line := stream.readline(LINE_BYTES):
-        told.put(line)
-    told.put(None)
+        lines.put(line)
+    lines.put(None)
 
 
 def _parsed(line: str) -> dict[str, object]:

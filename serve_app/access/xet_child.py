@@ -1,4 +1,4 @@
-"""The process that `xet.py` starts: takes one order from its input, tells its progress, ends.
+"""The process that `xet.py` starts: takes one order from its input, reports its progress, ends.
 
 It holds a token, so it writes no core file; and it ends when its input does, because then
 nobody waits for the files any more.
@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-TELL_S = 0.5
+REPORT_S = 0.5
 SLACK_BYTES = 1 << 20  # of the library's own logs
 
 
@@ -31,14 +31,14 @@ def main() -> int:
     try:
         _fetch(order["key"], order["files"], Progress(out))
     except (RuntimeError, OSError, ValueError, TypeError, AttributeError, ImportError) as error:
-        _tell(out, {"error": type(error).__name__})  # its text may hold a signed URL
+        _report(out, {"error": type(error).__name__})  # its text may hold a signed URL
         return 1
-    _tell(out, {"done": True})
+    _report(out, {"done": True})
     return 0
 
 
 class Progress:
-    """Tells the bytes that came, not too often.
+    """Reports the bytes that came, not too often.
 
     Args:
         out: where to.
@@ -53,9 +53,9 @@ class Progress:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + TELL_S
+        self._next = now + REPORT_S
         received = group.total_bytes_completed + group.total_transfer_bytes_completed
-        _tell(self._out, {"bytes": int(received)})
+        _report(self._out, {"bytes": int(received)})
 
 
 def _fetch(key: dict[str, Any], files: list[dict[str, Any]], progress: Progress) -> None:
@@ -76,7 +76,7 @@ def _fetch(key: dict[str, Any], files: list[dict[str, Any]], progress: Progress)
             group.start_download_file(XetFileInfo(file["xet_hash"], file["size"]), file["path"])
 
 
-def _tell(out: Any, facts: dict[str, object]) -> None:
+def _report(out: Any, facts: dict[str, object]) -> None:
     out.write(json.dumps(facts) + "\n")
     out.flush()
 

@@ -99,10 +99,10 @@ def _check_small_files(directory: Path, names: set[str]) -> None:
     name = "tokenizer_config.json"
     if name not in names:
         return
-    told = files.parse_json(files.read_limited(directory / name, files.SMALL_BYTES))
-    if not isinstance(told, dict):
+    settings = files.parse_json(files.read_limited(directory / name, files.SMALL_BYTES))
+    if not isinstance(settings, dict):
         raise ModelLoadError(f"{name} is not readable as a JSON object")
-    template = told.get("chat_template")
+    template = settings.get("chat_template")
     if len(json.dumps(template)) > files.TEMPLATE_BYTES:
         message = f"the chat template has more than {files.TEMPLATE_BYTES:,} bytes"
         raise ModelLoadError(f"{message} ({name})")

@@ -74,7 +74,7 @@ def weights_entry(names: Collection[str], config: Mapping[str, Any] | None = Non
 
 
 def is_index(entry: str) -> bool:
-    """Tell whether a weights entry is an index of shards."""
+    """Return whether a weights entry is an index of shards."""
     return entry.endswith(".index.json")
 
 
@@ -182,7 +182,7 @@ def model_files(sizes: Mapping[str, int], entry: str | None, index: Index | None
 
 
 def is_read(name: str) -> bool:
-    """Tell whether a file is of those that are read beside the weights."""
+    """Return whether a file is of those that are read beside the weights."""
     folder, _, base = name.rpartition("/")
     if folder == TEMPLATES:
         return base.endswith(".jinja") and not base.startswith(".")
@@ -192,7 +192,7 @@ def is_read(name: str) -> bool:
 
 
 def _is_small(name: str, size: int) -> bool:
-    """Tell whether a file belongs to the model; a huge one that nobody needs does not."""
+    """Return whether a file belongs to the model; a huge one that nobody needs does not."""
     if not is_read(name):
         return False
     return _is_needed(name) or size <= (size_limit(name) or 0)

@@ -64,7 +64,7 @@ def _part_fault(part: str) -> str | None:
 def conflict(paths: Iterable[str]) -> str | None:
     """Say which of the names cannot stand beside another one; None if all can.
 
-    A name is the same as another if only letter case or Unicode composition tells them apart,
+    A name is the same as another if only letter case or Unicode composition makes the difference,
     and a file cannot be a folder of another file.
     """
     seen: dict[str, str] = {}

@@ -29,7 +29,7 @@ MAX_COUNT = 1 << 20  # of experts, labels, whatever else a model counts
 _COUNT = re.compile(r"(num|n)_(?!.*(param|token|step|sample|example|flop))")
 _BITS_OF = {"float32": 32, "float64": 64}
 _MULTIMODAL = re.compile(r"(vision|audio|image|video|speech|vq)_(config|encoder_config)")
-# Files that quantisation tools leave where config.json does not tell.
+# Files that quantisation tools leave where config.json does not say.
 _QUANTISED_BY = {
     "hf_quant_config.json": "ModelOpt", "quantize_config.json": "GPTQ", "quant_config.json": "AWQ",
 }  # fmt: skip
@@ -80,7 +80,7 @@ def refusal(
         config: the parsed config.json, whatever it is.
         names: of the repository's files.
         loader: the engine.
-        installed: tells whether a Python package is here; default: asks this process.
+        installed: says whether a Python package is here; default: asks this process.
     """
     if not isinstance(config, dict):
         return Refusal(f"{CONFIG} is no JSON object", "Choose a revision with a whole config.json.")
@@ -124,23 +124,23 @@ def _quantisations(config: Mapping[str, Any], names: Collection[str]) -> Iterato
     nested = config.get("text_config")
     for place in (config, nested if isinstance(nested, dict) else {}):
         for key in ("quantization_config", "compression_config", "quantization"):
-            if told := place.get(key):
-                yield _method(told)
+            if entry := place.get(key):
+                yield _method(entry)
     dtype = str(_stored_dtype(config))
     if re.search(r"float8|float4|fp8|fp4|u?int[0-9]", dtype):
         yield _word(dtype)
     yield from (tool for name, tool in _QUANTISED_BY.items() if name in names)
 
 
-def _method(told: object) -> str:
-    if not isinstance(told, dict):
+def _method(entry: object) -> str:
+    if not isinstance(entry, dict):
         return "by an unknown method"
-    method = told.get("quant_method") or told.get("quant_algo")
+    method = entry.get("quant_method") or entry.get("quant_algo")
     if isinstance(method, str) and method:
         return _word(method)
-    if told.get("load_in_4bit") or told.get("load_in_8bit"):
+    if entry.get("load_in_4bit") or entry.get("load_in_8bit"):
         return "bitsandbytes"
-    bits = told.get("bits")
+    bits = entry.get("bits")
     return f"{bits} bits" if isinstance(bits, int) and 0 < bits < 64 else "by an unknown method"
 
 
@@ -173,7 +173,7 @@ def _family_fault(kind: str, config: Mapping[str, Any]) -> str | None:
 
 
 def _predicts(name: str, config: Mapping[str, Any]) -> bool:
-    """Tell whether a class has a head for tokens; a bare model may share its embeddings for it."""
+    """Return whether a class predicts tokens; a bare model may share its embeddings for it."""
     if _HEADLESS.search(name):
         return False
     bare = name.endswith("Model") and not name.endswith("HeadModel")
@@ -231,7 +231,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _may_be_newer() -> bool:
-    """Tell whether this node's transformers may know more architectures than the table."""
+    """Return whether this node's transformers may know more architectures than the table."""
     try:
         numbers = re.findall(r"\d+", version("transformers"))
     except PackageNotFoundError:  # a node that only answers probes

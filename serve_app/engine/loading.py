@@ -233,7 +233,7 @@ def _eos_token_ids(model: Any, tokenizer: Any, vocab_size: int) -> frozenset[int
 
 @contextmanager
 def _in_one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever a library raises over a stranger's files into one sentence.
+    """Raise whatever a library raises over a stranger's files as one sentence.
 
     A file, a shape, an unknown architecture, a lack of memory, a number where a mapping was
     expected: the libraries raise anything for it, the tokenizers' `Exception` itself.

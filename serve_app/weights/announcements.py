@@ -44,5 +44,5 @@ class Announcements:
 
 
 def is_announced(repo_id: str, commit: str, node_id: str) -> bool:
-    """Tell whether a node said that it has a commit."""
+    """Return whether a node said that it has a commit."""
     return Announcements(repo_id, commit).get(f"has/{node_id}") is not None

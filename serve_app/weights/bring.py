@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 Tell = Callable[[int, int], None]
 TELL_S = 2.0
-IMPATIENT_S = 10.0  # for a listing of what is here whole, as far as its own names tell
+IMPATIENT_S = 10.0  # for a listing of what is here whole, as far as its own names say
 FETCHERS = 8  # files at a time from the Hub, as huggingface_hub does it
 
 
@@ -132,7 +132,7 @@ def _whole(
 
 
 def _here(store: Store) -> Brought:
-    """Return the copy that is here, verified as far as its names tell what it must hold.
+    """Return the copy that is here, verified as far as its names say what it must hold.
 
     Raises:
         ModelLoadError: there is none, or it is not whole.

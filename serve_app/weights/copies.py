@@ -1,4 +1,4 @@
-"""Copies of a model that another tool made: what the cache's own names tell of them.
+"""Copies of a model that another tool made: what the cache's own names say of them.
 
 huggingface_hub's cache names each content by its hash, so a commit's folder of links can be
 verified although nobody kept the Hub's listing of it.

@@ -120,8 +120,8 @@ class Peers:
 
     def _is_over(self, number: int, claim: bytes) -> bool:
         try:
-            told = json.loads(claim)
-            node, beat, size = told["node"], told["beat"], told["bytes"]
+            sign = json.loads(claim)
+            node, beat, size = sign["node"], sign["beat"], sign["bytes"]
         except (ValueError, TypeError, KeyError, RecursionError):  # nobody of ours wrote that
             return True
         # On our own node we hold the lock, so who claimed there before has died.

@@ -96,11 +96,11 @@ class Store:
         return list({file.etag: file for file in files if self.place(file) is None}.values())
 
     def is_linked(self, files: Iterable[HubFile]) -> bool:
-        """Tell whether every file has its place in the commit's folder."""
+        """Return whether every file has its place in the commit's folder."""
         return all((self.snapshot / file.path).is_file() for file in files)
 
     def has(self, file: HubFile, *, remove: bool = True) -> bool:
-        """Tell whether a file is here with the right bytes; hashes what it sees the first time."""
+        """Return whether a file is here with the right bytes; hashes it when first seen."""
         place = self.place(file)
         if place is None:
             return False

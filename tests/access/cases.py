@@ -13,6 +13,7 @@ from tests.conftest import TINY_REPO, safetensors
 
 COMMIT = "c0ffee" + "0" * 34
 MODEL = ModelConfig(repo_id=TINY_REPO)
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
 
 
 def fake_token() -> str:
@@ -24,7 +25,7 @@ def single_files() -> dict[str, bytes | Path]:
     """Return a repository whose weights are one file."""
     return {
         "README.md": b"# single\n",
-        "config.json": b"{}",
+        "config.json": json.dumps(CONFIG).encode(),
         "tokenizer.json": b"{}",
         "model.safetensors": safetensors({"weight": [64, 8]}),
     }
@@ -33,9 +34,10 @@ def single_files() -> dict[str, bytes | Path]:
 def sharded_files(*, missing: str | None = None) -> dict[str, bytes | Path]:
     """Return a repository with an index of two shards, one of them perhaps absent."""
     shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    index = {"weight_map": {f"w{i}": shard for i, shard in enumerate(shards)}}
+    weight_map = {f"w{i}": shard for i, shard in enumerate(shards)}
+    index = {"metadata": {"total_size": 32}, "weight_map": weight_map}
     files: dict[str, bytes | Path] = {
-        "config.json": b"{}",
+        "config.json": json.dumps(CONFIG).encode(),
         "tokenizer.json": b"{}",
         "model.safetensors.index.json": json.dumps(index).encode(),
     }

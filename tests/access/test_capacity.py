@@ -24,7 +24,7 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch, content, limit):
 
 
 @pytest.mark.parametrize(
-    ("told", "largest"),
+    ("printed", "largest"),
     [
         ("81559\n", 81559 << 20),
         ("24576\n81559\n24576\n", 81559 << 20),
@@ -32,10 +32,10 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch, content, limit):
         ("", None),
     ],
 )
-def test_the_largest_gpu_is_asked_for(tmp_path, monkeypatch, told, largest):
+def test_the_largest_gpu_is_asked_for(tmp_path, monkeypatch, printed, largest):
     """Of the driver's own tool, which needs no library and no torch."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    tool.write_text(f"#!/bin/sh\nprintf '{printed}'\n")
     tool.chmod(0o755)
     monkeypatch.setattr(capacity.shutil, "which", lambda _: str(tool))
     assert gpu_bytes() == largest

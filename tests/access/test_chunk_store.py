@@ -141,7 +141,7 @@ def test_a_file_is_in_the_store_by_hash_and_route(headers, found):
     ids=lambda value: str(value)[:50],
 )  # fmt: skip
 def test_both_versions_of_a_plan_tell_where_the_bytes_lie(plan, place):
-    """And what is none tells nothing."""
+    """And what is none says nothing."""
     assert chunk_store._first_place(plan) == place
 
 

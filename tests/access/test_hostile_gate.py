@@ -95,7 +95,7 @@ def test_what_is_read_whole_is_bounded(hub, config, part, page):
         hub.listing = [entry(name) for name in ("config.json", "tokenizer.json", INDEX)]
     hub.pages[part] = page
     blocked(hub, config)
-    assert hub.sent_bytes < 64 << 20
+    assert hub.sent_bytes < 200 << 20  # four tries of an index at the most
 
 
 @pytest.mark.parametrize("named", ["../../x.safetensors", "/x.safetensors", "x\0.safetensors", 7])
@@ -141,8 +141,8 @@ def test_no_redirect_takes_the_token_along(hub, config, part, status):
 )
 def test_a_store_that_is_none_is_not_asked(hub, config, headers):
     """Nor over plain http, which the key would travel on."""
-    told = {name: value.format(elsewhere=hub.elsewhere) for name, value in headers.items()}
-    hub.pages["xet-read-token"] = Page(b"{}", headers=told)
+    key = {name: value.format(elsewhere=hub.elsewhere) for name, value in headers.items()}
+    hub.pages["xet-read-token"] = Page(b"{}", headers=key)
     weights = {"x-repo-commit": COMMIT, "x-xet-hash": "a" * 64, "link": '<x>; rel="xet-auth"'}
     hub.pages["model.safetensors"] = Page(b"", 302, {**weights, "location": hub.elsewhere})
     blocked(hub, config)
@@ -150,8 +150,8 @@ def test_a_store_that_is_none_is_not_asked(hub, config, headers):
 
 def test_the_store_gets_its_own_key_and_not_the_token(hub, config):
     """Whatever origin the Hub names."""
-    told = {"x-xet-cas-url": hub.elsewhere, "x-xet-access-token": "key-of-the-store"}
-    hub.pages["xet-read-token"] = Page(b"{}", headers=told)
+    key = {"x-xet-cas-url": hub.elsewhere, "x-xet-access-token": "key-of-the-store"}
+    hub.pages["xet-read-token"] = Page(b"{}", headers=key)
     weights = {"x-repo-commit": COMMIT, "x-xet-hash": "a" * 64, "link": '<x>; rel="xet-auth"'}
     hub.pages["model.safetensors"] = Page(b"", 302, {**weights, "location": hub.elsewhere})
     plan = {

@@ -47,7 +47,8 @@ def node(hub, tmp_path, token, **facts):
 def serve_once(hub, tmp_path, token, **facts):
     """Prove and download as a replica does; returns its config and the commit."""
     access = node(hub, tmp_path, token, **facts)
-    verdict = prove_here(MODEL, access)
+    patient = access.model_copy(update={"timeout_s": 10.0, "deadline_s": 60.0})
+    verdict = prove_here(MODEL, patient)
     assert verdict.outcome is Outcome.GRANTED
     bring(MODEL, access, verdict.commit)
     keep_receipt(verdict, MODEL, access)

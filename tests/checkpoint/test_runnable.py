@@ -181,7 +181,7 @@ def test_a_newer_transformers_may_know_more(monkeypatch, version):
     ],
 )
 def test_a_tokenizer_has_to_be_made_of_what_is_here(names, installed, words):
-    """tokenizer.model needs a package that nobody has by default: told before the download."""
+    """tokenizer.model needs a package that nobody has by default: said before the download."""
     found = refused(LLAMA, {"config.json", "model.safetensors"} | names, installed)
     assert (found is None) if words is None else (words in found.message)
     assert found is None or "tokenizer.json" in found.remedy

@@ -67,7 +67,7 @@ def test_the_gate_comes_before_the_builder_of_ray_serve_llm(service):
     ("arguments", "words"),
     [
         ({"replica": {"gpus": 1}}, "args.replica.gpus: unknown key"),
-        ({"access": {"endpoint": "http://hub.corp"}}, "must be https"),
+        ({"access": {"endpoint": "hub.corp"}}, "is not a URL"),
     ],
 )
 def test_a_wrong_argument_blocks_with_its_correction(arguments, words):

@@ -16,7 +16,7 @@ ENCODERS = {"bert-generation", *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES}
 
 
 def runs(kind):
-    """Tell what `engine/loading.py` would say of an architecture's class and its defaults."""
+    """Return what `engine/loading.py` would say of an architecture's class and its defaults."""
     name = TEXT[kind]
     model = getattr(transformers, name if isinstance(name, str) else name[0])
     if not model._supports_attention_backend or model._is_stateful:

@@ -7,6 +7,7 @@ again, which it does for our own errors only.
 
 import json
 import shutil
+import socket
 import time
 
 import pytest
@@ -161,3 +162,18 @@ def test_an_index_that_leads_out_is_refused(model, tmp_path):
     index = {"metadata": {}, "weight_map": {"a": "../outside.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "folder above" in refused(model)
+
+
+def test_a_directory_is_loaded_without_asking_anybody(model, monkeypatch):
+    """Whatever repositories its files name."""
+
+    def refuse(*_args, **_options):
+        raise AssertionError("somebody is asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    edit(model / CONFIG, _name_or_path="evil/x", base_model_name_or_path="evil/x")
+    edit(model / TOKENIZER_CONFIG, name_or_path="evil/x", _commit_hash="main")
+    adapter = {"base_model_name_or_path": "evil/x", "peft_type": "LORA", "auto_mapping": {}}
+    (model / "adapter_config.json").write_text(json.dumps(adapter))
+    assert load(model).vocab_size > 0

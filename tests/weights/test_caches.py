@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from huggingface_hub import _tree_cache, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.access.prove import prove_here
@@ -106,7 +106,7 @@ def test_without_notes_it_is_hashed_and_serves(hub, tmp_path, read_only):
 
 
 def test_a_damaged_one_is_named_and_not_served(hub, tmp_path, read_only):
-    """Nor can it be mended."""
+    """Nor can it be repaired."""
     blob = (Store(TINY_REPO, commit_of(hub)).snapshot / WEIGHTS).resolve()
     blob.chmod(0o644)
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
@@ -177,7 +177,6 @@ def test_a_copy_that_another_tool_made_serves_while_no_listing_is_to_be_had(
         )
         for listing in own_cache.rglob("trees/*.json"):
             listing.unlink()
-        _tree_cache._IN_MEMORY_TREE_CACHE.clear()
         hub.clear_log()
         found = bring(MODEL, config, commit_of(hub), offline=True)
         assert found.cache_bytes > 0

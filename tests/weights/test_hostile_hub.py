@@ -52,7 +52,7 @@ def tree(folder):
 
 
 def refused(config, own_cache, hub):
-    """Bring the model; it has to fail in one sentence that holds no secret."""
+    """Fetch the model; it has to fail in one sentence that holds no secret."""
     began = time.monotonic()
     with pytest.raises((ModelLoadError, AccessDenied)) as caught:
         bring(MODEL, config, COMMIT)
@@ -367,14 +367,29 @@ def test_too_many_files_are_refused(hub, config, own_cache):
     assert "more than 4096" in refused(config, own_cache, hub)
 
 
-def test_what_an_older_run_kept_is_checked_as_well(hub, config, own_cache):
-    """Listings made before these checks, or by other tools."""
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"format_version": 1, "files": {"../../../../x.json": {"size": 2, "blob_id": "a" * 40}}},
+        {"format_version": 1, "files": {"x.json": {"size": -2, "blob_id": "a" * 40}}},
+        {"format_version": 1, "files": {"x.json": {"size": 2, "blob_id": "../../../x"}}},
+        {"format_version": 1, "files": {"x.json": {"size": 2}}},
+        {"format_version": 1, "files": {"x.json": 7}},
+        {"format_version": 1, "files": []},
+        {"format_version": 2, "files": {}},
+        [],
+        None,
+    ],
+    ids=str,
+)
+def test_a_kept_listing_is_checked_as_well(hub, config, own_cache, kept):
+    """Of an older run, of other tools, of whoever writes to the cache: the Hub is asked again."""
     trees = own_cache / "models--evil--model" / "trees"
     trees.mkdir(parents=True)
-    files = {"../../../../x.json": {"size": 2, "blob_id": "a" * 40}}
-    (trees / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
-    assert "list of files" in refused(config, own_cache, hub)
-    assert hub.seen == []
+    (trees / f"{COMMIT}.json").write_text(json.dumps(kept))
+    directory = bring(MODEL, config, COMMIT).directory
+    assert {path.name for path in directory.iterdir()} == set(FILES)
+    assert "../" not in (trees / f"{COMMIT}.json").read_text()
 
 
 LINKS = {

@@ -255,9 +255,11 @@ def test_a_repository_without_any_tokenizer(publish, directory):
 
 def test_vocabulary_and_merges_make_a_tokenizer(publish, directory, monkeypatch):
     """Repositories of before 2020, and Qwen's."""
-    told = json.loads((directory / "tokenizer.json").read_text())["model"]
-    (directory / "vocab.json").write_text(json.dumps(told["vocab"]))
-    merges = [" ".join(each) if isinstance(each, list) else each for each in told["merges"]]
+    tokenizer_json = json.loads((directory / "tokenizer.json").read_text())["model"]
+    (directory / "vocab.json").write_text(json.dumps(tokenizer_json["vocab"]))
+    merges = [
+        " ".join(each) if isinstance(each, list) else each for each in tokenizer_json["merges"]
+    ]
     (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (directory / "tokenizer.json").unlink()
     edit(directory, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
