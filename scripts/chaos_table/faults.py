@@ -179,7 +179,10 @@ FAULTS: dict[str, tuple[Fault, Setup]] = {
         moving.hub_fails_while_growing,
         Setup(PAIR, replicas=1, access={"timeout_s": 2}),
     ),
-    "1 to 4 to 1": (moving.one_four_one, Setup(tuple("abcd"), replicas=1, native=True)),
+    "1 to 4 to 1": (
+        moving.one_four_one,
+        Setup(tuple("abcd"), replicas=1, native=True, per_s=1.0, tokens=50),
+    ),
     "two deploys": (two_deploys, Setup(PAIR, room=2)),
     "clock set back while serving": (
         supply.clock_set_back,

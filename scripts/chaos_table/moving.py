@@ -24,11 +24,11 @@ QUICK = {"metrics_interval_s": 1, "look_back_period_s": 3}
 SCALE = {
     "min_replicas": 1,
     "max_replicas": 4,
-    "target_ongoing_requests": 1,
+    "target_ongoing_requests": 0.5,
     "upscale_delay_s": 0.5,
     "downscale_delay_s": 2,
 }
-PEAK_PER_S, PEAK_TOKENS = 6.0, 400
+PEAK_PER_S, PEAK_TOKENS = 4.0, 300
 GROWS_S, SHRINKS_S = 180.0, 180.0
 
 
