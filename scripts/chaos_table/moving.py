@@ -54,9 +54,8 @@ def hub_fails_while_growing(stage: Stage) -> str:
     said = ", ".join(sorted({line["outcome"] for line in lines})) or "nothing"
     same = one <= {replica.actor for replica in stage.replicas()}
     when = "came before the end" if early else f"runs {stage.recovered_at - over:.0f} s after it"
-    return (
-        f"{len(lines)} tries refused ({said}); {when}; the first one {'' if same else 'not '}kept"
-    )
+    kept = "stays" if same else "was restarted"
+    return f"refused meanwhile: {len(lines)} ({said}); the second {when}; the first {kept}"
 
 
 def _of_two(stage: Stage) -> dict[str, Any]:
