@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import yaml
 
-from scripts.chaos_table import supply
+from scripts.chaos_table import moving, supply
 from scripts.chaos_table.nodes import Setup
 from scripts.chaos_table.stage import LIMIT_S, Stage
 
@@ -43,6 +44,22 @@ def node_killed(stage: Stage) -> str:
     stage.recovered(lambda: stage.are_well(victim))
     there = f"{ingresses.count(victim.node)} of {len(ingresses)} ingresses were there"
     return f"{there}; Ray noticed after {noticed_s:.0f} s, until then what was sent there waits"
+
+
+def raylet_killed(stage: Stage) -> str:
+    """Ray's own process on a node with one of two replicas gets SIGKILL; another node has room."""
+    victim = stage.replicas()[0]
+
+    def strike() -> None:
+        stage.streams_lost = stage.streams_of(victim)
+        stage.cluster.kill_raylet(victim.node)
+
+    stage.strike(strike)
+    began = time.monotonic()
+    gone = stage.wait_until(lambda: not _lives(victim.pid), limit_s=LIMIT_S)
+    ended = f"ends {time.monotonic() - began:.0f} s after it" if gone else "lives on without it"
+    stage.recovered(lambda: stage.are_well(victim))
+    return f"its replica's process {ended}"
 
 
 def ingress_killed(stage: Stage) -> str:
@@ -104,6 +121,15 @@ def two_deploys(stage: Stage) -> str:
     return f"{' / '.join(ends)}; served: the {'second' if served == 102 else 'first'}"
 
 
+def _lives(pid: int) -> bool:
+    """Tell whether a process runs; one that nobody has waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
@@ -114,6 +140,7 @@ LARGER = {"hidden_size": 256, "num_hidden_layers": 4}
 FAULTS: dict[str, tuple[Fault, Setup]] = {
     "replica killed": (replica_killed, Setup(PAIR)),
     "node killed": (node_killed, Setup()),
+    "raylet killed": (raylet_killed, Setup()),
     "ingress killed": (ingress_killed, Setup(PAIR)),
     "controller killed": (controller_killed, Setup(PAIR)),
     "proxy killed": (proxy_killed, Setup(PAIR)),
@@ -131,12 +158,36 @@ FAULTS: dict[str, tuple[Fault, Setup]] = {
         Setup(PAIR, access={"timeout_s": 5}, model={"share_weights": False}, shape=LARGER),
     ),
     "disk full": (supply.disk_full, Setup(PAIR, disk_mib=16, shape=LARGER)),
+    "disk full while serving": (
+        supply.disk_full_while_serving,
+        Setup(PAIR, disk_mib=16, access={"watch_interval_s": 2}),
+    ),
+    "log disk full while serving": (
+        supply.log_disk_full,
+        Setup(PAIR, sessions_mib=256, logging={"level": "debug"}),
+    ),
     "cache corrupted": (supply.cache_corrupted, Setup(PAIR)),
     "token rotated": (
         supply.token_rotated,
         Setup(PAIR, token_files=True, access={"token_file": "~/secret"}),
     ),
+    "token rotated in a rollout": (
+        moving.token_rotated_in_a_rollout,
+        Setup(PAIR, room=2, token_files=True, access={"token_file": "~/secret"}),
+    ),
+    "Hub failing while growing": (
+        moving.hub_fails_while_growing,
+        Setup(PAIR, replicas=1, access={"timeout_s": 2}),
+    ),
+    "1 to 4 to 1": (
+        moving.one_four_one,
+        Setup(tuple("abcd"), replicas=1, native=True, per_s=1.0, tokens=50),
+    ),
     "two deploys": (two_deploys, Setup(PAIR, room=2)),
+    "clock set back while serving": (
+        supply.clock_set_back,
+        Setup(PAIR, clock=True, access={"watch_interval_s": 2}),
+    ),
     "clock skew": (
         supply.clock_skew,
         Setup(PAIR, clock=True, access={"on_unreachable": "allow_cached"}),

@@ -15,6 +15,7 @@ import aiohttp
 
 OK = "ok"
 END_S = 90.0  # until an answer that does not come counts as lost
+STALL_S = 20.0  # without a token, of a stream that had some
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Answer:
         began: when it was sent, on the monotonic clock.
         ended: when its last byte came.
         kind: `ok`; `refused` (no connection); `http <status>`; `error event` as the stream's
-            end; `cut` (the stream ends without one); `silent` (no end within 90 s).
+            end; `cut` (the stream ends without one); with no end within 90 s `slow`, if a token
+            came in the last 20 of them, `stalled`, if none did, `waiting`, if none ever came.
         code: the error's code, empty where the answer has none.
     """
 
@@ -87,11 +89,12 @@ class Load:
 
     async def _ask(self, http: aiohttp.ClientSession) -> None:
         began = time.monotonic()
+        seen: list[float] = []
         try:
             async with asyncio.timeout(END_S), http.post(self._url, json=self._body) as response:
-                kind, code = await _end_of(response)
+                kind, code = await _end_of(response, seen)
         except TimeoutError:
-            kind, code = "silent", ""
+            kind, code = _unended(seen), ""
         except aiohttp.ClientConnectorError:
             kind, code = "refused", ""
         except aiohttp.ClientError:
@@ -99,12 +102,19 @@ class Load:
         self.answers.append(Answer(began, time.monotonic(), kind, code))
 
 
-async def _end_of(response: aiohttp.ClientResponse) -> tuple[str, str]:
+def _unended(seen: list[float]) -> str:
+    if not seen:
+        return "waiting"
+    return "slow" if time.monotonic() - seen[-1] < STALL_S else "stalled"
+
+
+async def _end_of(response: aiohttp.ClientResponse, seen: list[float]) -> tuple[str, str]:
     if response.status != 200:
         return f"http {response.status}", _code(await response.read())
     last = b""
     async for line in response.content:
         last = line.strip() or last
+        seen[:] = [time.monotonic()]
     if last == b"data: [DONE]":
         return OK, ""
     code = _code(last.removeprefix(b"data: "))

@@ -31,9 +31,11 @@ class Setup:
         room: replicas that fit on a node.
         access: more of the config's `access:`.
         model: more of the config's `model:`.
+        logging: of the config.
         shape: of the model, see `make_model`.
         token_files: the nodes have their token in a file and not in the environment.
         disk_mib: the nodes' caches are on disks of this size; needs root.
+        sessions_mib: Ray's logs and sockets are on a disk of this size; needs root.
         clock: the first node has a clock that can be set; see `with_clock`.
         gpus: of a node, shared by its replicas in Ray's books; they compute on the CPU.
         native: the compiled forward.
@@ -47,9 +49,11 @@ class Setup:
     room: int = 1
     access: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    logging: dict[str, Any] = field(default_factory=dict)
     shape: dict[str, int] = field(default_factory=dict)
     token_files: bool = False
     disk_mib: int | None = None
+    sessions_mib: int | None = None
     clock: bool = False
     gpus: int = 0
     native: bool = False
@@ -84,3 +88,4 @@ def small_disk(place: Path, mib: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
+        place.rmdir()

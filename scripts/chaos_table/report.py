@@ -23,7 +23,7 @@ FAULT_TEXT = (
     "a second. `streams there`: running on what was lost, at that moment. `answers again`: from",
     "the fault to the end of the first good stream that began after it. `whole again`: to the",
     "moment when all that was lost runs again. The fault that a mended Hub, disk or token ends is",
-    "held for 20 s.",
+    "held for 20 s. Other work shared the cores: times are upper bounds, counts are exact.",
 )
 FAULT_HEAD = (
     "fault",

@@ -75,6 +75,7 @@ class Stage:
                 "kv_cache_cpu_gib": 0.1,
                 "native_cpu": setup.native,
             },
+            "logging": setup.logging,
             **changes,
         }
         app: dict[str, Any] = {
@@ -126,9 +127,9 @@ class Stage:
 
         self.strike(both)
 
-    def strike(self, fault: Callable[[], object]) -> None:
+    def strike(self, fault: Callable[[], object], *, settle_s: float = WARM_S) -> None:
         """Let the load become steady, then let the fault happen."""
-        time.sleep(WARM_S)
+        time.sleep(settle_s)
         self.struck_at = time.monotonic()
         fault()
 
@@ -239,5 +240,9 @@ def stage_for(
         nodes = [make_node(name, home, tokens[name], setup) for name, home in homes.items()]
         if setup.clock:
             nodes[0] = with_clock(nodes[0], homes[nodes[0].name])
-        cluster = stack.enter_context(cluster_of(*nodes, env=setup.env))
+        sessions = None
+        if setup.sessions_mib:
+            sessions = Path(f"/tmp/ray-{os.getpid()}")  # noqa: S108 (sockets: a short path)
+            stack.enter_context(small_disk(sessions, setup.sessions_mib))
+        cluster = stack.enter_context(cluster_of(*nodes, env=setup.env, home=sessions))
         yield Stage(setup, hub, repo, cluster, homes, tokens)

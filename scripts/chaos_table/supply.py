@@ -7,10 +7,13 @@ whose successor meets it.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scripts.chaos_table.stage import REPO, Replica, Stage
 from scripts.local_hub import Behaviour
@@ -60,6 +63,49 @@ def disk_full(stage: Stage) -> str:
     stage.lose(victim, blob.unlink)
     _fill(rest)  # now that nobody holds what was removed
     return _mend(stage, victim, rest.unlink)
+
+
+def disk_full_while_serving(stage: Stage) -> str:
+    """The disks of all caches, where the receipts are too, are full for 20 s."""
+    rests = [home / "hub" / "rest" for home in stage.homes.values()]
+    stage.strike(lambda: [_fill(rest) for rest in rests])
+    before = _rounds(stage)
+    time.sleep(HELD_S)
+    during = _rounds(stage) - before
+    told = {node["outcome"] for node in _access(stage)["nodes"]}
+    for rest in rests:
+        rest.unlink()
+    stage.recovered(stage.are_well)
+    return f"{during} rounds of the watch meanwhile; told: {', '.join(sorted(told))}"
+
+
+def log_disk_full(stage: Stage) -> str:
+    """The disk of Ray's sessions, with all logs and sockets, is full for 20 s; level debug."""
+    rest = stage.service.logs.parent / "rest"
+    before = {replica.actor for replica in stage.replicas()}
+    stage.strike(lambda: _fill(rest))
+    time.sleep(HELD_S)
+    lines = len(stage.service.logged("request.finished", "Ingress"))
+    rest.unlink()
+    stage.recovered(stage.are_well)
+    same = before == {replica.actor for replica in stage.replicas()}
+    more = len(stage.service.logged("request.finished", "Ingress")) - lines
+    goes_on = f"{more} lines in the 4 s after it" if more else "the log does not go on"
+    return f"{'the same replicas' if same else 'replicas were restarted'}; {goes_on}"
+
+
+def clock_set_back(stage: Stage) -> str:
+    """The clock of a node that is 2 h ahead is set right while it serves."""
+    before = {replica.actor for replica in stage.replicas()}
+    stage.strike(lambda: os.truncate(stage.homes["a"] / "clock", 0))
+    rounds = _rounds(stage)
+    time.sleep(HELD_S)
+    rounds = _rounds(stage) - rounds
+    told = {node["outcome"] for node in _access(stage)["nodes"]}
+    stage.recovered(stage.are_well)
+    same = before == {replica.actor for replica in stage.replicas()}
+    kept = "the same replicas" if same else "replicas were restarted"
+    return f"{kept}; {rounds} rounds of the watch meanwhile; told: {', '.join(sorted(told))}"
 
 
 def cache_corrupted(stage: Stage) -> str:
@@ -127,6 +173,17 @@ def _mend(stage: Stage, victim: Replica, mend: Callable[[], object]) -> str:
     before = "came back before that" if early else "rightly did not start before that"
     after_s = stage.recovered_at - mended
     return f"mended after {HELD_S:.0f} s: {before}, runs {after_s:.0f} s after it; told: {told}"
+
+
+def _rounds(stage: Stage) -> int:
+    """Count the Hub's answers so far; each round of the watch asks it for each node."""
+    return len(stage.hub.log) // len(stage.homes)
+
+
+def _access(stage: Stage) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{stage.service.url}/access", timeout=10) as answer:  # noqa: S310
+        told: dict[str, Any] = json.load(answer)
+    return told
 
 
 def _blob(stage: Stage, victim: Replica) -> Path:

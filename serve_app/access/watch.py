@@ -61,9 +61,13 @@ class Watch:
 
 
 def report_changes(before: Verdict, after: Verdict) -> None:
-    """Log every node whose outcome is another one than in the round before."""
+    """Log every node whose outcome, or a warning, is another one than in the round before."""
     known = {node.node_id: node.outcome for node in before.nodes}
+    warned = {(node.node_id, text) for node in before.nodes for text in node.token.warnings}
     for node in after.nodes:
+        for text in node.token.warnings:  # such as that no receipt can be kept: the disk is full
+            if (node.node_id, text) not in warned:
+                log.warning("access.conflict", node_id=node.node_id, detail=text)
         if known.get(node.node_id) is node.outcome:
             continue
         if node.deferred:

@@ -58,7 +58,6 @@ def refused(*neutral: object, instead: str = "") -> Refused:
 
 
 _CHAT_ONLY = refused(instead="it belongs to /v1/chat/completions")
-_COMPLETION_ONLY = refused(instead="it belongs to /v1/completions")
 _RESPONSE_ONLY = refused(instead="it belongs to /v1/responses")
 _TEXT_FORMAT = refused(instead="use `text.format`")
 _LARK = refused(instead="write the grammar in Lark's syntax as `guided_grammar`")
@@ -71,7 +70,7 @@ _TABLE: dict[str, Rule | tuple[Rule, Rule, Rule]] = {
     # What to answer, and how.
     "model": DONE,
     "messages": (DONE, _CHAT_ONLY, refused(instead="use `input`")),
-    "prompt": (_COMPLETION_ONLY, DONE, NO),
+    "prompt": (HINT, DONE, NO),  # a chat answers its messages
     "input": (_RESPONSE_ONLY, _RESPONSE_ONLY, DONE),
     "instructions": (_RESPONSE_ONLY, _RESPONSE_ONLY, DONE),
     "n": (DONE, DONE, refused(1)),

@@ -116,7 +116,8 @@ class Intake:
         del self._arriving[oldest]
         self._held_bytes -= oldest.size
         oldest.size = 0
-        oldest.limit.reschedule(now)
+        if not oldest.limit.expired():  # else it is about to end by itself
+            oldest.limit.reschedule(now)
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(

@@ -96,6 +96,7 @@ _NAMES = (
     (re.compile(r"^messages\b.*"), "input"),
     (re.compile(r"^(?:response_format|structure)\b.*"), "text.format"),
     (re.compile(r"^max_completion_tokens$"), "max_output_tokens"),
+    (re.compile(r"^reasoning_effort$"), "reasoning.effort"),
     (re.compile(r"^(tools\[\d+\])\.function\b"), r"\1"),
 )
 

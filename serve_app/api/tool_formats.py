@@ -158,7 +158,7 @@ class ToolReader:
             called = True
             at = yield from buffer.skip(0, SEPARATORS)
         if called and tag.closing:
-            yield from take_tag(buffer, tag.closing)
+            yield from take_tag(buffer, tag.closing, strays="}]")  # small models miscount braces
         return called
 
     def _inside(self, tag: Tag, at: int) -> Wait[int]:

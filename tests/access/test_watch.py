@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import structlog
 
-from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
+from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport, Verdict
 from serve_app.access.watch import Watch
 
 COMMIT = "a" * 40
@@ -82,3 +82,21 @@ async def test_a_grant_that_comes_back_is_logged():
             lambda w: w.snapshot()["approved"],
         )
     assert [line["event"] for line in logs] == ["access.granted"]
+
+
+async def test_a_warning_that_is_new_is_logged_once():
+    """Such as that receipts cannot be kept while the disk is full; grants are not touched."""
+    fine = verdict(Outcome.GRANTED, Outcome.GRANTED)
+    token = TokenReport("env:HF_TOKEN", warnings=("no receipt can be kept",))
+    full = replace(fine, nodes=(fine.nodes[0], replace(fine.nodes[1], token=token)))
+    with structlog.testing.capture_logs() as logs:
+        await rounds([fine, full, full, full, fine, full, fine], rounds_of(7))
+    assert [(line["event"], line["node_id"], line["detail"]) for line in logs] == [
+        ("access.conflict", "id1", "no receipt can be kept")
+    ] * 2
+
+
+def rounds_of(count):
+    """Return a condition that holds when a watch has looked so often."""
+    dates = set()
+    return lambda watch: dates.add(watch.snapshot()["checked_at"]) or len(dates) >= count

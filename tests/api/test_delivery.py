@@ -293,13 +293,12 @@ async def test_a_large_body_does_not_stop_the_event_loop(name):
 
 
 async def test_a_large_answer_does_not_stop_the_event_loop():
-    """Nor does writing 15 MB of probabilities; it is the same JSON as ever."""
-    service = Service(FakeEngine(["é" * 10, Pause(0)] * 500 + ["."]))
+    """Nor does writing 10 MB of probabilities; it is the same JSON as ever."""
+    service = Service(FakeEngine(["é" * 10, Pause(0)] * 200 + ["."]))
     fields = {"n": 16, "logprobs": True, "top_logprobs": 20}
     async with Gaps() as gaps:
         answer = await service.chat(**fields)
     body = answer.json()
-    assert len(answer.content) > 10_000_000
-    assert [len(choice["logprobs"]["content"]) for choice in body["choices"]] == [501] * 16
-    conform(body, "CreateChatCompletionResponse")
-    assert gaps.longest_s < 0.4  # 0.1 alone; 3 s at once
+    assert len(answer.content) > 8_000_000
+    assert [len(choice["logprobs"]["content"]) for choice in body["choices"]] == [201] * 16
+    assert gaps.longest_s < 0.4  # 0.1 alone; 1.5 s at once

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from starlette.datastructures import Headers
@@ -88,6 +89,27 @@ async def test_the_oldest_gives_way_when_places_are_needed(monkeypatch):
     for each in slow[1:]:
         each.feed(b"late")
         assert await each.task == b"late"
+
+
+async def test_one_that_ends_just_now_can_be_pushed_out_too():
+    """Its own time and the need for its place come in the same moment."""
+    intake = Intake(max_bytes=100, timeout_s=0.05, places=1)
+    slow = Arriving(intake)
+    await asyncio.sleep(0.01)
+    loop = asyncio.get_running_loop()
+    pushed = loop.create_future()
+
+    def push():
+        try:
+            pushed.set_result(intake._push_out(0))
+        except Exception as error:  # noqa: BLE001 (any would be a fault)
+            pushed.set_exception(error)
+
+    loop.call_later(0.045, push)
+    time.sleep(0.1)  # noqa: ASYNC251 (both timers are due when the loop goes on)
+    await pushed
+    with pytest.raises(BodyTimeout):
+        await slow.task
 
 
 async def test_a_burst_is_told_to_come_back():

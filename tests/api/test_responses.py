@@ -220,6 +220,7 @@ async def test_an_error_in_a_stream_is_its_last_event():
         ({"input": [{"type": "item_reference", "id": "m"}]}, "input[0]"),
         ({"input": [{"type": "reasoning", "id": "r"}]}, "input"),
         ({"input": "hi", "reasoning": 3}, "reasoning"),
+        ({"input": "hi", "reasoning": {"effort": 3}}, "reasoning.effort"),
         ({"input": "hi", "include": "x"}, "include"),
         ({"input": "hi", "top_logprobs": 21}, "top_logprobs"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
@@ -471,7 +472,7 @@ ASKED = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(script=SCRIPTS, asked=ASKED, reason=st.sampled_from(FinishReason), stream=st.booleans())
 async def test_whatever_the_service_answers_can_be_sent_back(script, asked, reason, stream):
     """Its items as input and its fields as fields: each answer is a request that is answered."""

@@ -98,6 +98,8 @@ FORMS = [
         f'{OPEN}{{"name": "search", "arguments": {{}}}}\n{{"name": "weather"}}\n{CLOSE}',
         call("search", "{}") + call("weather", "{}"),
     ),
+    (f'{OPEN}{{"name": "search", "arguments": {{}}\n{CLOSE}', call("search", "{}")),
+    (f'{OPEN}{{"name": "search", "arguments": {{}}}}}}\n{CLOSE}', call("search", "{}")),
     # fenced, after words, after thoughts
     ('```json\n{"name": "search", "parameters": {"q": 1}}\n```', call("search", '{"q": 1}')),
     ('```\n[{"name": "search", "arguments": {}}]\n```\n', call("search", "{}")),

@@ -67,6 +67,12 @@ class RunningCluster:
             else:
                 return
 
+    def kill_raylet(self, name: str) -> None:
+        """Kill a node's raylet alone; its workers look for the process, so none may be left."""
+        (raylet,) = self._nodes[name].all_processes["raylet"]
+        raylet.process.kill()
+        raylet.process.wait()
+
     def remove(self, name: str) -> None:
         """Let a node die."""
         self.cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
@@ -78,11 +84,12 @@ def cluster_of(
     head_cpus: int = 2,
     env: Mapping[str, str] | None = None,
     dashboard: bool = False,
+    home: Path | None = None,
 ) -> Iterator[RunningCluster]:
     """Run a cluster and connect this process to it.
 
     The environment of whoever runs the tests is kept out: nodes see their own token only, and
-    what `env` gives to all of them.
+    what `env` gives to all of them. Ray's sessions are in `home`, by default in a new folder.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
@@ -94,8 +101,8 @@ def cluster_of(
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("RAY_metrics_report_interval_ms", "1000")  # 10 s otherwise
-        with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as home:  # sockets: short paths
-            patch.setenv("RAY_TMPDIR", home)
+        with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as own:  # sockets: short paths
+            patch.setenv("RAY_TMPDIR", str(home or own))
             # Ray reads its environment when it is imported.
             import ray
             from ray.cluster_utils import Cluster

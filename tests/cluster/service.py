@@ -158,5 +158,5 @@ class Service:
             json.loads(line)
             for path in (self.logs / "serve").glob(f"replica_llm_{deployment}_*.log")
             for line in path.read_text(errors="replace").splitlines()
-            if f'"event": "{event}"' in line
+            if f'"event": "{event}"' in line and line.endswith("}")  # or a full disk cut it
         ]

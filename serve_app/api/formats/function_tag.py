@@ -17,7 +17,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.api.formats.buffer import Buffer, CallArguments, CallBegun, Read, Tools, Wait
+from serve_app.api.formats.buffer import (
+    SPACE,
+    Buffer,
+    CallArguments,
+    CallBegun,
+    Read,
+    Tools,
+    Wait,
+)
 
 CLOSE, PARAMETER, CLOSE_PARAMETER = "</function>", "<parameter=", "</parameter>"
 
@@ -50,9 +58,15 @@ class FunctionTag:
         return True
 
 
-def take_tag(buffer: Buffer, tag: str) -> Wait[None]:
-    """Take a closing tag and white space before it, or what the end of the text left of it."""
-    at = yield from buffer.skip(0)
+def take_tag(buffer: Buffer, tag: str, *, strays: str = "") -> Wait[None]:
+    """Take a closing tag and white space before it, or what the end of the text left of it.
+
+    Args:
+        buffer: the text.
+        tag: to take.
+        strays: characters that may stand before it as well.
+    """
+    at = yield from buffer.skip(0, SPACE + strays)
     if (yield from buffer.starts(tag, at)):
         buffer.take(at + len(tag))
     elif buffer.ended and tag.startswith(buffer.text[at:]):

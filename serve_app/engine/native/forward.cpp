@@ -3,7 +3,9 @@
 // One OpenMP region runs the whole forward; every phase is a loop over independent tasks with a
 // barrier behind it. All matrix products go through one micro-kernel, `tile`: up to ROWS rows of
 // activations times a panel of 32 columns. Weights are packed into such panels once; keys and
-// values are kept in them, so that attention is the same product over the cache.
+// values are kept in them, so that attention is the same product over the cache. The panels of
+// bfloat16 are what AMX's tiles of weights are as well, so a processor that has them reads the same
+// memory.
 //
 // Batch invariance: a row's sums run over its own inputs in one fixed order, whatever else is in
 // the batch and however its prompt was cut into chunks. Results are bitwise the same.
@@ -19,6 +21,13 @@
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#define TILES  // tests define it with an emulation of the instructions
+#endif
+#ifdef TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -26,11 +35,13 @@ constexpr int COLUMNS = 32;  // of a panel, and tokens of a block of the cache
 constexpr int LANES = 16;
 #ifdef __AVX512F__
 constexpr int WIDTH = 16;  // of a register
-constexpr int ROWS = 12;   // 24 accumulators, 2 columns and 1 broadcast in 32 registers
+constexpr int VECTOR_ROWS = 12;  // 24 accumulators, 2 columns and 1 broadcast in 32 registers
 #else
-constexpr int WIDTH = 8;  // AVX2's; the products' sums must stay in registers
-constexpr int ROWS = 6;   // of half a panel: 12 accumulators, 2 columns, 1 broadcast in 16
+constexpr int WIDTH = 8;        // AVX2's; the products' sums must stay in registers
+constexpr int VECTOR_ROWS = 6;  // of half a panel: 12 accumulators, 2 columns, 1 broadcast in 16
 #endif
+constexpr int TILE_ROWS = 16;   // of a tile of AMX
+constexpr int TILE_DEPTH = 32;  // inputs of a row in a tile
 constexpr int WIDENED = 256;  // inputs of a row that are widened at a time, to stay in the cache
 constexpr int MAX_HEAD = 512;
 constexpr int ROW_GROUP = 96;  // rows that pass a panel while it is in the nearest caches
@@ -241,13 +252,113 @@ void tile_of(const T* rows, size_t stride, const T* panel, int depth, float* out
     }
 }
 
-template <class T, bool ADD = false, int R = ROWS>
-void tile(int count, const T* rows, size_t stride, const T* panel, int depth, float* out,
-          size_t out_stride) {
+template <class T, bool ADD, int R>
+void vector_tile(int count, const T* rows, size_t stride, const T* panel, int depth, float* out,
+                 size_t out_stride) {
     if (count == R)
         tile_of<T, R, ADD>(rows, stride, panel, depth, out, out_stride);
     else if constexpr (R > 1)
-        tile<T, ADD, R - 1>(count, rows, stride, panel, depth, out, out_stride);
+        vector_tile<T, ADD, R - 1>(count, rows, stride, panel, depth, out, out_stride);
+}
+
+// Rows that pass a panel at a time. With AMX, rows of `rows` and `out` up to the next multiple of
+// TILE_ROWS are read and written, whatever stands there.
+template <class T>
+constexpr int ROWS = VECTOR_ROWS;
+
+#ifdef TILES
+template <>
+constexpr int ROWS<bfloat16> = 2 * TILE_ROWS;
+
+// Of tile 0 to 7: four sums, two of rows, two of columns; all of 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// BLOCKS times 16 rows times a panel, in steps of TILE_DEPTH inputs. An instruction sums a row's
+// products in one order whatever its other rows hold, so results do not depend on them.
+template <bool ADD, int BLOCKS>
+void tiles_of(const bfloat16* rows, size_t stride, const bfloat16* panel, int depth, float* out,
+              size_t out_stride) {
+    const size_t row_bytes = stride * sizeof(bfloat16), out_bytes = out_stride * sizeof(float);
+    const size_t pair_bytes = 2 * COLUMNS * sizeof(bfloat16);  // two inputs of all columns
+    float* lower = out + TILE_ROWS * out_stride;
+    if (ADD) {
+        _tile_loadd(0, out, out_bytes);
+        _tile_loadd(1, out + LANES, out_bytes);
+        if (BLOCKS == 2) {
+            _tile_loadd(2, lower, out_bytes);
+            _tile_loadd(3, lower + LANES, out_bytes);
+        }
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (BLOCKS == 2) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+    }
+    for (int k = 0; k < depth; k += TILE_DEPTH) {
+        const bfloat16* columns = panel + size_t(k) * COLUMNS;
+        _tile_loadd(6, columns, pair_bytes);
+        _tile_loadd(7, columns + 2 * LANES, pair_bytes);
+        _tile_loadd(4, rows + k, row_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (BLOCKS == 2) {
+            _tile_loadd(5, rows + TILE_ROWS * stride + k, row_bytes);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, out, out_bytes);
+    _tile_stored(1, out + LANES, out_bytes);
+    if (BLOCKS == 2) {
+        _tile_stored(2, lower, out_bytes);
+        _tile_stored(3, lower + LANES, out_bytes);
+    }
+}
+
+// The same for any count, and for any depth: what is left of it goes through the vectors.
+template <bool ADD>
+void tiles(int count, const bfloat16* rows, size_t stride, const bfloat16* panel, int depth,
+           float* out, size_t out_stride) {
+    const int whole = depth - depth % TILE_DEPTH;
+    if (count > TILE_ROWS)
+        tiles_of<ADD, 2>(rows, stride, panel, whole, out, out_stride);
+    else
+        tiles_of<ADD, 1>(rows, stride, panel, whole, out, out_stride);
+    if (whole == depth) return;
+    for (int row = 0; row < count; row += VECTOR_ROWS)
+        vector_tile<bfloat16, true, VECTOR_ROWS>(
+            std::min(VECTOR_ROWS, count - row), rows + row * stride + whole, stride,
+            panel + size_t(whole) * COLUMNS, depth - whole, out + row * out_stride, out_stride);
+}
+#endif
+
+// What a thread has to do before its first tile and after its last one.
+struct TileScope {
+#ifdef TILES
+    TileScope() {
+        const TileConfig config;
+        _tile_loadconfig(&config);
+    }
+    ~TileScope() { _tile_release(); }
+#endif
+};
+
+template <class T, bool ADD = false>
+void tile(int count, const T* rows, size_t stride, const T* panel, int depth, float* out,
+          size_t out_stride) {
+#ifdef TILES
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        tiles<ADD>(count, rows, stride, panel, depth, out, out_stride);
+        return;
+    }
+#endif
+    vector_tile<T, ADD, ROWS<T>>(count, rows, stride, panel, depth, out, out_stride);
 }
 
 // For every panel of a packed matrix and every row: finish(row, panel, 32 sums).
@@ -261,9 +372,9 @@ void product(int count, const T* rows, size_t stride, const T* weights, int dept
         for (int panel = 0; panel < panels; panel++) {
             const T* packed = weights + size_t(panel) * depth * COLUMNS;
             const int begin = group * ROW_GROUP, end = std::min(count, begin + ROW_GROUP);
-            const int tiles = (end - begin + ROWS - 1) / ROWS;
+            const int tiles = (end - begin + ROWS<T> - 1) / ROWS<T>;
             for (int t = 0, row = begin; t < tiles; t++) {
-                alignas(64) float sums[ROWS][COLUMNS];
+                alignas(64) float sums[ROWS<T>][COLUMNS];
                 const int size = (end - row + tiles - t - 1) / (tiles - t);
                 tile<T>(size, rows + row * stride, stride, packed, depth, sums[0], COLUMNS);
                 for (int r = 0; r < size; r++) finish(row + r, panel, sums[r]);
@@ -436,17 +547,17 @@ struct Forward {
     // Query rows of one span and one key head: row r is token r / group, head r % group.
     void attend(const Layer& layer, const Span& span, int kv_head, int first) const {
         const int group = m.heads / m.kv_heads;
-        const int count = std::min(ROWS, span.q_count * group - first);
-        alignas(64) float scores[ROWS][COLUMNS];
-        alignas(64) T weights[ROWS][COLUMNS];
-        alignas(64) float out[ROWS * MAX_HEAD];
-        float top[ROWS];
-        Floats total[ROWS];
-        const T* query[ROWS];
-        int position[ROWS];
+        const int count = std::min(ROWS<T>, span.q_count * group - first);
+        alignas(64) float scores[ROWS<T>][COLUMNS];
+        alignas(64) T weights[ROWS<T>][COLUMNS];
+        alignas(64) float out[ROWS<T> * MAX_HEAD];
+        float top[ROWS<T>];
+        Floats total[ROWS<T>];
+        const T* query[ROWS<T>];
+        int position[ROWS<T>];
         const int out_stride = value_panels * COLUMNS;
         const int start = span.kv_count - span.q_count;
-        alignas(64) T packed[ROWS * MAX_HEAD];
+        alignas(64) T packed[ROWS<T> * MAX_HEAD];
         for (int r = 0; r < count; r++) {
             const int token = (first + r) / group, head = kv_head * group + (first + r) % group;
             query[r] = static_cast<const T*>(s.query) +
@@ -547,7 +658,7 @@ struct Forward {
             const Span& span = s.span[task / m.kv_heads % s.spans];
             const int64_t chunk = task / m.kv_heads / s.spans;
             if (chunk < chunks_of(span.q_count))
-                attend(layer, span, int(task % m.kv_heads), int(chunk) * ROWS);
+                attend(layer, span, int(task % m.kv_heads), int(chunk) * ROWS<T>);
         }
         product<T>(s.tokens, static_cast<const T*>(s.attended), size_t(m.heads) * m.head_dim,
                    static_cast<const T*>(layer.out), m.heads * m.head_dim, panels_of(m.hidden),
@@ -555,7 +666,7 @@ struct Forward {
     }
 
     int64_t chunks_of(int tokens) const {
-        return (int64_t(tokens) * (m.heads / m.kv_heads) + ROWS - 1) / ROWS;
+        return (int64_t(tokens) * (m.heads / m.kv_heads) + ROWS<T> - 1) / ROWS<T>;
     }
 
     int widest() const {
@@ -596,6 +707,7 @@ struct Forward {
     void run() const {
 #pragma omp parallel num_threads(m.threads)
         {
+            [[maybe_unused]] const TileScope scope;
 #pragma omp for schedule(static)
             for (int token = 0; token < s.tokens; token++) embed(token);
             for (int i = 0; i < m.layers; i++) {
@@ -610,6 +722,29 @@ struct Forward {
 };
 
 }  // namespace
+
+// Ask the kernel for AMX's registers, once a process; returns whether they may be used.
+extern "C" int prepare_forward() {
+#if defined(__AMX_TILE__) && defined(SYS_arch_prctl)
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 1;
+#endif
+}
+
+// Which instructions multiply bfloat16.
+extern "C" const char* forward_kernel() {
+#if defined(TILES)
+    return "amx_bf16";
+#elif defined(__AVX512BF16__)
+    return "avx512_bf16";
+#elif defined(__AVX512F__)
+    return "avx512";
+#else
+    return "vectors of 8";
+#endif
+}
 
 extern "C" void forward_float32(const Model* model, const Step* step) {
     Forward<float>{*model, *step}.run();

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from serve_app.engine.kv_cache import zeros
-from serve_app.engine.native.library import LAYER_WEIGHTS, Layer, Model, Step
+from serve_app.engine.native.library import LAYER_WEIGHTS, SPARE_ROWS, Layer, Model, Step
 from serve_app.engine.native.weights import COLUMNS, Weights
 from serve_app.engine.sequence import Move, Row
 
@@ -127,7 +127,7 @@ class NativeForward:
         self._tensors = {
             **{name: torch.empty(tokens, size) for name, size in wide.items()},
             **{
-                name: torch.empty(tokens, size, dtype=weights.head.dtype)
+                name: torch.empty(tokens + SPARE_ROWS, size, dtype=weights.head.dtype)
                 for name, size in narrow.items()
             },
         }

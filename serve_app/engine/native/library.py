@@ -19,7 +19,11 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("forward.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 COMPILERS = ("c++", "g++", "clang++")
+# For a kernel that keeps AMX's registers to itself.
+WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
 COMPILE_TIMEOUT_S = 120
+# Rows of a workspace behind its last one that AMX's tiles may read, whatever stands there.
+SPARE_ROWS = 16
 
 
 class Unavailable(Exception):
@@ -68,18 +72,32 @@ class Step(ctypes.Structure):
     )  # fmt: skip
 
 
-def load() -> ctypes.CDLL:
+def load(*flags: str) -> ctypes.CDLL:
     """Return the library, compiled now or before.
+
+    Args:
+        flags: more of the compiler's, after `-march=native`.
 
     Raises:
         Unavailable: no compiler, or it fails; one sentence.
     """
+    library = _load(flags)
+    return library if library.prepare_forward() else _load((*flags, *WITHOUT_AMX))
+
+
+def kernel_of(library: ctypes.CDLL) -> str:
+    """Return which instructions multiply bfloat16, as `amx_bf16` or `avx512_bf16`."""
+    name: bytes = library.forward_kernel()
+    return name.decode()
+
+
+def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise Unavailable("no C++ compiler was found (g++ or clang++, or $CXX)")
-    path = _cache() / f"forward-{_fingerprint(compiler)}.so"
+    path = _cache() / f"forward-{_fingerprint(compiler, flags)}.so"
     if not path.is_file():
-        _compile(compiler, path)
+        _compile(compiler, flags, path)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -88,6 +106,7 @@ def load() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Step))
         function.restype = None
+    library.forward_kernel.restype = ctypes.c_char_p
     return library
 
 
@@ -105,9 +124,9 @@ def _cache() -> Path:
     return Path(tempfile.mkdtemp(prefix="serve-app-native-"))
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256(SOURCE.read_bytes())
-    for part in (*FLAGS, compiler, _run(compiler, "--version"), _processor()):
+    for part in (*FLAGS, *flags, compiler, _run(compiler, "--version"), _processor()):
         digest.update(part.encode())
     return digest.hexdigest()[:16]
 
@@ -122,11 +141,11 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
     """Compile beside the target and rename: several replicas of a node may start at once."""
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = Path(directory) / path.name
-        _run(compiler, *FLAGS, "-o", str(made), str(SOURCE))
+        _run(compiler, *FLAGS, *flags, "-o", str(made), str(SOURCE))
         made.rename(path)
 
 

@@ -1,7 +1,10 @@
 """The CPU's own forward against transformers', and against itself in other company."""
 
 import ctypes
+import os
 import random
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,11 +49,23 @@ def make(kind: str, dtype: torch.dtype):
     return model
 
 
-def make_native(kind: str, dtype: torch.dtype, **sizes) -> NativeForward:
+def make_native(kind: str, dtype: torch.dtype, flags=(), **sizes) -> NativeForward:
     model = make(kind, dtype)
     assert unsupported(model) is None
     sizes = {"kv_tokens": 2048, "max_batch_tokens": 512, **sizes}
-    return NativeForward(library.load(), take(model, 256), **sizes)
+    return NativeForward(library.load(*flags), take(model, 256), **sizes)
+
+
+# What processors without this one's best instructions run; each is a build of its own.
+KERNELS = {
+    "amx_bf16, emulated": (
+        *library.WITHOUT_AMX,
+        "-include",
+        str(Path(__file__).with_name("tiles.h")),
+    ),
+    "avx512": (*library.WITHOUT_AMX, "-mno-avx512bf16"),
+    "vectors of 8": (*library.WITHOUT_AMX, "-mno-avx512f"),
+}
 
 
 def prompts(*lengths: int) -> list[Sequence]:
@@ -85,6 +100,40 @@ def test_a_result_is_bitwise_the_same_in_any_company_and_any_chunks(dtype):
     """A hundred sequences alone, then in random batches, chunks and places."""
     forward = make_native("window", dtype, kv_tokens=100 * PLACES)
     assert_invariant(forward, SIZES["vocab_size"], 100)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", ["llama", "wide-heads", "window"])
+def test_every_kernel_computes_the_same_model(kernel, kind):
+    """Those of other processors too: near the exact sums, and bitwise in any company."""
+    flags = KERNELS[kernel]
+    assert library.kernel_of(library.load(*flags)) == kernel.partition(",")[0]
+    some = prompts(1, 33, 130, 7, 64, 17)
+    forward = make_native(kind, torch.bfloat16, flags)
+    got = forward.logits([Row(s, 0, len(s.tokens), len(s.tokens)) for s in some])
+    model = make(kind, torch.bfloat16).float()
+    want = torch.cat([reference(model, s) for s in some])
+    assert (got - want).abs().max() < 0.06 * want.abs().max()
+    assert_invariant(
+        make_native(kind, torch.bfloat16, flags, kv_tokens=20 * PLACES), SIZES["vocab_size"], 20
+    )
+
+
+@pytest.mark.parametrize("target", ["sapphirerapids", "cooperlake", "icelake-server", "haswell"])
+def test_every_class_of_processor_compiles(target, tmp_path):
+    """AMX, AVX512-BF16, AVX-512 and AVX2, whatever this machine is."""
+    compiler = os.environ.get("CXX", "g++")
+    made = tmp_path / "forward.so"
+    flags = [flag for flag in library.FLAGS if not flag.startswith("-march")]
+    subprocess.run(
+        [compiler, *flags, f"-march={target}", "-o", str(made), str(library.SOURCE)], check=True
+    )
+    code = subprocess.run(
+        ["objdump", "-d", str(made)], check=True, capture_output=True, text=True
+    ).stdout
+    assert ("tdpbf16ps" in code) == (target == "sapphirerapids")
+    assert ("vdpbf16ps" in code) == (target in ("sapphirerapids", "cooperlake"))
+    assert ("zmm" in code) == (target != "haswell")
 
 
 def test_threads_do_not_change_a_bit():
