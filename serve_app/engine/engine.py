@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import threading
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -36,7 +35,7 @@ from serve_app.engine.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats, LoadReport, peak_rss_bytes
-from serve_app.engine.stream import Stream, by_key, hand_over
+from serve_app.engine.stream import Stream, by_key, deliver, delta_interval_s
 from serve_app.engine.warm_up import warm_up
 from serve_app.errors import EngineDead, EngineError, InvalidRequest
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
@@ -45,10 +44,6 @@ log = structlog.get_logger()
 
 # Far above any step; a thread that does not end by then hangs in a driver.
 CLOSE_TIMEOUT_S = 60.0
-# What carries a delta to its client costs about a millisecond of one core, however long the
-# delta is. Many streams share it: each waits its turn, and what comes meanwhile goes along.
-DELTAS_PER_S = 400
-MAX_DELTA_INTERVAL_S = 0.1
 # A completion that was cancelled keeps its place in a grammar's worker until the next step.
 SPARE_SLOTS = 64
 
@@ -290,7 +285,8 @@ class Engine:
         self, encoded: EncodedRequest, request: GenerationRequest, grammar: Worker | None
     ) -> tuple[list[Sequence], Stream]:
         """Queue one sequence a completion; all but the first wait for its prompt."""
-        stream = Stream(asyncio.get_running_loop(), self._delta_interval)
+        interval = lambda: delta_interval_s(len(self._streams))  # noqa: E731
+        stream = Stream(asyncio.get_running_loop(), interval)
         sequences: list[Sequence] = []
         with self._lock:
             self.check()
@@ -319,10 +315,6 @@ class Engine:
                 self._loop.submit(sequence)
         return sequences, stream
 
-    def _delta_interval(self) -> float:
-        """Return the seconds between two deltas of one stream at the least."""
-        return min(MAX_DELTA_INTERVAL_S, len(self._streams) / DELTAS_PER_S)
-
     def _forget(self, key: int) -> None:
         """Drop a stream; its sequence, if it still runs, ends within one step."""
         self._admission.drop(key)
@@ -331,18 +323,9 @@ class Engine:
             self._loop.cancel(key)
 
     def _deliver(self, updates: list[Update]) -> None:
-        """Hand a step's updates to their readers' event loops; on the engine thread."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Update]]] = defaultdict(list)
-        for update in updates:
-            stream = self._streams.get(update.key)
-            if stream is not None:
-                by_loop[stream.loop].append((stream, update))
-        for loop, pairs in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(hand_over, pairs)
-            except RuntimeError:  # that event loop is closed: nobody reads any more
-                for _, update in pairs:
-                    self._forget(update.key)
+        """Hand a step's updates to their readers; on the engine thread."""
+        for key in deliver(self._streams, updates):
+            self._forget(key)
 
     def _died(self, error: Exception) -> None:
         cause = f"{type(error).__name__}: {error}"

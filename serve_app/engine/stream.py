@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from serve_app.engine.sequence import Update
 from serve_app.errors import EngineError, InvalidRequest, ServeAppError
+
+# What carries a delta to its client costs about a millisecond of one core, however long the
+# delta is. Many streams share it: each waits its turn, and what comes meanwhile goes along.
+DELTAS_PER_S = 400
+MAX_DELTA_INTERVAL_S = 0.1
+
+
+def delta_interval_s(streams: int) -> float:
+    """Return the seconds between two deltas of a stream at the least, by how many there are."""
+    return min(MAX_DELTA_INTERVAL_S, streams / DELTAS_PER_S)
 
 
 class Stream:
@@ -71,8 +81,27 @@ class Stream:
         self._arrived.set()
 
 
-def hand_over(pairs: list[tuple[Stream, Update]]) -> None:
-    """Give a step's updates to their streams; on the reader's loop."""
+def deliver(streams: Mapping[int, Stream], updates: Iterable[Update]) -> list[int]:
+    """Hand a step's updates to their readers' event loops; on the engine thread.
+
+    Returns:
+        The keys whose event loop is closed: nobody reads any more.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Update]]] = defaultdict(list)
+    for update in updates:
+        stream = streams.get(update.key)
+        if stream is not None:
+            by_loop[stream.loop].append((stream, update))
+    unread = []
+    for loop, pairs in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_push, pairs)
+        except RuntimeError:
+            unread += [update.key for _, update in pairs]
+    return unread
+
+
+def _push(pairs: list[tuple[Stream, Update]]) -> None:
     for stream, update in pairs:
         stream.push(update)
 
