@@ -164,6 +164,8 @@ def _rollback(options: argparse.Namespace) -> int:
     with command.connected(options.address):
         good = command.former(options.application)
     code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
+    if code == 0 and (good := good.at_commits(verdicts)).moved:  # then that commit is to be proven
+        code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
     with command.connected(options.address):
         if code:
             return command.blocked(code, verdicts)

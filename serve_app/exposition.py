@@ -50,25 +50,25 @@ class Exposition:
         """Return the metrics of this package and of Serve, of every node that is alive.
 
         A node that does not answer in time is left out and counted: `serve_app_node_scraped` is
-        0. While the cluster does not tell which replicas live, none is left out.
+        0. While the cluster does not say which replicas live, none is left out.
         """
         nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             pages = await asyncio.gather(*(_page(session, node) for node in nodes))
-        told = {node["NodeID"]: page for node, page in zip(nodes, pages, strict=True)}
+        by_node = {node["NodeID"]: page for node, page in zip(nodes, pages, strict=True)}
         try:
-            forgotten = self._forgotten(told.values(), await asyncio.to_thread(self._living))
+            forgotten = self._forgotten(by_node.values(), await asyncio.to_thread(self._living))
         except RayError:
             forgotten = set()
-        return await asyncio.to_thread(merge, told, forgotten)
+        return await asyncio.to_thread(merge, by_node, forgotten)
 
     def _forgotten(self, pages: Iterable[str | None], living: Set[str]) -> Set[str]:
         """Return the replicas that are dead for long enough, of those on the pages."""
-        told = {replica for page in pages if page for replica in _REPLICA.findall(page)}
+        shown = {replica for page in pages if page for replica in _REPLICA.findall(page)}
         now = self._clock()
         self._dead_since = {
-            replica: self._dead_since.get(replica, now) for replica in told - living
+            replica: self._dead_since.get(replica, now) for replica in shown - living
         }
         return {replica for replica, at in self._dead_since.items() if now - at >= KEPT_S}
 

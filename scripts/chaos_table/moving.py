@@ -104,10 +104,10 @@ def one_four_one(stage: Stage) -> str:
     app["deployments"] = [{"name": "LLMServer", "autoscaling_config": scale}]
     stage.service.put_app(app)
     stage.service.wait("RUNNING", timeout_s=LIMIT_S)
-    told: list[str] = []
-    stage.strike(lambda: told.append(_round(stage)))
-    stage.recovered(lambda: told.append(_round(stage)) or True)
-    return "; ".join(told)
+    rounds: list[str] = []
+    stage.strike(lambda: rounds.append(_round(stage)))
+    stage.recovered(lambda: rounds.append(_round(stage)) or True)
+    return "; ".join(rounds)
 
 
 def _round(stage: Stage) -> str:

@@ -72,11 +72,11 @@ def disk_full_while_serving(stage: Stage) -> str:
     before = _rounds(stage)
     time.sleep(HELD_S)
     during = _rounds(stage) - before
-    told = {node["outcome"] for node in _access(stage)["nodes"]}
+    outcomes = {node["outcome"] for node in _access(stage)["nodes"]}
     for rest in rests:
         rest.unlink()
     stage.recovered(stage.are_well)
-    return f"{during} rounds of the watch meanwhile; told: {', '.join(sorted(told))}"
+    return f"{during} rounds of the watch meanwhile; outcomes: {', '.join(sorted(outcomes))}"
 
 
 def log_disk_full(stage: Stage) -> str:
@@ -101,11 +101,13 @@ def clock_set_back(stage: Stage) -> str:
     rounds = _rounds(stage)
     time.sleep(HELD_S)
     rounds = _rounds(stage) - rounds
-    told = {node["outcome"] for node in _access(stage)["nodes"]}
+    outcomes = {node["outcome"] for node in _access(stage)["nodes"]}
     stage.recovered(stage.are_well)
     same = before == {replica.actor for replica in stage.replicas()}
     kept = "the same replicas" if same else "replicas were restarted"
-    return f"{kept}; {rounds} rounds of the watch meanwhile; told: {', '.join(sorted(told))}"
+    return (
+        f"{kept}; {rounds} rounds of the watch meanwhile; outcomes: {', '.join(sorted(outcomes))}"
+    )
 
 
 def cache_corrupted(stage: Stage) -> str:
@@ -182,8 +184,8 @@ def _rounds(stage: Stage) -> int:
 
 def _access(stage: Stage) -> dict[str, Any]:
     with urllib.request.urlopen(f"{stage.service.url}/access", timeout=10) as answer:  # noqa: S310
-        told: dict[str, Any] = json.load(answer)
-    return told
+        access: dict[str, Any] = json.load(answer)
+    return access
 
 
 def _blob(stage: Stage, victim: Replica) -> Path:

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,18 +53,29 @@ class Return:
 
     Args:
         versions: the former one of each application that goes back.
+        moved: those whose branch means another commit by now than the one that served.
     """
 
     versions: tuple[history.Version, ...]
+    moved: frozenset[str] = frozenset()
 
     @property
     def apps(self) -> dict[str, dict[str, Any]]:
-        """Return these applications by name, each with the commit that it served."""
+        """Return these applications by name, each as it loads the commit that it served."""
         return {
-            version.name: pinned(version.app, version.commit)
+            version.name: pinned(
+                version.app, version.commit if version.name in self.moved else None
+            )
             for version in self.versions
             if version.app is not None
         }
+
+    def at_commits(self, verdicts: Mapping[str, Verdict]) -> Return:
+        """Return the same with those pinned whose branch has moved, by what the gate resolved."""
+        now = {name: verdict.commit for name, verdict in verdicts.items()}
+        known = [version for version in self.versions if version.commit is not None]
+        moved = {v.name for v in known if now.get(v.name, v.commit) != v.commit}
+        return replace(self, moved=frozenset(moved))
 
     @property
     def applications(self) -> dict[str, Any]:

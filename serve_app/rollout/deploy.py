@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What Serve told before the goal was set; compared, as no two machines' clocks agree."""
+    """What Serve said before the goal was set; compared, as no two machines' clocks agree."""
 
     states: Mapping[str, AppState]
     phases: Mapping[str, Mapping[str, Phase]]

@@ -20,7 +20,7 @@ from serve_app.ledger import NAMESPACE
 from serve_app.rollout.scope import pinned
 
 KEY = "rollout/versions"
-OLD_KEY = "rollout/history"  # before 0.2: whole configs
+OLD_KEY = "rollout/history"  # of versions that kept one config of all applications
 KEPT = 10  # versions of one application
 
 

@@ -50,7 +50,7 @@ def scope_of(
 
     Args:
         file: the config file's content.
-        serving: what Serve is told to run; None if nothing.
+        serving: Serve's present goal; None if nothing.
         remove: names of applications to take away.
 
     Raises:
@@ -79,7 +79,7 @@ def restored(
     """Return what serves with some applications set to a former config.
 
     Args:
-        serving: what Serve is told to run; None if nothing.
+        serving: Serve's present goal; None if nothing.
         apps: by name; None takes one away.
 
     Raises:

@@ -101,7 +101,10 @@ def cluster_of(
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("RAY_metrics_report_interval_ms", "1000")  # 10 s otherwise
-        with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as own:  # sockets: short paths
+        # Sockets need short paths; and a dashboard that ends last may still write into them.
+        with tempfile.TemporaryDirectory(
+            prefix="ray", dir="/tmp", ignore_cleanup_errors=True
+        ) as own:
             patch.setenv("RAY_TMPDIR", str(home or own))
             # Ray reads its environment when it is imported.
             import ray

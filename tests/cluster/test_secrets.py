@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import httpx
@@ -73,8 +73,13 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(demo_model_dir, keys, home):
+def service(demo_model_dir, keys, home, tmp_path_factory):
     """One node whose token is in its environment, keys that are asked for, level debug."""
+    with chdir(tmp_path_factory.mktemp("cores")):  # where one of Ray's own processes may leave its
+        yield from started(demo_model_dir, keys, home)
+
+
+def started(demo_model_dir, keys, home):
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))  # what the node would allow
     with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:

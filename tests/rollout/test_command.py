@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from serve_app.access.verdict import Verdict
 from serve_app.errors import ConfigError
 from serve_app.rollout import command, history
 from serve_app.rollout.deploy import Result
@@ -95,11 +96,29 @@ def test_from_a_version_that_fails_the_way_back_is_to_a_good_one(cluster):
     assert good["applications"] == [ours(1, revision="old"), other]
 
 
-def test_going_back_by_hand_asks_for_the_commit_that_served(cluster):
-    """The gate proves that one, and not what the branch means by now."""
+@pytest.mark.parametrize(
+    ("resolved", "revision"), [("old", None), ("moved", "old"), (None, "old"), ("", "old")]
+)
+def test_going_back_by_hand_loads_the_commit_that_served(cluster, resolved, revision):
+    """By its branch while that means it, and pinned when the branch has moved."""
     cluster.versions = [Version("a", ours(1), 1.0, "old"), Version("a", ours(2), 2.0, "new")]
     cluster.serving = {"a": ours(2)}
-    assert command.former(None).applications == {"applications": [ours(1, revision="old")]}
+    good = command.former(None)
+    assert good.applications == {"applications": [ours(1)]}
+    good = good.at_commits({"a": Verdict("r", "main", resolved, "e", 0.1, ())})
+    (app,) = good.applications["applications"]
+    assert app["args"]["model"].get("revision") == revision
+    assert good.moved == ({"a"} if revision else frozenset())
+
+
+def test_what_the_gate_says_nothing_of_is_not_pinned(cluster):
+    """An application of others, and one whose commit nobody noted."""
+    cluster.versions = [Version("a", ours(1), 1.0), Version("b", app("b", 1), 1.0)]
+    good = command.Return(tuple(cluster.versions))
+    verdict = Verdict("r", "main", "new", "e", 0.1, ())
+    good = good.at_commits({"a": verdict})
+    assert good.moved == frozenset()  # so that nothing is asked twice
+    assert good.applications["applications"] == [ours(1), app("b", 1)]
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "DEPLOY_FAILED"])
