@@ -340,7 +340,7 @@ ATTACKS: dict[str, Attack] = {
 
 def attacks() -> dict[str, Any]:
     """Let every attack happen to one service, one after the other."""
-    setup = Setup(nodes=("a",), replicas=1, per_s=0, native=True)
+    setup = Setup(nodes=("a",), replicas=1, native=True)
     with stage_for(setup, build_demo_model(default_cache_dir())) as stage:
         stage.deploy(engine={"max_context_tokens": 8192, "kv_cache_cpu_gib": 1.0})
         rounds = [asyncio.run(_beside(stage, name, attack)) for name, attack in ATTACKS.items()]
