@@ -225,7 +225,7 @@ class Scheduler:
             if sequence.missing <= left and not sequence.wants_scores:
                 prompts.remove(sequence)
                 left -= _add_row(rows, sequence, left, 0)
-        while (waiting := self._waiting.next()) is not None:
+        while (waiting := self._next()) is not None:
             missing = self._places.missing(waiting)
             if missing > left or waiting.wants_scores or (admitted := self._admit(moves)) is None:
                 break
@@ -243,7 +243,7 @@ class Scheduler:
     def _share_places(self, moves: list[Move]) -> None:
         """Begin sequences whose client or request runs less than its share, at others' cost."""
         yields = 0
-        while (waiting := self._waiting.next()) is not None:
+        while (waiting := self._next()) is not None:
             debtors = [s for s in self._running.values() if self._shares.owes(s, waiting)]
             if not debtors:
                 return
@@ -259,8 +259,13 @@ class Scheduler:
 
     def _admit(self, moves: list[Move]) -> Sequence | None:
         """Begin the sequence whose turn it is; None if it finds no place."""
-        waiting = self._waiting.next()
+        waiting = self._next()
         return None if waiting is None else self._begin(waiting, moves)
+
+    def _next(self) -> Sequence | None:
+        """Return whose turn it is; nobody's while one waits that has to run alone."""
+        # Such a one begins in `_suspect` only. Were others to begin first, it might never.
+        return None if self._waiting.oldest_suspect() else self._waiting.next()
 
     def _begin(self, sequence: Sequence, moves: list[Move]) -> Sequence | None:
         # Every decode row must fit into a step, or a stream could starve.

@@ -21,7 +21,7 @@ from ray.serve.schema import ServeDeploySchema, ServeInstanceDetails
 from serve_app import ledger
 from serve_app.controller import instance_details
 from serve_app.errors import ConfigError, ServeAppError
-from serve_app.protocol import GenerationRequest, SamplingParams, TextPrompt
+from serve_app.protocol import GenerationRequest, SamplingParams, TextPrompt, TokenDelta
 from serve_app.serve_config import SERVER_DEPLOYMENT
 
 CANARY = GenerationRequest(
@@ -107,7 +107,14 @@ class Instance:
         """Let an application's model say a few tokens; returns what went wrong, or None."""
         # In a thread: Ray 2.60 has no time limit of a streaming answer.
         answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=lambda: answers.put(_canary(name)), daemon=True).start()
+
+        def ask() -> None:
+            try:
+                answers.put(_canary(name))
+            except Exception as error:  # noqa: BLE001  whatever it is, the canary got no answer
+                answers.put(f"{type(error).__name__}: the answer could not be read")
+
+        threading.Thread(target=ask, daemon=True).start()
         try:
             return answers.get(timeout=CANARY_TIMEOUT_S)
         except queue.Empty:
@@ -130,7 +137,8 @@ def _canary(name: str) -> str | None:
         for item in deltas:
             if isinstance(item, ServeAppError):
                 return item.message
-            tokens += len(item.token_ids)
+            if isinstance(item, TokenDelta):  # between them stand heartbeats
+                tokens += len(item.token_ids)
     except (RayError, RayServeException) as error:
         return f"{type(error).__name__}: the replica did not answer"
     return None if tokens else "the model said nothing"

@@ -509,3 +509,23 @@ def test_prompts_that_are_scored_go_slowly_while_anybody_streams():
     scored = [row for row in rows if row.sequence.wants_scores]
     assert sum(row.kept for row in scored) == SCORED_TOKENS_STREAMING
     assert stream.key in {row.sequence.key for row in rows}
+
+
+def test_nobody_begins_while_a_suspect_finds_no_room():
+    """Others would run beside it, or it would never run: it has its own step before they begin."""
+    simulation = Simulation(192, max_batch_tokens=192, max_running_requests=4, reserve_tokens=4)
+    scheduler = simulation.scheduler
+    for key in range(2):
+        scheduler.add(sequence(key, 60, 30))
+    for _ in range(4):
+        simulation.step()
+    scheduler.restart(isolate=True)  # each wants two of the three blocks now
+    other = sequence(2, 20, 4)  # wants a single block, and it is this client's turn
+    other.client = "other"
+    scheduler.add(other)
+    began = []
+    while scheduler.running or scheduler.waiting:
+        simulation.step()
+        began += [key for key in scheduler._running if key not in began]
+    assert began == [0, 1, 2]
+    assert sorted(simulation.finished) == [0, 1, 2]
