@@ -513,14 +513,14 @@ def test_prompts_that_are_scored_go_slowly_while_anybody_streams():
 
 def test_nobody_begins_while_a_suspect_finds_no_room():
     """Others would run beside it, or it would never run: it has its own step before they begin."""
-    simulation = Simulation(192, max_batch_tokens=192, max_running_requests=4, reserve_tokens=4)
+    simulation = Simulation(160, max_batch_tokens=160, max_running_requests=4, reserve_tokens=4)
     scheduler = simulation.scheduler
     for key in range(2):
         scheduler.add(sequence(key, 60, 30))
     for _ in range(4):
         simulation.step()
-    scheduler.restart(isolate=True)  # each wants two of the three blocks now
-    other = sequence(2, 20, 4)  # wants a single block, and it is this client's turn
+    scheduler.restart(isolate=True)  # each wants 96 tokens now
+    other = sequence(2, 20, 4)  # wants 32, and it is the turn of this client
     other.client = "other"
     scheduler.add(other)
     began = []
