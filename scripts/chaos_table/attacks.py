@@ -33,6 +33,7 @@ HI = [{"role": "user", "content": "hi"}]
 ALONE_S = 20.0
 AFTER_S = 3.0
 PROBE_TIMEOUT_S = 120.0
+ATTACKER_ADDRESS = "127.0.0.2"  # so that it is a client of its own, as on a network
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,11 @@ class Attacker:
     def connect(self) -> socket.socket:
         """Open a bare connection."""
         parts = urlsplit(self.url)
-        return socket.create_connection((parts.hostname or "", parts.port or 80), timeout=5)
+        return socket.create_connection(
+            (parts.hostname or "", parts.port or 80),
+            timeout=5,
+            source_address=(ATTACKER_ADDRESS, 0),
+        )
 
 
 Attack = Callable[[Attacker], Awaitable[list[Answer]]]
@@ -353,7 +358,8 @@ async def _beside(stage: Stage, name: str, attack: Attack) -> dict[str, Any]:
     alone, _, _ = await _probe(url, asyncio.sleep(ALONE_S))
     with _memory(before) as peak:
         start = _rss_mib(before)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        connector = aiohttp.TCPConnector(limit=0, local_addr=(ATTACKER_ADDRESS, 0))
+        async with aiohttp.ClientSession(connector=connector) as session:
             beside, answers, seconds = await _probe(url, attack(Attacker(url, session)))
     await asyncio.sleep(AFTER_S)
     row = {

@@ -182,7 +182,8 @@ class Engine:
         self._admission.require(request.n)
         encoded = await self._encoder.encode(request)
         structure = request.sampling.structure
-        grammar = None if structure is None else await self._grammars.compile(structure)
+        grammars, client = self._grammars, request.client
+        grammar = None if structure is None else await grammars.compile(structure, client)
         sequences, stream = self._submit(encoded, request, grammar)
         lead = sequences[0]
         running = {

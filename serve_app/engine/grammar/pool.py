@@ -2,8 +2,9 @@
 
 A grammar is compiled for the first request that has it and kept for the next ones, by content; a
 refusal is kept as well. Compiling starts at an ordinary priority and goes on at the lowest when
-it takes long, so that it costs others nothing; while all places are taken, the one that has
-compiled longest makes room for the next, and its client is asked to come back.
+it takes long, so that it costs others nothing. Clients take turns for the places to compile;
+while all are taken, the one that has compiled longest makes room for the next. Whoever waits
+too long is asked to come back.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
+from serve_app.engine.grammar.fair_executor import FairExecutor
 from serve_app.engine.grammar.limits import check_text
 from serve_app.engine.grammar.matcher import Worker
 from serve_app.engine.grammar.processes import COMPILE_TIMEOUT_S, Server, Unavailable
@@ -29,7 +32,10 @@ from serve_app.protocol import Structure
 log = structlog.get_logger()
 
 COMPILERS = 8  # grammars that are compiled at a time
-MAX_QUEUED = 64  # structures that may wait for one of those places
+COMPILERS_PER_CLIENT = 4
+MAX_QUEUED = 128  # structures that may wait for one of those places
+MAX_QUEUED_PER_CLIENT = 32
+MAX_WAIT_S = COMPILE_TIMEOUT_S + 1.0  # for a place and for the compilation
 MAX_WORKERS = 96
 MAX_REFUSALS = 1024
 MEMORY_KIB = 2 << 20  # of all workers together, over what they share
@@ -43,7 +49,9 @@ RETRY = "The server is busy compiling other structures. Please try again in a mo
 class _Compilation:
     """A grammar on its way."""
 
-    future: Future[Worker]
+    client: str
+    future: Future[Worker] = field(default_factory=Future)
+    asked: float = field(default_factory=time.monotonic)
     started: float = 0.0  # monotonic; 0 while it waits for its place
     worker: Worker | None = None
     evicted: bool = False
@@ -73,21 +81,31 @@ class GrammarPool:
         self._settings = Settings(
             vocab_size, tuple(sorted(eos_token_ids)), slots, limits or Limits()
         )
-        self._executor = ThreadPoolExecutor(COMPILERS, thread_name_prefix="grammar")
+        self._executor = FairExecutor(
+            COMPILERS, threads_per_client=COMPILERS_PER_CLIENT, name="grammar"
+        )
         self._lock = threading.Lock()  # of what follows
         self._workers: OrderedDict[str, Worker] = OrderedDict()  # least recently used first
         self._refusals: OrderedDict[str, str] = OrderedDict()
         self._compiling: dict[str, _Compilation] = {}
         self._server = Server(self._settings, self._check_memory)
 
-    async def compile(self, structure: Structure) -> Worker:
+    async def compile(self, structure: Structure, client: str = "") -> Worker:
         """Return a worker that has compiled a structure and made its first mask.
+
+        Args:
+            structure: of a request.
+            client: who sent it.
 
         Raises:
             InvalidRequest: malformed, over a limit, or not to be enforced; says which.
             Overloaded: too many structures are being compiled.
         """
-        return await asyncio.shield(asyncio.wrap_future(self._find(structure)))
+        try:
+            async with asyncio.timeout(MAX_WAIT_S):
+                return await asyncio.shield(asyncio.wrap_future(self._find(structure, client)))
+        except TimeoutError:
+            raise Overloaded(RETRY, retry_after_s=RETRY_AFTER_S) from None
 
     def start(self) -> None:
         """Start the server, so that the first structure finds it ready; blocks for a second.
@@ -102,7 +120,7 @@ class GrammarPool:
 
     def close(self) -> None:
         """End every process."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown()
         with self._lock:
             workers = list(self._workers.values())
             self._workers.clear()
@@ -110,7 +128,7 @@ class GrammarPool:
             worker.end("the engine was closed")
         self._server.close()
 
-    def _find(self, structure: Structure) -> Future[Worker]:
+    def _find(self, structure: Structure, client: str) -> Future[Worker]:
         key = _key(structure)
         with self._lock:
             if (worker := self._workers.get(key)) is not None:
@@ -123,27 +141,32 @@ class GrammarPool:
                 return _failed(_refused(refusal))
             if (known := self._compiling.get(key)) is not None:
                 return known.future
-            if len(self._compiling) >= COMPILERS + MAX_QUEUED:
+            theirs = sum(one.client == client for one in self._compiling.values())
+            if (
+                theirs >= COMPILERS_PER_CLIENT + MAX_QUEUED_PER_CLIENT
+                or len(self._compiling) >= COMPILERS + MAX_QUEUED
+            ):
                 return _failed(Overloaded(RETRY, retry_after_s=RETRY_AFTER_S))
             if not self._settings.eos_token_ids:
                 return _failed(
                     _refused("this model has no end-of-sequence token, nothing could end")
                 )
-            compilation = _Compilation(Future())
+            compilation = _Compilation(client)
             self._compiling[key] = compilation
             self._evict_compilation()
         try:
-            self._executor.submit(self._run, key, structure, compilation)
+            self._executor.submit(client, partial(self._run, key, structure, compilation))
         except RuntimeError:  # closed meanwhile
             self._settle(key, compilation, Overloaded(RETRY, retry_after_s=RETRY_AFTER_S))
         return compilation.future
 
     def _evict_compilation(self) -> None:
-        """Let the one that compiles longest go when there is no place; with the lock held."""
+        """Let the longest one of who compiles most go when no place is left; lock held."""
         running = [one for one in self._compiling.values() if one.started and not one.evicted]
         if len(running) < COMPILERS:
             return
-        longest = min(running, key=lambda one: one.started)
+        ((most, _),) = Counter(one.client for one in running).most_common(1)
+        longest = min((one for one in running if one.client == most), key=lambda one: one.started)
         if time.monotonic() - longest.started > EVICTABLE_AFTER_S and longest.worker:
             longest.evicted = True
             self._server.kill(longest.worker)
@@ -177,6 +200,8 @@ class GrammarPool:
             compilation.future.set_exception(outcome)
 
     def _compile(self, structure: Structure, compilation: _Compilation) -> Worker:
+        if compilation.started - compilation.asked >= MAX_WAIT_S:  # nobody waits any more
+            raise Overloaded(RETRY, retry_after_s=RETRY_AFTER_S)
         try:
             check_text(structure.kind, structure.definition)
         except ValueError as error:

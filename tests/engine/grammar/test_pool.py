@@ -294,7 +294,7 @@ async def test_the_one_that_compiles_longest_makes_room(demo, monkeypatch):
     with closing(demo.pool(limits=limits)) as pool:
         await pool.compile(Structure("regex", "a"))
         slow = [
-            asyncio.create_task(pool.compile(schema({**SLOW, "title": str(n)})))
+            asyncio.create_task(pool.compile(schema({**SLOW, "title": str(n)}), "ab"[n % 2]))
             for n in range(pools.COMPILERS)
         ]
         while sum(bool(one.worker) for one in pool._compiling.values()) < pools.COMPILERS:
@@ -311,13 +311,36 @@ async def test_the_one_that_compiles_longest_makes_room(demo, monkeypatch):
 
 async def test_too_many_at_once_are_told_to_come_back(demo, monkeypatch):
     """The line for a place is bounded."""
-    monkeypatch.setattr(pools, "MAX_QUEUED", 0)
+    monkeypatch.setattr(pools, "MAX_QUEUED_PER_CLIENT", 0)
     with closing(demo.pool()) as pool:
+        count = pools.COMPILERS_PER_CLIENT + 4
         results = await asyncio.gather(
-            *(pool.compile(Structure("regex", f"a{n}")) for n in range(pools.COMPILERS + 4)),
+            *(pool.compile(Structure("regex", f"a{n}"), "a") for n in range(count)),
+            pool.compile(Structure("regex", "of another one"), "b"),
             return_exceptions=True,
         )
-    assert sum(isinstance(result, Overloaded) for result in results) == 4
+    assert [n for n in range(count) if isinstance(results[n], Overloaded)] == [4, 5, 6, 7]
+    assert not isinstance(results[-1], BaseException)
+
+
+async def test_slow_structures_of_one_client_do_not_hold_up_those_of_another(demo, monkeypatch):
+    """They take no more than half of the places, and have an answer themselves before long."""
+    monkeypatch.setattr(pools, "MAX_WAIT_S", 4.0)
+    limits = Limits(compile_cpu_s=60.0)
+    with closing(demo.pool(limits=limits)) as pool:
+        await pool.compile(Structure("regex", "a"))
+        began = time.monotonic()
+        slow = [
+            asyncio.create_task(pool.compile(schema({**SLOW, "title": str(n)}), "a"))
+            for n in range(pools.COMPILERS_PER_CLIENT + pools.MAX_QUEUED_PER_CLIENT)
+        ]
+        await asyncio.sleep(0.2)
+        quick = [await pool.compile(Structure("regex", f"b{n}"), "b") for n in range(20)]
+        assert time.monotonic() - began < 4.0
+        assert not any(worker.fault for worker in quick)
+        ends = await asyncio.gather(*slow, return_exceptions=True)
+        assert time.monotonic() - began < 6.0
+        assert {type(end) for end in ends} == {Overloaded}
 
 
 async def test_idle_workers_make_room(demo, monkeypatch):
