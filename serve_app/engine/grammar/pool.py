@@ -33,8 +33,8 @@ log = structlog.get_logger()
 
 COMPILERS = 8  # grammars that are compiled at a time
 COMPILERS_PER_CLIENT = 4
-MAX_QUEUED = 128  # structures that may wait for one of those places
-MAX_QUEUED_PER_CLIENT = 32
+MAX_QUEUED = 256  # structures that may wait for one of those places
+MAX_QUEUED_PER_CLIENT = 128
 MAX_WAIT_S = COMPILE_TIMEOUT_S + 1.0  # for a place and for the compilation
 MAX_WORKERS = 96
 MAX_REFUSALS = 1024
