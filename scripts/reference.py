@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serve_app.config import AppConfig
-from serve_app.logs import EVENTS
+from serve_app.telemetry.logs import EVENTS
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "configs" / "README.md"

@@ -17,17 +17,17 @@ import structlog
 from ray import serve
 from ray.serve import Application
 
-from serve_app import logs, tally
-from serve_app.access.placement import actor_options, applications_of
 from serve_app.access.preflight import RolloutBlocked, require_access
 from serve_app.access.verdict import Verdict
+from serve_app.cluster.placement import actor_options, applications_of
 from serve_app.config import AppConfig, ReplicaConfig, parse_args
+from serve_app.deployments.autoscaling import autoscaling
+from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.server import LLMServer
 from serve_app.errors import ConfigError
-from serve_app.ingress import Ingress
-from serve_app.scaling import autoscaling
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
-from serve_app.server import LLMServer
-from serve_app.tally import Result
+from serve_app.telemetry import logs, rollout_counts
+from serve_app.telemetry.rollout_counts import Result
 
 log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ def build_app(args: dict[str, Any]) -> Application:
 def _count(config: AppConfig, result: Result, duration_s: float) -> None:
     # Serve does not tell a builder the name of its application.
     for name in applications_of(config):
-        tally.note(name, result, duration_s=duration_s)
+        rollout_counts.note(name, result, duration_s=duration_s)
 
 
 def bind(config: AppConfig, verdict: Verdict) -> Application:

@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from serve_app.endpoint import CLEAR_TEXT, check_endpoint, is_plain_http
 from serve_app.errors import ConfigError
+from serve_app.redaction import SECRET
 
-# Hub tokens start with hf_ (users) or api_org_ (organisations); 20 is far below their length.
-SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9_]{20,}")
 TOKEN_VARIABLES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 HAND_OVER = (
     "Hand the token over on the nodes instead: the HF_TOKEN environment variable set before Ray "

@@ -100,3 +100,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def demo_model_dir() -> Path:
     """The demo model's directory: SmolLM2-135M-Instruct in bf16, made once a machine."""
     return build_demo_model(default_cache_dir())
+
+
+@pytest.fixture
+def kv_store(monkeypatch):
+    """The cluster's key-value store, without a cluster."""
+    from serve_app.cluster import kv
+    from tests.fakes import FakeKeyValueStore
+
+    store = FakeKeyValueStore()
+    monkeypatch.setattr(kv, "internal_kv", store)
+    return store

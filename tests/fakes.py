@@ -1,11 +1,14 @@
-"""Test doubles of the seams: an engine that plays a script."""
+"""Test doubles of the seams: an engine that plays a script, and Ray's key-value store."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from ray.exceptions import RayError
 
 from serve_app.protocol import (
     FinishReason,
@@ -161,3 +164,36 @@ def _logprobs(token: int, text: str, alternatives: int) -> TokenLogprobs:
         Logprob(token + n, f"{text}{n}", f"{text}{n}".encode(), -1.0 - n) for n in range(1, 99)
     )
     return TokenLogprobs(chosen, (chosen, *others)[:alternatives])
+
+
+class FakeKeyValueStore:
+    """Ray's key-value store, as far as `serve_app.cluster.kv` uses it; atomic as that one is."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        self.is_lost = False
+        self._lock = threading.Lock()
+
+    def _internal_kv_put(self, key, value, overwrite, namespace):
+        self._answer()
+        with self._lock:
+            known = key in self.held
+            if overwrite or not known:
+                self.held[key] = value.encode()
+            return known
+
+    def _internal_kv_get(self, key, namespace):
+        self._answer()
+        return self.held.get(key)
+
+    def _internal_kv_del(self, key, namespace):
+        self._answer()
+        self.held.pop(key, None)
+
+    def _internal_kv_list(self, prefix, namespace):
+        self._answer()
+        return [key.encode() for key in list(self.held) if key.startswith(prefix)]
+
+    def _answer(self):
+        if self.is_lost:
+            raise RayError("no answer")

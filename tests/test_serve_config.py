@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from serve_app import serve_config
-from serve_app.access.placement import placement_of
+from serve_app.cluster.placement import placement_of
 from serve_app.errors import ConfigError
 
 TOKEN = "hf_" + "Qz7" * 12

@@ -14,7 +14,7 @@ from scripts.chaos_table.load import OK, Load, failures
 from scripts.chaos_table.stage import LIMIT_S, Stage
 from scripts.local_hub import Behaviour
 from serve_app.config import ReplicaConfig
-from serve_app.scaling import autoscaling
+from serve_app.deployments.autoscaling import autoscaling
 
 EACH_S = 8.0  # how long the Hub stays at one fault
 AWAY_S = 20.0  # between the end of the old token and the new one in its file

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.conftest import ROOT, LogicalNode
-from tests.cluster.service import SERVING
+from tests.integration.conftest import ROOT, LogicalNode
+from tests.integration.service import SERVING
 
 AHEAD_S = 7200
 CLOCK = """\

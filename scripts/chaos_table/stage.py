@@ -16,9 +16,9 @@ from scripts.chaos_table import inside
 from scripts.chaos_table.load import Load
 from scripts.chaos_table.nodes import Setup, make_node, small_disk, with_clock
 from scripts.local_hub import Behaviour, LocalHub, Repo
-from tests.cluster.conftest import RunningCluster, cluster_of
-from tests.cluster.homes import make_homes
-from tests.cluster.service import SERVING, Service
+from tests.integration.conftest import RunningCluster, cluster_of
+from tests.integration.homes import make_homes
+from tests.integration.service import SERVING, Service
 from tests.models import make_model
 
 REPO = "acme/chaos"

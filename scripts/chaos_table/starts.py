@@ -12,12 +12,12 @@ from typing import Any
 from scripts.chaos_table.nodes import Setup
 from scripts.chaos_table.stage import Stage, stage_for
 from scripts.local_hub.model import build_demo_model, default_cache_dir
-from serve_app.ledger import Start, recent
+from serve_app.telemetry.cold_start import Start, recent
 
 ROOM = 4
 MIDDLE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4}
 ROUNDS = 3
-IMPORTS = "import serve_app.server, serve_app.engine.engine"
+IMPORTS = "import serve_app.deployments.server, serve_app.engine.engine"
 
 
 def hub_bytes(nodes: int) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from ray.serve.schema import DeploymentSchema
 
-from serve_app.access.cluster import NodeTasks, connected, node_task
-from serve_app.access.collect import Lost
-from serve_app.access.placement import Placement, placement_of
 from serve_app.access.receipt import NodeReceipt, receipt_here
+from serve_app.cluster.connection import connected
+from serve_app.cluster.nodes import Lost
+from serve_app.cluster.placement import Placement, placement_of
+from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AppConfig
 
 _RECEIPT = node_task(receipt_here)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from serve_app.access.nodes import Node
 from serve_app.access.remedies import remedy
 from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.cluster.nodes import Lost, Node
 
 Ref = TypeVar("Ref")
 
@@ -22,10 +22,6 @@ SLICE_S = 0.5  # of waiting, between looks at the clock and at nodes that have j
 SCOUT_SHARE = 0.25  # of the deadline; after that the others no longer wait for the first
 STAGGER_S = 0.005  # between the starts of two nodes' probes
 STAGGER_MAX_S = 2.0
-
-
-class Lost(Exception):
-    """A node's probe ended without an answer; the message says how."""
 
 
 class Probes(Protocol[Ref]):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.access.capacity import room_fault
-from serve_app.access.report import sanitise
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
 from serve_app.checkpoint.directory import check_checkpoint
 from serve_app.checkpoint.runnable import Loader, weights_bytes
 from serve_app.errors import ModelLoadError
+from serve_app.redaction import sanitise
 
 
 def check_directory(path: str, loader: Loader | None = None) -> NodeVerdict:

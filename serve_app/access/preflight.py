@@ -17,14 +17,15 @@ import ray
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import DeploymentSchema
 
-from serve_app.access.cluster import NodeTasks, connected, node_task
 from serve_app.access.collect import Collection, failed
-from serve_app.access.hub import endpoint_of
-from serve_app.access.nodes import Node, shortage
-from serve_app.access.placement import Placement, all_nodes, placement_of, placements_of
-from serve_app.access.prove import loader_of, prove_here, prove_later
+from serve_app.access.hub.probe import endpoint_of
+from serve_app.access.node_check import loader_of, prove_here, prove_later
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.checkpoint.runnable import Loader
+from serve_app.cluster.connection import connected
+from serve_app.cluster.nodes import Node, shortage
+from serve_app.cluster.placement import Placement, all_nodes, placement_of, placements_of
+from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
 
 # A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.

@@ -20,13 +20,13 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from serve_app.access.folders import Folder
-from serve_app.access.report import sanitise
+from serve_app.access.hub.folders import Folder
 from serve_app.access.token import resolve_token
 from serve_app.access.verdict import NodeVerdict, Outcome
 from serve_app.checkpoint import files
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
+from serve_app.redaction import sanitise
 
 CLOCK_SKEW_S = 300.0  # how far ahead of ours the clock that wrote a receipt may have been
 _PLACE = (".serve-app", "receipts")

@@ -6,30 +6,18 @@ character outside ASCII; so everything that goes out of here is made so.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from serve_app.config import SECRET
-
 if TYPE_CHECKING:
     from serve_app.access.verdict import NodeVerdict, Verdict
 
-MESSAGE_CHARS = 400
 ROWS = 64  # beyond these, granted nodes are counted instead of listed
 WIDTH = 100
 GRANTED = "granted"
 OUR_WORDS = ("weights_unreachable", "unknown")
 _Problem: TypeAlias = tuple[str, str | None, str]
-
-
-def sanitise(text: str, *, limit: int = MESSAGE_CHARS) -> str:
-    """Make foreign words safe to show: one line, no control characters, no secret, bounded."""
-    # White space first becomes a space and the rest nothing, which may join a secret's halves.
-    clean = "".join(char for char in re.sub(r"\s", " ", text) if char.isprintable())
-    clean = SECRET.sub("[secret]", re.sub(r" +", " ", clean)).strip()
-    return clean if len(clean) <= limit else clean[: limit - 3].rstrip() + "..."
 
 
 def line(node: NodeVerdict) -> str:

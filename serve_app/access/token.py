@@ -25,9 +25,9 @@ import httpx2
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
-from serve_app.access.report import sanitise
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig
+from serve_app.redaction import sanitise
 
 HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 OIDC_VARIABLE = "HF_OIDC_RESOURCE"

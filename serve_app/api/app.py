@@ -25,7 +25,6 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from serve_app.api.auth import ApiKeys, RequireKey
-from serve_app.api.board import Board, Whole
 from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, Generate
 from serve_app.api.hosts import KnownHost
 from serve_app.api.intake import Intake
@@ -34,10 +33,11 @@ from serve_app.api.models import Models
 from serve_app.api.names import Names
 from serve_app.api.offload import Offload
 from serve_app.api.paths import PlainPath, lost
-from serve_app.api.record import RequestRecord
+from serve_app.api.request_record import RequestRecord
 from serve_app.api.shared import Shared
 from serve_app.api.sse import dump
-from serve_app.api.tokens import token_routes
+from serve_app.api.status_page import Board, Whole
+from serve_app.api.tokenize import token_routes
 from serve_app.config import ApiConfig
 from serve_app.errors import (
     InvalidRequest,

@@ -23,7 +23,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api.record import trace_of
+from serve_app.api.request_record import trace_of
 from serve_app.errors import ConfigError, InvalidApiKey
 
 log = structlog.get_logger()

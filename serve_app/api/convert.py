@@ -17,7 +17,7 @@ from serve_app.api.schemas import (
     SamplingFields,
     StreamOptions,
 )
-from serve_app.api.tool_formats import ToolReader
+from serve_app.api.tool_parser import ToolReader
 from serve_app.api.tools import NamedFunction, Tool, calls_schema
 from serve_app.errors import InvalidRequest
 from serve_app.protocol import (

@@ -15,12 +15,12 @@ from typing import Any, Protocol, TypeVar
 from starlette.types import Send
 
 from serve_app.api import sse
-from serve_app.api.answers import ChunkVoice, usage_body
 from serve_app.api.choices import Choices, Piece, join
 from serve_app.api.convert import Plan
-from serve_app.api.envelope import envelope
+from serve_app.api.error_body import envelope
 from serve_app.api.offload import Offload
-from serve_app.api.record import Trace
+from serve_app.api.request_record import Trace
+from serve_app.api.response_types import ChunkVoice, usage_body
 from serve_app.errors import ServeAppError
 from serve_app.protocol import Usage
 

@@ -20,23 +20,23 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api import shapes
-from serve_app.api.answers import ChunkVoice
-from serve_app.api.body import TIMEOUT_HEADER, parse_object, require_json, time_limit
-from serve_app.api.chat_voice import ChatVoice
+from serve_app.api.chat_response import ChatVoice
 from serve_app.api.choices import Choices
-from serve_app.api.completion_voice import CompletionVoice, read_echoes
+from serve_app.api.completion_response import CompletionVoice, read_echoes
 from serve_app.api.convert import Plan, plan_chat, plan_completion
 from serve_app.api.delivery import Chunks, EventStream, Voice, collect, plain_failure
-from serve_app.api.fields import CHAT, COMPLETION, Fields
-from serve_app.api.fields import RESPONSES as RESPONSE
 from serve_app.api.intake import Intake
 from serve_app.api.names import Names
 from serve_app.api.offload import Offload
-from serve_app.api.record import Trace, trace_of
-from serve_app.api.response_voice import ResponseVoice
-from serve_app.api.responses import plan_response, renamed
+from serve_app.api.request_body import TIMEOUT_HEADER, parse_object, require_json, time_limit
+from serve_app.api.request_record import Trace, trace_of
+from serve_app.api.response_types import ChunkVoice
+from serve_app.api.responses_request import plan_response, renamed
+from serve_app.api.responses_response import ResponseVoice
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
 from serve_app.api.shapes import OldCalls
+from serve_app.api.supported_fields import CHAT, COMPLETION, Fields
+from serve_app.api.supported_fields import RESPONSES as RESPONSE
 from serve_app.config import ApiConfig
 from serve_app.errors import (
     DeadlineExceeded,

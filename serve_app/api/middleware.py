@@ -11,9 +11,9 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.body import require_small_headers
-from serve_app.api.envelope import envelope, error_headers
-from serve_app.api.record import RequestRecord, Trace, attach, path_of, trace_of
+from serve_app.api.error_body import envelope, error_headers
+from serve_app.api.request_body import require_small_headers
+from serve_app.api.request_record import RequestRecord, Trace, attach, path_of, trace_of
 from serve_app.api.sse import dump
 from serve_app.errors import EngineError, RequestCancelled, ServeAppError
 

@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app.api.answers import Model
-from serve_app.api.board import Whole
 from serve_app.api.names import Names
+from serve_app.api.response_types import Model
 from serve_app.api.sse import dump
+from serve_app.api.status_page import Whole
 
 
 class Models:

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve_app.api.messages import Message, Schema, at_most
-from serve_app.api.structure import (
+from serve_app.api.structured_output import (
     GuidedChoice,
     GuidedGrammar,
     GuidedJson,

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from serve_app.api.answers import ChunkVoice
 from serve_app.api.choices import Piece
+from serve_app.api.response_types import ChunkVoice
 from serve_app.errors import InvalidRequest, RequestError
 from serve_app.protocol import Usage
 

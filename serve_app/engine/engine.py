@@ -23,19 +23,19 @@ import structlog
 
 from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.admission import Admission, Limits
-from serve_app.engine.assembly import assemble
-from serve_app.engine.completion import Completion
 from serve_app.engine.grammar.late import LateMatcher
 from serve_app.engine.grammar.matcher import Worker
 from serve_app.engine.grammar.pool import GrammarPool
-from serve_app.engine.loading import load
 from serve_app.engine.loop import EngineLoop
-from serve_app.engine.prompt import EncodedRequest, PromptEncoder
-from serve_app.engine.runner import Runner
+from serve_app.engine.model.build import assemble
+from serve_app.engine.model.loading import load
+from serve_app.engine.model.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats, LoadReport, peak_rss_bytes
 from serve_app.engine.stream import Stream, by_key, deliver, delta_interval_s
+from serve_app.engine.text.completion import Completion
+from serve_app.engine.text.prompt import EncodedRequest, PromptEncoder
 from serve_app.engine.warm_up import warm_up
 from serve_app.errors import EngineDead, EngineError, InvalidRequest
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta

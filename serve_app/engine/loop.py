@@ -21,7 +21,7 @@ import torch
 
 from serve_app.engine.drain import DrainMeter, DrainRate
 from serve_app.engine.grammar import matcher as grammars
-from serve_app.engine.runner import Runner
+from serve_app.engine.model.runner import Runner
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.sequence import Sampled, Sequence, StepPlan, Update
 from serve_app.engine.stats import EngineStats

@@ -18,10 +18,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from serve_app.engine.drafting import Drafter
-from serve_app.engine.places import Places
-from serve_app.engine.prefix_cache import PrefixCache
+from serve_app.engine.cache.places import Places
+from serve_app.engine.cache.prefix_cache import PrefixCache
 from serve_app.engine.sequence import Move, Row, Sequence, StepPlan
+from serve_app.engine.speculative import Drafter
 from serve_app.engine.waiting import Shares, WaitingLine
 
 # Completion tokens reserved at first. Most clients set no limit and few answers are longer;

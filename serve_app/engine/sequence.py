@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from serve_app.engine.prefix_cache import Holding, extend_chain
-from serve_app.engine.regions import BLOCK_TOKENS, Region
+from serve_app.engine.cache.allocator import BLOCK_TOKENS, Region
+from serve_app.engine.cache.prefix_cache import Holding, extend_chain
 from serve_app.protocol import FinishReason, Timing
 
 if TYPE_CHECKING:
-    from serve_app.engine.adjust import Adjuster
-    from serve_app.engine.drafting import Drafter
     from serve_app.engine.grammar.matcher import Matcher
+    from serve_app.engine.model.logits_processors import Adjuster
+    from serve_app.engine.speculative import Drafter
 
 
 @dataclass(frozen=True, slots=True)

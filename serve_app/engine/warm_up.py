@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from serve_app.engine.loop import EngineLoop
-from serve_app.engine.prompt import EncodedRequest, PromptEncoder
 from serve_app.engine.sequence import Sequence
+from serve_app.engine.text.prompt import EncodedRequest, PromptEncoder
 from serve_app.errors import ModelLoadError, RequestError
 from serve_app.protocol import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
 

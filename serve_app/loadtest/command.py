@@ -13,10 +13,10 @@ from pathlib import Path
 from serve_app.config import parse_args
 from serve_app.errors import ConfigError
 from serve_app.loadtest import capacity, compare, page, report, stage
-from serve_app.loadtest.bench import Bench, bench
 from serve_app.loadtest.capacity import Demand, Measured
 from serve_app.loadtest.search import holds, search
 from serve_app.loadtest.served import Served, served
+from serve_app.loadtest.session import Bench, bench
 from serve_app.loadtest.summary import Json
 from serve_app.loadtest.traces import read_trace
 

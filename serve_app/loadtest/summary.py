@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from serve_app.loadtest.client import Sample
-from serve_app.loadtest.crew import Ran
 from serve_app.loadtest.slo import Slo, times
+from serve_app.loadtest.workers import Ran
 
 Json: TypeAlias = dict[str, Any]
 

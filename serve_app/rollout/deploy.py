@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve_app.config import parse_args
+from serve_app.deployments.autoscaling import autoscaling
 from serve_app.errors import ConfigError
-from serve_app.ledger import Phase
-from serve_app.rollout.changes import by_name
-from serve_app.rollout.instance import AppState
+from serve_app.rollout.diff import by_name
 from serve_app.rollout.progress import Progress
-from serve_app.scaling import autoscaling
+from serve_app.rollout.serve_client import AppState
 from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT
+from serve_app.telemetry.cold_start import Phase
 
 POLL_S = 0.5
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})

@@ -14,9 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ray.experimental import internal_kv
-
-from serve_app.ledger import NAMESPACE
+from serve_app.cluster import kv
 from serve_app.rollout.scope import pinned
 
 KEY = "rollout/versions"
@@ -43,7 +41,7 @@ class Version:
 
 def read() -> list[Version]:
     """Return the good versions of all applications, oldest first."""
-    value = internal_kv._internal_kv_get(KEY, namespace=NAMESPACE)
+    value = kv.get(KEY)
     return [Version(**entry) for entry in json.loads(value)] if value else _converted()
 
 
@@ -148,7 +146,7 @@ def _newest(versions: Iterable[Version]) -> dict[str, dict[str, Any] | None]:
 
 def _converted() -> list[Version]:
     """Return what an older version of this package remembered."""
-    value = internal_kv._internal_kv_get(OLD_KEY, namespace=NAMESPACE)
+    value = kv.get(OLD_KEY)
     versions: list[Version] = []
     for entry in json.loads(value) if value else ():
         newest = _newest(versions)
@@ -166,4 +164,4 @@ def _write(versions: list[Version]) -> None:
         if counted[version.name] <= KEPT:
             kept.append(version)
     value = json.dumps([asdict(version) for version in reversed(kept)])
-    internal_kv._internal_kv_put(KEY, value, namespace=NAMESPACE)
+    kv.put(KEY, value)

@@ -9,15 +9,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from serve_app import ledger
-from serve_app.access.cluster import NodeTasks, node_task
-from serve_app.access.collect import Lost
-from serve_app.access.placement import placement_of
 from serve_app.access.verdict import Verdict
+from serve_app.cluster.nodes import Lost
+from serve_app.cluster.placement import placement_of
+from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.errors import ServeAppError
-from serve_app.forecast import forecast
+from serve_app.rollout.forecast import forecast
 from serve_app.serve_config import ServedApp
-from serve_app.weights.bring import lacking_bytes
+from serve_app.telemetry import cold_start
+from serve_app.weights.fetch import lacking_bytes
 
 LOOK_TIMEOUT_S = 30.0
 UNKNOWN_BYTES = -1
@@ -52,7 +52,7 @@ def forecasts(application: str, most_bytes: int) -> Iterator[str]:
         most_bytes: to fetch on the node that lacks most.
     """
     try:
-        earlier = [start for start in ledger.recent() if start.application == application]
+        earlier = [start for start in cold_start.recent() if start.application == application]
     except RayError:
         earlier = []
     if not earlier:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from serve_app.ledger import Phase
+from serve_app.telemetry.cold_start import Phase
 
 EVERY_S = 5.0
 

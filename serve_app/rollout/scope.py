@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.errors import ConfigError
-from serve_app.rollout.changes import by_name
+from serve_app.rollout.diff import by_name
 from serve_app.serve_config import IMPORT_PATH
 
 ROUTE = "/"  # of an application that names none

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from ray.experimental import internal_kv
-
-NAMESPACE = "serve_app"
+from serve_app.cluster import kv
 
 
 class Announcements:
@@ -23,24 +21,20 @@ class Announcements:
 
     def get(self, name: str) -> bytes | None:
         """Return a key's value; None without one."""
-        found: bytes | None = internal_kv._internal_kv_get(self._prefix + name, namespace=NAMESPACE)
-        return found
+        return kv.get(self._prefix + name)
 
     def put(self, name: str, value: str, *, overwrite: bool = True) -> bool:
         """Write a key; False if it was there already."""
-        return not internal_kv._internal_kv_put(
-            self._prefix + name, value, overwrite, namespace=NAMESPACE
-        )
+        return kv.put(self._prefix + name, value, overwrite=overwrite)
 
     def delete(self, name: str) -> None:
         """Remove a key."""
-        internal_kv._internal_kv_del(self._prefix + name, namespace=NAMESPACE)
+        kv.delete(self._prefix + name)
 
     def below(self, folder: str) -> list[str]:
         """Return the names of the keys that begin with `folder/`, without that."""
         prefix = f"{self._prefix}{folder}/"
-        keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
-        return [key.decode().removeprefix(prefix) for key in keys]
+        return [key.removeprefix(prefix) for key in kv.keys(prefix)]
 
 
 def is_announced(repo_id: str, commit: str, node_id: str) -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import ray
 
-from serve_app.access.listing import HubFile, cache
-from serve_app.access.model_files import listed
+from serve_app.access.hub.listing import HubFile, cache
+from serve_app.access.hub.model_files import listed
 from serve_app.weights.announcements import is_announced
 from serve_app.weights.store import Store
 

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from serve_app.access.listing import HubFile
+from serve_app.access.hub.listing import HubFile
 from serve_app.access.local import check_directory
 from serve_app.access.verdict import Outcome
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 from filelock import SoftFileLock, Timeout
 
-from serve_app.access.folders import Folder
+from serve_app.access.hub.folders import Folder
 
 log = structlog.get_logger()
 

@@ -26,8 +26,8 @@ import structlog
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from serve_app.access.listing import HubFile
-from serve_app.access.pace import Pace, Stalled
+from serve_app.access.hub.listing import HubFile
+from serve_app.access.hub.pace import Pace, Stalled
 from serve_app.weights.announcements import Announcements
 from serve_app.weights.chunks import CHUNK_BYTES, read_chunks
 from serve_app.weights.store import Damaged, Store

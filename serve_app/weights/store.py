@@ -23,8 +23,8 @@ from typing import BinaryIO
 
 import structlog
 
-from serve_app.access.folders import Folder
-from serve_app.access.listing import HubFile, cache, folder_name, repo_folder
+from serve_app.access.hub.folders import Folder
+from serve_app.access.hub.listing import HubFile, cache, folder_name, repo_folder
 from serve_app.errors import ModelLoadError
 from serve_app.weights.lock import exclusive
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from serve_app.access import collect
-from serve_app.access.collect import Collection, Lost
-from serve_app.access.nodes import Node
+from serve_app.access.collect import Collection
 from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.cluster.nodes import Lost, Node
 from tests.access.cases import COMMIT, granted, verdict
 
 OTHER = "d" * 40

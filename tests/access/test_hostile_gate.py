@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from serve_app.access import client, wire
-from serve_app.access.hub import check_here
+from serve_app.access.hub import bounded_client, client
+from serve_app.access.hub.probe import check_here
 from serve_app.access.verdict import Outcome
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AccessConfig, ModelConfig
@@ -32,7 +32,7 @@ FILES = {
 def hub(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
-    monkeypatch.setattr(wire, "_backoff", lambda _: 0.01)
+    monkeypatch.setattr(client, "_backoff", lambda _: 0.01)
     with HostileHub(dict(FILES)) as running:
         yield running
 
@@ -170,9 +170,9 @@ def test_headers_that_drip_are_cut(hub):
     """Each byte comes within the client's own limit of a read."""
     hub.pages["/x"] = Page(b"", headers_drip_s=0.1)
     began = time.monotonic()
-    asking = client.BoundedClient(lambda _: {})
+    asking = bounded_client.BoundedClient(lambda _: {})
     with (
-        pytest.raises(client.ERRORS, match="too slowly"),
+        pytest.raises(bounded_client.ERRORS, match="too slowly"),
         asking.stream("GET", f"{hub.url}/x", timeout_s=0.6),
     ):
         pass

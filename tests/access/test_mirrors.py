@@ -5,10 +5,10 @@ from huggingface_hub import constants
 
 from scripts.local_hub import LocalHub, Repo
 from scripts.local_hub.hub import Hub
-from serve_app.access.client import may_lead
-from serve_app.access.hub import check_here
+from serve_app.access.hub.bounded_client import may_lead
+from serve_app.access.hub.probe import check_here
 from serve_app.access.verdict import Outcome
-from serve_app.weights.bring import bring
+from serve_app.weights.fetch import bring
 from tests.access.cases import MODEL, access, sharded_files, single_files
 from tests.conftest import TINY_REPO
 

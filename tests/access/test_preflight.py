@@ -3,10 +3,11 @@
 import pytest
 
 from scripts.local_hub import Behaviour
-from serve_app.access import cluster, preflight
-from serve_app.access.placement import Placement, asked_by
+from serve_app.access import preflight
 from serve_app.access.preflight import RolloutBlocked, require_access
 from serve_app.access.verdict import Outcome
+from serve_app.cluster import tasks
+from serve_app.cluster.placement import Placement, asked_by
 from serve_app.config import AppConfig
 from tests.conftest import TINY_REPO
 
@@ -15,8 +16,8 @@ from tests.conftest import TINY_REPO
 def empty_cluster(monkeypatch, tmp_path):
     """A cluster that has scaled to zero, and a cache of the test's own."""
     monkeypatch.setattr(preflight, "all_nodes", list)
-    monkeypatch.setattr(cluster, "all_nodes", list)
-    monkeypatch.setattr(cluster, "draining", tuple)
+    monkeypatch.setattr(tasks, "all_nodes", list)
+    monkeypatch.setattr(tasks, "draining", tuple)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
 

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from ray.serve.scripts import ServeDeploySchemaDumper
 
-from serve_app.access.report import ROWS, sanitise
+from serve_app.access.report import ROWS
 from serve_app.access.verdict import Outcome, TokenReport, Verdict
+from serve_app.redaction import sanitise
 from tests.access.cases import COMMIT, fake_token, granted, verdict
 
 NODES = (

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
 )
 
-from serve_app.api.fields import CHAT, COMPLETION, RESPONSES
+from serve_app.api.supported_fields import CHAT, COMPLETION, RESPONSES
 from tests.api.harness import MODEL, Service
 from tests.api.specification import EVENTS, conform, document, request_fields
 from tests.fakes import FakeEngine
@@ -67,7 +67,7 @@ ANSWERED: Counter[tuple[str, str]] = Counter()
 
 
 def narrow(described: dict[str, Any], *, stream: bool) -> None:
-    """Ask for the served model, and not for what is refused by name (tests/api/test_fields.py).
+    """Ask for the served model, and not for what is refused by name (test_supported_fields.py).
 
     Otherwise nearly every request would end there, and next to nothing would reach the engine.
     """

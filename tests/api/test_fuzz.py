@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from serve_app.api.fields import CHAT as CHAT_FIELDS
-from serve_app.api.fields import COMPLETION as COMPLETION_FIELDS
-from serve_app.api.fields import RESPONSES as RESPONSES_FIELDS
+from serve_app.api.supported_fields import CHAT as CHAT_FIELDS
+from serve_app.api.supported_fields import COMPLETION as COMPLETION_FIELDS
+from serve_app.api.supported_fields import RESPONSES as RESPONSES_FIELDS
 from tests.api.harness import CHAT, COMPLETIONS, Service, refusal
 from tests.api.specification import conform
 from tests.fakes import FakeEngine

@@ -11,7 +11,7 @@ from contextlib import closing
 import httpx
 import pytest
 
-from serve_app.engine.runner import Runner
+from serve_app.engine.model.runner import Runner
 from tests.api.harness import CHAT, COMPLETIONS, Service, listening, until
 from tests.engine.conftest import load_engine
 from tests.models import make_model

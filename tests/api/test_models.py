@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.api.board import View
+from serve_app.api.status_page import View
 from tests.api.harness import CHAT, COMPLETIONS, HELLO, MODEL, Service, events, refusal
 
 ALIASES = ("chat", "gpt-4o", MODEL)

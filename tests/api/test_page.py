@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from serve_app.api.board import View
+from serve_app.api.status_page import View
 from tests.api.harness import CHAT, HELLO, Service, listening
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ import sys
 import time
 
 from scripts.chaos_table.nodes import AHEAD_S, with_clock
-from tests.cluster.conftest import LogicalNode
+from tests.integration.conftest import LogicalNode
 
 
 def test_a_nodes_python_is_ahead_until_its_clock_is_set_right(tmp_path):

@@ -1,1 +1,1 @@
-"""Tests that start Ray; each starts an instance of its own and stops only that."""
+"""The cluster package, without a cluster."""

@@ -4,8 +4,8 @@ import random
 
 import torch
 
-from serve_app.engine.prefix_cache import Holding
-from serve_app.engine.regions import Region
+from serve_app.engine.cache.allocator import Region
+from serve_app.engine.cache.prefix_cache import Holding
 from serve_app.engine.sequence import Row, SamplingPlan, Sequence
 
 PLACES = 256  # of each sequence in the cache

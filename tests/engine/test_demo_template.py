@@ -8,10 +8,10 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from serve_app.api.tool_formats import CallArguments, CallBegun, ToolReader
+from serve_app.api.tool_parser import CallArguments, CallBegun, ToolReader
 from serve_app.config import ApiConfig, EngineConfig, ModelConfig
-from serve_app.engine.conversation import ChatRenderer
 from serve_app.engine.engine import Engine
+from serve_app.engine.text.conversation import ChatRenderer
 from serve_app.protocol import ChatPrompt, SamplingParams
 from tests.engine.conftest import run
 

@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from serve_app.engine.drain import DrainRate
-from serve_app.engine.native.forward import NativeForward
-from serve_app.engine.runner import Runner
+from serve_app.engine.model.native.forward import NativeForward
+from serve_app.engine.model.runner import Runner
 from serve_app.engine.sequence import Update
 from serve_app.engine.stream import Stream
 from serve_app.errors import (

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from serve_app.config import ModelConfig
-from serve_app.engine import loading
+from serve_app.engine.model import loading
 from serve_app.errors import ModelLoadError
 from tests.models import make_model
 

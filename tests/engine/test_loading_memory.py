@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.cluster.conftest import ROOT
+from tests.integration.conftest import ROOT
 from tests.models import make_model
 
 LIMIT = 1.2  # of the weights
@@ -16,9 +16,9 @@ SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 from serve_app.config import EngineConfig, ModelConfig
-from serve_app.engine.assembly import assemble
-from serve_app.engine.loading import load
-from serve_app.engine.native import library
+from serve_app.engine.model.build import assemble
+from serve_app.engine.model.loading import load
+from serve_app.engine.model.native import library
 import transformers.models.llama.modeling_llama  # code is no copy of the weights
 
 def resident():

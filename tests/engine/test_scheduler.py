@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.engine.regions import BLOCK_TOKENS
+from serve_app.engine.cache.allocator import BLOCK_TOKENS
 from serve_app.engine.scheduler import SCORED_TOKENS, SCORED_TOKENS_STREAMING, Scheduler
 from serve_app.engine.sequence import SamplingPlan, Sequence
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from serve_app.config import ApiConfig, EngineConfig, ModelConfig
-from serve_app.engine.assembly import assemble
-from serve_app.engine.attention.interface import choose_backend
-from serve_app.engine.attention.sdpa import SdpaBackend
-from serve_app.engine.attention.step import LayerShape, Scoring, Span
-from serve_app.engine.attention.varlen import find_varlen_attn
 from serve_app.engine.engine import Engine
-from serve_app.engine.graphs import CudaRecorder
-from serve_app.engine.loading import load as load_model
+from serve_app.engine.model.attention.interface import choose_backend
+from serve_app.engine.model.attention.sdpa import SdpaBackend
+from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
+from serve_app.engine.model.attention.varlen import find_varlen_attn
+from serve_app.engine.model.build import assemble
+from serve_app.engine.model.cuda_graphs import CudaRecorder
+from serve_app.engine.model.loading import load as load_model
 from serve_app.protocol import SamplingParams
 from tests.engine.conftest import Reference, random_prompts, run
 from tests.engine.invariance import assert_invariant
-from tests.engine.test_graphs import assert_same_steps, build
+from tests.engine.model.test_cuda_graphs import assert_same_steps, build
 from tests.models import VOCAB, make_model
 
 pytestmark = [

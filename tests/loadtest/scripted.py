@@ -14,9 +14,9 @@ from typing import Any
 import uvicorn
 
 from serve_app.loadtest.client import Sample
-from serve_app.loadtest.crew import Ran
 from serve_app.loadtest.stage import Stage
 from serve_app.loadtest.worker import Strain
+from serve_app.loadtest.workers import Ran
 
 # A step of an answer: seconds to wait, text to send, a status to refuse with, or a word:
 # "error" (an error event), "garbage" (no JSON), "cut" (end without the end mark).

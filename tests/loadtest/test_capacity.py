@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.__main__ import main
+from serve_app.cli.main import main
 from serve_app.errors import ConfigError
 from serve_app.loadtest.capacity import HEADROOM, Demand, Measured, merge, patch, recommend
 from serve_app.loadtest.search import PRECISION

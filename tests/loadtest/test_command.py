@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.__main__ import main
+from serve_app.cli.main import main
 from serve_app.loadtest.capacity import HEADROOM
 from tests.loadtest.scripted import Scripted, serving
 

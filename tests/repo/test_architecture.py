@@ -64,7 +64,7 @@ def test_packages_import_nothing_heavy():
 def test_the_gate_and_the_servers_do_not_import_torch():
     """A refusal must not wait for torch; neither may the ingress pay for it."""
     code = (
-        "import sys, serve_app.app, serve_app.server, serve_app.ingress;"
+        "import sys, serve_app.app, serve_app.deployments.server, serve_app.deployments.ingress;"
         "print(sorted({'torch','transformers','accelerate'} & set(sys.modules)))"
     )
     assert run(sys.executable, "-c", code).stdout.strip() == "[]"

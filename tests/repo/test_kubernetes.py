@@ -21,8 +21,8 @@ import yaml
 from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 
 from serve_app import serve_config
-from serve_app.__main__ import _parser
 from serve_app.app import DRAIN_S
+from serve_app.cli.main import _parser
 
 ROOT = Path(__file__).parent.parent.parent / "configs" / "kubernetes"
 SCHEMA = json.loads(

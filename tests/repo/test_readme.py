@@ -28,11 +28,11 @@ def commands():
 
 # The commands that other tests run as a user would, and where.
 RUN_ELSEWHERE = {
-    ("scripts/quickstart",): "tests/cluster/test_quickstart.py",
+    ("scripts/quickstart",): "tests/integration/test_quickstart.py",
     ("scripts/test",): "this very run",
-    ("curl",): "tests/cluster/test_quickstart.py",
-    ("serve-app", "check"): "tests/cluster/test_check.py",
-    ("serve-app", "receipt"): "tests/cluster/test_audit.py",
+    ("curl",): "tests/integration/test_quickstart.py",
+    ("serve-app", "check"): "tests/integration/test_check.py",
+    ("serve-app", "receipt"): "tests/integration/test_audit.py",
 }
 COMMANDS = list(commands())
 

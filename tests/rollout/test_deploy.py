@@ -3,10 +3,10 @@
 import copy
 
 from serve_app.errors import ConfigError
-from serve_app.ledger import Phase
 from serve_app.rollout.deploy import deploy, nudged
-from serve_app.rollout.instance import AppState
+from serve_app.rollout.serve_client import AppState
 from serve_app.serve_config import IMPORT_PATH
+from serve_app.telemetry.cold_start import Phase
 
 
 def config(name="llm", *, least=1, most=1, **extra):

@@ -11,17 +11,11 @@ from serve_app.serve_config import IMPORT_PATH
 
 
 @pytest.fixture(autouse=True)
-def store(monkeypatch):
+def store(monkeypatch, kv_store):
     """Keep the cluster's memory in a dictionary, and let every rollout have its own second."""
-    kept = {}
-    kv = history.internal_kv
-    monkeypatch.setattr(kv, "_internal_kv_get", lambda key, namespace: kept.get(key))
-    monkeypatch.setattr(
-        kv, "_internal_kv_put", lambda key, value, namespace: kept.update({key: value})
-    )
     seconds = iter(range(1, 1000))
     monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
-    return kept
+    return kv_store.held
 
 
 def app(name, version):

@@ -3,9 +3,10 @@
 import pytest
 from ray.exceptions import RayError
 
-from serve_app.ledger import Span, Start
-from serve_app.rollout import command, plan
+from serve_app.cli import deploy
+from serve_app.rollout import plan
 from serve_app.serve_config import IMPORT_PATH
+from serve_app.telemetry.cold_start import Span, Start
 
 
 def start(*, download=1.0, size=0, application="llm"):
@@ -91,9 +92,9 @@ def test_a_token_that_serves_already_is_not_printed(monkeypatch, capsys):
         def goal():
             return {"applications": [held]}
 
-    monkeypatch.setattr(command, "Instance", Serving)
-    options = command.Options(timeout_s=1.0, dry_run=True)
-    assert command.run({"applications": [app]}, (), {}, options) == 0
+    monkeypatch.setattr(deploy, "Instance", Serving)
+    options = deploy.Options(timeout_s=1.0, dry_run=True)
+    assert deploy.run({"applications": [app]}, (), {}, options) == 0
     told = capsys.readouterr().err
     assert "llm: args.access.token:" in told
     assert token[:10] not in told

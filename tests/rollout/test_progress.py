@@ -1,7 +1,7 @@
 """What a person reads while replicas start."""
 
-from serve_app.ledger import Phase
 from serve_app.rollout.progress import Progress
+from serve_app.telemetry.cold_start import Phase
 
 
 def course(*told):

@@ -11,13 +11,13 @@ import pytest
 from huggingface_hub import constants, snapshot_download
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
-from serve_app.access.prove import prove_here
+from serve_app.access.node_check import prove_here
 from serve_app.access.verdict import Outcome
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
-from serve_app.weights import bring as weights_bring
+from serve_app.weights import fetch as weights_bring
 from serve_app.weights import lock as locks
-from serve_app.weights.bring import bring
+from serve_app.weights.fetch import bring
 from serve_app.weights.store import Store
 from tests.access.cases import MODEL, access, sharded_files, single_files
 from tests.conftest import TINY_REPO

@@ -13,10 +13,10 @@ import pytest
 from huggingface_hub import constants, scan_cache_dir, snapshot_download
 
 from scripts.local_hub import Behaviour, LocalHub, Repo, Route
-from serve_app.access import download
+from serve_app.access.hub import download
 from serve_app.errors import AccessDenied, ModelLoadError
 from serve_app.weights import store as stores
-from serve_app.weights.bring import bring
+from serve_app.weights.fetch import bring
 from serve_app.weights.store import Store
 from tests.access.cases import MODEL, access, single_files
 from tests.conftest import TINY_REPO
@@ -113,7 +113,7 @@ def test_a_killed_downloader_leaves_no_lock_and_its_bytes_count(tmp_path):
             "from huggingface_hub import constants; import sys;"
             "constants.HF_HUB_CACHE = sys.argv[1];"
             "from serve_app.config import AccessConfig, ModelConfig;"
-            "from serve_app.weights.bring import bring;"
+            "from serve_app.weights.fetch import bring;"
             "bring(ModelConfig(repo_id=sys.argv[2]),"
             " AccessConfig(endpoint=sys.argv[3], token_file=sys.argv[4]), sys.argv[5])"
         )
@@ -186,7 +186,7 @@ def test_old_revisions_are_told_and_stay(hub, tmp_path, monkeypatch):
     """They make the rollback fast; what they share with others is not counted."""
     told = []
     monkeypatch.setattr(
-        "serve_app.weights.bring.log",
+        "serve_app.weights.fetch.log",
         SimpleNamespace(info=lambda event, **facts: told.append((event, facts))),
     )
     config = access(hub, tmp_path, hub.issue_token())

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.access import download, listing, pace, transfer
+from serve_app.access.hub import download, listing, pace, transfer
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import AccessDenied, ModelLoadError
-from serve_app.weights.bring import bring
+from serve_app.weights.fetch import bring
 from tests.access.cases import fake_token, single_files
 from tests.hostile import COMMIT, REPO, HostileHub, Page, entry
 

@@ -5,11 +5,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RayError
 
 from scripts.local_hub import LocalHub, Repo
-from serve_app.weights import announcements, chunks, peers
-from serve_app.weights.bring import bring
+from serve_app.weights import chunks, peers
+from serve_app.weights.fetch import bring
 from serve_app.weights.peers import Peers
 from serve_app.weights.store import Store
 from tests.access.cases import MODEL, access, single_files
@@ -18,42 +17,10 @@ from tests.conftest import TINY_REPO
 COMMIT = "c0ffee" + "0" * 34
 
 
-class KeyValueStore:
-    """Ray's, as far as it is used; atomic as that one is."""
-
-    def __init__(self):
-        self.held, self._lock, self.is_lost = {}, threading.Lock(), False
-
-    def _internal_kv_put(self, key, value, overwrite, namespace):
-        self._answer()
-        with self._lock:
-            known = key in self.held
-            if overwrite or not known:
-                self.held[key] = value.encode()
-            return known
-
-    def _internal_kv_get(self, key, namespace):
-        self._answer()
-        return self.held.get(key)
-
-    def _internal_kv_del(self, key, namespace):
-        self._answer()
-        self.held.pop(key, None)
-
-    def _internal_kv_list(self, prefix, namespace):
-        self._answer()
-        return [key.encode() for key in list(self.held) if key.startswith(prefix)]
-
-    def _answer(self):
-        if self.is_lost:
-            raise RayError("no answer")
-
-
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster(monkeypatch, kv_store):
     """The store and the nodes that are alive."""
-    known = SimpleNamespace(kv=KeyValueStore(), alive={"a", "b", "c"})
-    monkeypatch.setattr(announcements, "internal_kv", known.kv)
+    known = SimpleNamespace(kv=kv_store, alive={"a", "b", "c"})
     monkeypatch.setattr(peers, "_alive", lambda: set(known.alive))
     monkeypatch.setattr(peers, "POLL_S", 0.02)
     monkeypatch.setattr(peers, "BEAT_S", 0.02)

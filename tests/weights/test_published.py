@@ -10,14 +10,14 @@ import shutil
 import pytest
 
 from scripts.local_hub import LocalHub, Repo
-from serve_app.access.hub import check_here
+from serve_app.access.hub.probe import check_here
 from serve_app.access.preflight import check_this_machine
 from serve_app.access.verdict import Outcome
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AppConfig, ModelConfig
-from serve_app.engine.loading import load
+from serve_app.engine.model.loading import load
 from serve_app.errors import ModelLoadError
-from serve_app.weights.bring import bring, lacking_bytes
+from serve_app.weights.fetch import bring, lacking_bytes
 from tests.access.cases import access
 from tests.models import make_model
 

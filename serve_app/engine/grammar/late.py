@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve_app.engine.grammar.matcher import Matcher, Worker
-from serve_app.engine.reasoning import CLOSE, Thinking
+from serve_app.engine.text.reasoning import CLOSE, Thinking
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,7 +4,7 @@ import numpy as np
 
 from serve_app.engine.grammar.late import LateMatcher, Thoughts
 from serve_app.engine.grammar.wire import ADVANCE
-from serve_app.engine.reasoning import Thinking
+from serve_app.engine.text.reasoning import Thinking
 
 PIECES = ["<think>", "</think>", "a", "</th", "ink>\n", "{", "<eos>"]
 OPEN, CLOSE, WORD, HALF, OTHER_HALF, BRACE, EOS = range(7)

@@ -1,0 +1,256 @@
+"""The questions that prove access, in order; each ends the probe unless its answer is right.
+
+description -> config.json -> index -> weights file (not followed) -> its first bytes, directly
+or from the chunk store. The description is public and names the commit and the files; from
+config.json on the gate decides; and only bytes prove that the way to them is open. What
+config.json says is compared with what the engine can load, before a byte of weights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urljoin
+
+from serve_app.access.capacity import room_fault
+from serve_app.access.hub.bounded_client import may_lead
+from serve_app.access.hub.chunk_store import ChunkStore, chunk_hash
+from serve_app.access.hub.classify import (
+    Answer,
+    Caller,
+    Step,
+    classify,
+    holds_weights,
+    whole_number,
+)
+from serve_app.access.hub.client import Failed, Wire
+from serve_app.access.hub.network import host_of
+from serve_app.access.verdict import Outcome
+from serve_app.checkpoint import files
+from serve_app.checkpoint.names import escape_fault, shown
+from serve_app.checkpoint.runnable import Loader, Refusal, refusal, weights_bytes
+from serve_app.errors import ModelLoadError
+from serve_app.redaction import sanitise
+
+JSON_BYTES = 16 << 20
+FIRST_BYTES = 9  # a safetensors file's header length and the header's opening brace
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is to be read, and who asks.
+
+    Args:
+        endpoint: the Hub, without a trailing slash.
+        repo_id: the repository.
+        revision: branch, tag or commit.
+        pinned: the commit that the revision was resolved to before, whose index counts as
+            proven; None resolves it.
+        weights_file: the file of the pinned commit to look at, if it is known.
+        has_token: whether the requests carry a token.
+        loader: what will load the files; None asks for access alone.
+        weights_bytes: of all its weights in memory, if that is known.
+    """
+
+    endpoint: str
+    repo_id: str
+    revision: str
+    pinned: str | None
+    weights_file: str | None
+    has_token: bool
+    loader: Loader | None = None
+    weights_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What the Hub says about one file of weights."""
+
+    answer: Answer
+    name: str
+    size: int | None
+
+
+class Proof:
+    """One attempt to read the weights.
+
+    Args:
+        subject: what is to be read.
+        wire: how it is asked.
+    """
+
+    def __init__(self, subject: Subject, wire: Wire) -> None:
+        self._subject = subject
+        self._wire = wire
+        self._repo_id = subject.repo_id
+        self._config: dict[str, Any] = {}
+        self.commit = subject.pinned
+        self.weights_file = subject.weights_file
+        self.weights_bytes = subject.weights_bytes
+
+    def run(self) -> None:
+        """Ask everything; returns only if the weights can be read.
+
+        Raises:
+            Failed: with the outcome of the first question that was not answered right.
+        """
+        if self.weights_file is None:
+            names = self._describe()
+            if self._subject.loader is not None:
+                self._config = self._loadable(names, self._subject.loader)
+            self.weights_file = self._shard(names)
+        weights = self._locate(self.weights_file)
+        if self.weights_file == files.SINGLE and weights.size is not None:
+            self._weigh(weights.size)
+        self._refuse_size()
+        if xet_hash := chunk_hash(weights.answer.headers):
+            self._ask_chunk_store(weights, xet_hash)
+        else:
+            self._read_first_bytes(weights)
+
+    def _describe(self) -> set[str]:
+        """Learn the commit and the names of its files; public, so it proves nothing else."""
+        revision = quote(self._subject.pinned or self._subject.revision, safe="")
+        url = self._api_url(f"revision/{revision}")
+        answer = self._wire.ask(Step.DESCRIPTION, "GET", url, limit=JSON_BYTES)
+        payload = answer.payload() if answer.is_ok else None
+        if not isinstance(payload, dict):
+            raise self._refusal(answer)
+        commit, names = payload.get("sha"), _names(payload.get("siblings"))
+        if not (isinstance(commit, str) and COMMIT.fullmatch(commit)) or names is None:
+            raise Failed(Outcome.UNKNOWN, "the model description names no commit or no files")
+        if self._subject.pinned not in (None, commit):
+            message = f"asked for commit {self._subject.pinned}, was named about {commit}"
+            raise Failed(Outcome.UNKNOWN, message)
+        self.commit = commit
+        name = payload.get("id")
+        if answer.url != url and isinstance(name, str) and _REPO.fullmatch(name):
+            self._repo_id = name  # renamed: ask there, not through a redirect each time
+        return names
+
+    def _loadable(self, names: set[str], loader: Loader) -> dict[str, Any]:
+        """Return config.json if the engine can load what it describes."""
+        if files.CONFIG not in names:
+            raise Failed(Outcome.WEIGHTS_MISSING, f"the repository has no {files.CONFIG}")
+        raw = self._small_file(Step.CONFIG, files.CONFIG, files.CONFIG_BYTES)
+        config = files.parse_json(raw)
+        if found := refusal(config, names, loader):
+            raise _unloadable(found)
+        return dict(config)
+
+    def _shard(self, names: set[str]) -> str:
+        """Choose the weights file to look at, as transformers would find it."""
+        try:
+            entry = files.weights_entry(names, self._config)
+            if entry is None:
+                raise ModelLoadError(f"the repository has no {files.SINGLE} and no index")
+            shards = self._indexed(entry, names) if files.is_index(entry) else [entry]
+            if missing := sorted(set(shards) - names):
+                listed = ", ".join(missing[:5])
+                raise ModelLoadError(f"{len(missing)} weight files are not there: {listed}")
+        except ModelLoadError as error:
+            raise Failed(Outcome.WEIGHTS_MISSING, sanitise(error.message)) from None
+        return shards[0]
+
+    def _indexed(self, entry: str, names: set[str]) -> list[str]:
+        """Return the shards of an index; whoever pinned the commit has read it."""
+        shards = sorted(name for name in names if _SHARD.fullmatch(name))
+        if self._subject.pinned is not None and shards and entry == files.INDEX:
+            return shards
+        index = files.parse_index(
+            self._small_file(Step.INDEX, entry, files.INDEX_BYTES), name=entry
+        )
+        if self._subject.loader is not None and not index.has_metadata:
+            raise ModelLoadError(f"{entry} has no metadata, which transformers reads")
+        if index.total_bytes is not None:
+            self._weigh(index.total_bytes)
+        return list(index.shards)
+
+    def _small_file(self, step: Step, name: str, limit: int) -> bytes:
+        url = self._file_url(name)
+        answer = self._wire.ask(step, "GET", url, limit=limit + 1)
+        location = urljoin(answer.url, answer.headers.get("location", ""))
+        # A file over 10 MB lies with the weights.
+        if answer.status in (302, 307) and may_lead(answer.url, location):
+            answer = self._wire.ask(step, "GET", location, limit=limit + 1)
+        is_page = "html" in answer.headers.get("content-type", "")
+        if not answer.is_ok or is_page:
+            raise self._refusal(answer)
+        if len(answer.body) > limit:
+            raise Failed(Outcome.WEIGHTS_MISSING, f"{name} has more than {limit:,} bytes")
+        return answer.body
+
+    def _weigh(self, listed: int) -> None:
+        if self._subject.loader is not None:
+            self.weights_bytes = weights_bytes(listed, self._config, self._subject.loader)
+
+    def _refuse_size(self) -> None:
+        if self.weights_bytes is None or self._subject.loader is None:
+            return
+        if found := room_fault(self.weights_bytes, self._subject.loader):
+            raise _unloadable(found)
+
+    def _locate(self, name: str) -> Weights:
+        """Ask for the weights without taking them; here the gate decides."""
+        answer = self._wire.ask(Step.WEIGHTS, "HEAD", self._file_url(name))
+        if not (answer.is_ok or (300 <= answer.status < 400 and "location" in answer.headers)):
+            raise self._refusal(answer)
+        named = answer.headers.get("x-repo-commit")
+        # A mirror may leave it out: the URL names the commit. A wrong one is another commit.
+        if named not in (None, self.commit):
+            message = f"the answer for {name} belongs to commit {named}"
+            raise Failed(Outcome.UNKNOWN, sanitise(message), status=answer.status)
+        length = answer.headers.get("content-length") if answer.is_ok else None
+        return Weights(answer, name, whole_number(answer.headers.get("x-linked-size") or length))
+
+    def _read_first_bytes(self, weights: Weights) -> None:
+        url = urljoin(weights.answer.url, weights.answer.headers.get("location", ""))
+        if not may_lead(weights.answer.url, url):
+            message = f"the Hub sends from https to {sanitise(host_of(url))}, which is not https"
+            raise Failed(Outcome.WEIGHTS_UNREACHABLE, message, host=host_of(url))
+        wanted = {"range": f"bytes=0-{FIRST_BYTES - 1}"}
+        answer = self._wire.ask(Step.BYTES, "GET", url, limit=FIRST_BYTES, headers=wanted)
+        if not holds_weights(answer, weights.size):
+            host = host_of(answer.url)
+            outcome = classify(answer, Caller(has_token=False))
+            message = f"{host} answered {answer.status}, not the bytes of {weights.name}"
+            raise Failed(outcome, sanitise(message), status=answer.status, host=host)
+
+    def _ask_chunk_store(self, weights: Weights, xet_hash: str) -> None:
+        url = self._api_url(f"xet-read-token/{self.commit}")
+        store = ChunkStore(self._wire, self._subject.endpoint, url)
+        key = store.key()
+        if not (key.is_ok and {"x-xet-cas-url", "x-xet-access-token"} <= key.headers.keys()):
+            raise self._refusal(key)
+        store.prove(key, weights.answer, weights.name, xet_hash)
+
+    def _refusal(self, answer: Answer) -> Failed:
+        outcome = classify(answer, Caller(has_token=self._subject.has_token))
+        words = answer.words or f"the {answer.step} was answered with status {answer.status}"
+        return Failed(outcome, words, status=answer.status)
+
+    def _file_url(self, name: str) -> str:
+        return f"{self._subject.endpoint}/{self._repo_id}/resolve/{self.commit}/{quote(name)}"
+
+    def _api_url(self, tail: str) -> str:
+        return f"{self._subject.endpoint}/api/models/{self._repo_id}/{tail}"
+
+
+def _unloadable(found: Refusal) -> Failed:
+    """Say what cannot be loaded: for this engine the repository holds no weights."""
+    return Failed(Outcome.WEIGHTS_MISSING, sanitise(found.message), remedy=found.remedy)
+
+
+def _names(siblings: Any) -> set[str] | None:
+    if not isinstance(siblings, list) or not all(isinstance(entry, dict) for entry in siblings):
+        return None
+    names = {name for entry in siblings if isinstance(name := entry.get("rfilename"), str)}
+    for name in names:
+        if fault := escape_fault(name):
+            message = f"the model description lists a file whose name {fault}: {shown(name)}"
+            raise Failed(Outcome.UNKNOWN, message)
+    return names

@@ -1,0 +1,293 @@
+"""The commands `deploy` and `rollback` after the gate: connect, show the plan, roll out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from serve_app.access.verdict import Verdict
+from serve_app.cluster.connection import find_cluster
+from serve_app.errors import ConfigError
+from serve_app.redaction import sanitise
+from serve_app.rollout import history
+from serve_app.rollout.deploy import FAILED, deploy, nudged, report
+from serve_app.rollout.diff import by_name, changes
+from serve_app.rollout.lock import turn
+from serve_app.rollout.plan import needs
+from serve_app.rollout.scope import Scope, pinned, restored, scope_of
+from serve_app.rollout.serve_client import Instance
+from serve_app.serve_config import IMPORT_PATH, ServedApp
+from serve_app.telemetry import rollout_counts
+from serve_app.telemetry.rollout_counts import Result
+
+NOTHING: dict[str, Any] = {"applications": []}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a rollout is watched and told.
+
+    Args:
+        timeout_s: limit of the rollout, and of going back, in seconds.
+        as_json: print one JSON object at the end.
+        dry_run: show the plan alone.
+        remove: names of applications to take away.
+    """
+
+    timeout_s: float
+    as_json: bool = False
+    dry_run: bool = False
+    remove: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """What going back would do.
+
+    Args:
+        versions: the former one of each application that goes back.
+        moved: those whose branch means another commit by now than the one that served.
+    """
+
+    versions: tuple[history.Version, ...]
+    moved: frozenset[str] = frozenset()
+
+    @property
+    def apps(self) -> dict[str, dict[str, Any]]:
+        """Return these applications by name, each as it loads the commit that it served."""
+        return {
+            version.name: pinned(
+                version.app, version.commit if version.name in self.moved else None
+            )
+            for version in self.versions
+            if version.app is not None
+        }
+
+    def at_commits(self, verdicts: Mapping[str, Verdict]) -> Return:
+        """Return the same with those pinned whose branch has moved, by what the gate resolved."""
+        now = {name: verdict.commit for name, verdict in verdicts.items()}
+        known = [version for version in self.versions if version.commit is not None]
+        moved = {v.name for v in known if now.get(v.name, v.commit) != v.commit}
+        return replace(self, moved=frozenset(moved))
+
+    @property
+    def applications(self) -> dict[str, Any]:
+        """Return a config of these applications alone, for the gate."""
+        return {"applications": list(self.apps.values())}
+
+
+def run(
+    file: dict[str, Any],
+    apps: Sequence[ServedApp],
+    verdicts: Mapping[str, Verdict],
+    options: Options,
+) -> int:
+    """Show what a config does on the connected cluster, and roll it out.
+
+    Applications that serve and are not in the file stay as they are.
+
+    Args:
+        file: the config file's content.
+        apps: our applications in it.
+        verdicts: what the gate said of each, all granted.
+        options: how.
+
+    Returns:
+        The exit code: 0 the new version serves, 5 it does not.
+
+    Raises:
+        ConfigError: another rollout is under way, the file and what serves do not go together,
+            or a name of `options.remove` is not there.
+    """
+    serving = Instance(file)
+    goal = serving.goal()
+    scope = scope_of(file, goal, options.remove)
+    for line in changes(goal, scope.goal, scope.set_names):
+        _say(line)
+    for name in scope.others:
+        _say(f"{name}: not in the file, stays as it is; --remove {name} takes it away")
+    for app in apps:
+        for line in needs(app, verdicts[app.name]):
+            _say(line)
+    if options.dry_run:
+        return 0
+    with turn():
+        before = serving.goal()
+        scope = scope_of(file, before, options.remove)  # again: somebody else may have been faster
+        commits = {name: verdict.commit for name, verdict in verdicts.items()}
+        good = _good(before, scope, _failing(serving, scope.names), commits)
+        return _roll(serving, scope, good, options, commits)
+
+
+def _good(
+    before: dict[str, Any] | None,
+    scope: Scope,
+    failing: Collection[str],
+    commits: Mapping[str, str | None],
+) -> dict[str, Any] | None:
+    """Return what to go back to: what serves, or what did before it failed."""
+    good: dict[str, dict[str, Any] | None] = {}
+    goal = by_name(scope.goal)
+    for name, app in by_name(before or NOTHING).items():
+        if name in failing:
+            version = history.former(name, app)
+            good |= {name: pinned(version.app, version.commit)} if version and version.app else {}
+        elif name in commits and _source(app) == _source(goal[name]):
+            # The same branch: if it has moved, the same config would load the new commit. While it
+            # has not, its replicas run, and another revision would replace them.
+            commit = history.commit_of(name, app)
+            good |= {name: pinned(app, commit)} if commit != commits[name] else {}
+    return restored(before, good) if good else before
+
+
+def _source(app: Mapping[str, Any]) -> tuple[Any, ...]:
+    args = app.get("args") or {}
+    model = args.get("model") or {}
+    endpoint = (args.get("access") or {}).get("endpoint")
+    return model.get("repo_id"), model.get("revision", "main"), endpoint
+
+
+def _failing(serving: Instance, names: Collection[str]) -> set[str]:
+    states = serving.states()
+    return {name for name in names if name in states and states[name].status in FAILED}
+
+
+def blocked(code: int, verdicts: Mapping[str, Verdict]) -> int:
+    """Count a rollout that ended at the gate, on the connected cluster.
+
+    Args:
+        code: the gate's exit code.
+        verdicts: by the name of the application.
+
+    Returns:
+        The exit code.
+    """
+    for name, verdict in verdicts.items():
+        if not verdict.approved:
+            rollout_counts.note(name, Result.BLOCKED, duration_s=verdict.duration_s)
+    return code
+
+
+def former(name: str | None) -> Return:
+    """Return what served well on the connected cluster before the last rollout.
+
+    Args:
+        name: of the one application to go back with; None for all that the last rollout set.
+
+    Raises:
+        ConfigError: none is remembered.
+    """
+    known = sorted({version.name for version in history.read()})
+    # Without a memory Serve is not even asked, which would start it.
+    now = by_name(Instance(NOTHING).goal() or NOTHING) if known else {}
+    names = [name] if name is not None else history.last_rollout(now)
+    found = [history.former(each, now.get(each)) for each in names]
+    versions = tuple(version for version in found if version is not None)
+    if not versions:
+        of = f" of {', '.join(names)}" if names else ""
+        others = ", ".join(each for each in known if each not in names)
+        raise ConfigError(
+            f"no earlier config{of} that served is remembered; deploy one instead"
+            + (f", or go back with `serve-app rollback APP` for one of: {others}" if others else "")
+        )
+    return Return(versions)
+
+
+def roll_back(good: Return, options: Options) -> int:
+    """Go back on the connected cluster.
+
+    Args:
+        good: what `former` returned, after the gate: what was readable once need not be today.
+        options: how.
+
+    Returns:
+        As `run`; where the former version does not serve, what served well goes on. What did
+        not is left as it failed.
+
+    Raises:
+        ConfigError: another rollout is under way.
+    """
+    for version in good.versions:
+        since = datetime.fromtimestamp(version.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        _say(f"{version.name}: going back to the config that served since {since}")
+    serving = Instance(good.applications)
+    names = frozenset(version.name for version in good.versions)
+    with turn():
+        before = serving.goal()
+        goal = restored(before, dict(good.apps))
+        scope = Scope(nudged(goal, names), names)
+        for line in changes(before, goal, names):
+            _say(line)
+        for name in scope.others:
+            _say(f"{name}: stays as it is")
+        well = None if _failing(serving, names) else before
+        commits = {version.name: version.commit for version in good.versions}
+        code = _roll(serving, scope, well, options, commits)
+        if code == 0:
+            history.go_back(good.versions, by_name(serving.goal() or NOTHING))
+    return code
+
+
+def _roll(
+    serving: Instance,
+    scope: Scope,
+    before: dict[str, Any] | None,
+    options: Options,
+    commits: Mapping[str, str | None],
+) -> int:
+    served = by_name(serving.goal() or NOTHING)
+    result = deploy(
+        serving, scope.goal, timeout_s=options.timeout_s, former=before, names=scope.names
+    )
+    for name, app in by_name(scope.goal).items():
+        if name in scope.names and app.get("import_path") == IMPORT_PATH:
+            rollout_counts.note(name, Result(result.status), duration_s=result.duration_s)
+    if result.status == "rolled_back":
+        back = {
+            name: app for name, app in by_name(before or NOTHING).items() if name in scope.names
+        }
+        history.restate(by_name(serving.goal() or NOTHING), back)
+    if result.status == "done":
+        history.remember(served, scope.removed)  # what goes can come back
+        history.remember(by_name(serving.goal() or NOTHING), scope.names, commits)
+    return report(result, as_json=options.as_json)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a cluster for as long as a command takes; Ctrl-C only stops watching.
+
+    Args:
+        address: of the Ray cluster; None takes RAY_ADDRESS, or what `ray start` recorded.
+
+    Raises:
+        ConfigError: no cluster runs there.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    found = find_cluster(address)
+    if found is None:
+        raise ConfigError("no Ray cluster is running here; name one with --address")
+    try:
+        ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"no Ray cluster at {found}: {sanitise(str(error))}") from None
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("no longer watching; what was applied goes on", file=sys.stderr)
+        raise
+    finally:
+        ray.shutdown()

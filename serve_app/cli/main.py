@@ -1,0 +1,284 @@
+"""The command line: `serve-app ...`, the same as `python -m serve_app ...`.
+
+Exit codes: 0 granted or valid, 2 config error, 3 blocked, 4 could not be determined, 5 rolled
+back. Imports of Ray and the Hub wait until a command needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from serve_app import __version__
+from serve_app.errors import ConfigError
+from serve_app.loadtest.options import add_capacity, add_loadtest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from serve_app.access.verdict import Verdict
+    from serve_app.cli.deploy import Options
+    from serve_app.config import AppConfig
+    from serve_app.serve_config import ServedApp
+
+T = TypeVar("T")
+CONFIG_ERROR = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+    except ConfigError as error:
+        print(f"config error: {error.message}", file=sys.stderr)
+        return CONFIG_ERROR
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="serve-app", description="Gated open-weights models on Ray Serve."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="prove the access of every node, without a rollout")
+    check.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    check.add_argument("--address", help="address of the Ray cluster (default: the running one)")
+    check.add_argument("--this-node", action="store_true", help="check this machine alone")
+    check.add_argument("--json", action="store_true", help="print one JSON object per application")
+    check.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
+    check.add_argument(
+        "--wait", metavar="DURATION", default="0", help="go on while a request is pending (1h, 30m)"
+    )
+    check.add_argument("--repo-id", help="check this repository for other people's applications")
+    check.add_argument("--revision", help="with --repo-id: branch, tag or commit (main)")
+    check.set_defaults(command=_check)
+
+    _add_rollouts(commands)
+
+    receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
+    receipt.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    receipt.add_argument("--address", help="address of the Ray cluster (default: the running one)")
+    receipt.add_argument("--this-node", action="store_true", help="look at this machine alone")
+    receipt.add_argument(
+        "--json", action="store_true", help="print one JSON object per application"
+    )
+    receipt.set_defaults(command=_receipt)
+
+    coldstart = commands.add_parser("coldstart", help="where each replica's start spent its time")
+    coldstart.add_argument(
+        "--address", help="address of the Ray cluster (default: the running one)"
+    )
+    coldstart.add_argument("--json", action="store_true", help="print one JSON object per start")
+    coldstart.set_defaults(command=_coldstart)
+
+    add_loadtest(commands, _loadtest)
+    add_capacity(commands, _capacity)
+
+    validate = commands.add_parser("validate", help="check a config file, without a cluster")
+    validate.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    validate.set_defaults(command=_validate)
+
+    schema = commands.add_parser("schema", help="print the JSON schema of `args:`")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _add_rollouts(commands: Any) -> None:
+    deploy = commands.add_parser("deploy", help="gate, apply, watch, ask; back if it fails")
+    deploy.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    deploy.add_argument("--dry-run", action="store_true", help="stop after the gate and the plan")
+    deploy.set_defaults(command=_deploy)
+    deploy.add_argument(
+        "--remove",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="take an application away that serves and is not in the file; others stay",
+    )
+    rollback = commands.add_parser("rollback", help="go back to the config that served before")
+    rollback.add_argument(
+        "application", nargs="?", metavar="APP", help="this one (default: the last rollout's)"
+    )
+    rollback.set_defaults(command=_rollback, dry_run=False, remove=[])
+    for parser in (deploy, rollback):
+        parser.add_argument(
+            "--address", help="address of the Ray cluster (default: the running one)"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+        parser.add_argument(
+            "--timeout", metavar="DURATION", default="30m", help="until it runs (30m; Ray has none)"
+        )
+
+
+def _check(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+    from serve_app.access.preflight import check_cluster, check_this_machine
+    from serve_app.cli import check
+    from serve_app.config import LoggingConfig
+    from serve_app.telemetry import logs
+
+    try:
+        wait_s = check.parse_duration(options.wait)
+    except ValueError as error:
+        raise ConfigError(f"--wait: {error}") from None
+    logs.configure_cli(LoggingConfig(level="error"))
+    if options.repo_id:
+        apps = serve_config.read_foreign(
+            options.config, repo_id=options.repo_id, revision=options.revision or "main"
+        )
+    elif options.revision:
+        raise ConfigError("--revision goes with --repo-id; the config names its own revision")
+    else:
+        apps = serve_config.read(options.config)
+    output = check.Output(as_json=options.json, junit=options.junit)
+    gate = _everywhere(options, check_cluster, check_this_machine)
+    return check.run(apps, gate, output, wait_s=wait_s)
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+    from serve_app.cli import deploy
+
+    how = _rollout_options(options)
+    goal, apps = serve_config.read_whole(options.config)
+    code, verdicts = _gate_before_rollout(apps, options)
+    if code and how.dry_run:
+        return code
+    with deploy.connected(options.address):
+        if code:
+            return deploy.blocked(code, verdicts)
+        return deploy.run(goal, apps, verdicts, how)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+    from serve_app.cli import deploy
+
+    how = _rollout_options(options)
+    with deploy.connected(options.address):
+        good = deploy.former(options.application)
+    code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
+    if code == 0 and (good := good.at_commits(verdicts)).moved:  # then that commit is to be proven
+        code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
+    with deploy.connected(options.address):
+        if code:
+            return deploy.blocked(code, verdicts)
+        return deploy.roll_back(good, how)
+
+
+def _rollout_options(options: argparse.Namespace) -> Options:
+    from serve_app.cli import check
+    from serve_app.cli.deploy import Options
+    from serve_app.config import LoggingConfig
+    from serve_app.telemetry import logs
+
+    try:
+        timeout_s = check.parse_duration(options.timeout)
+    except ValueError as error:
+        raise ConfigError(f"--timeout: {error}") from None
+    logs.configure_cli(LoggingConfig(level="error"))
+    return Options(
+        timeout_s, as_json=options.json, dry_run=options.dry_run, remove=tuple(options.remove)
+    )
+
+
+def _gate_before_rollout(
+    apps: Sequence[ServedApp], options: argparse.Namespace
+) -> tuple[int, dict[str, Verdict]]:
+    """Prove every application's access; returns the exit code and the verdicts by name."""
+    from serve_app.access.preflight import check_cluster
+    from serve_app.cli import check
+
+    verdicts: dict[str, Verdict] = {}
+
+    def gate(app: ServedApp) -> Verdict:
+        verdict = check_cluster(
+            app.config,
+            runtime_env=app.runtime_env,
+            deployments=app.deployments,
+            address=options.address,
+        )
+        if verdict is None:
+            raise ConfigError("no Ray cluster is running here; name one with --address")
+        verdicts[app.name] = verdict
+        return verdict
+
+    return check.run(apps, gate, check.Output(as_json=options.json)), verdicts
+
+
+def _receipt(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+    from serve_app.access.audit import audit_cluster, audit_this_machine
+    from serve_app.cli import receipt
+    from serve_app.config import LoggingConfig
+    from serve_app.telemetry import logs
+
+    logs.configure_cli(LoggingConfig(level="error"))
+    audit = _everywhere(options, audit_cluster, audit_this_machine)
+    return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
+
+
+def _coldstart(options: argparse.Namespace) -> int:
+    from serve_app.cli import coldstart
+    from serve_app.config import LoggingConfig
+    from serve_app.telemetry import logs
+
+    logs.configure_cli(LoggingConfig(level="error"))
+    return coldstart.run(options.address, as_json=options.json)
+
+
+def _loadtest(options: argparse.Namespace) -> int:
+    from serve_app.loadtest.command import loadtest
+
+    return loadtest(options)
+
+
+def _capacity(options: argparse.Namespace) -> int:
+    from serve_app.loadtest.command import run_capacity
+
+    return run_capacity(options)
+
+
+def _everywhere(
+    options: argparse.Namespace, cluster: Callable[..., T | None], here: Callable[[AppConfig], T]
+) -> Callable[[ServedApp], T]:
+    """Ask a cluster where one runs, else this machine, and say so."""
+
+    def ask(app: ServedApp) -> T:
+        if options.this_node:
+            return here(app.config)
+        found = cluster(
+            app.config,
+            runtime_env=app.runtime_env,
+            deployments=app.deployments,
+            address=options.address,
+        )
+        if found is not None:
+            return found
+        print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
+        return here(app.config)
+
+    return ask
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+
+    names = ", ".join(app.name for app in serve_config.read(options.config))
+    print(f"{options.config} is valid: {names}")
+    return 0
+
+
+def _schema(_options: argparse.Namespace) -> int:
+    from serve_app.config import AppConfig
+
+    print(json.dumps(AppConfig.model_json_schema(), indent=2))
+    return 0

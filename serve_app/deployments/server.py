@@ -1,0 +1,266 @@
+"""The LLM server deployment: one replica is one engine.
+
+Before it touches torch or the network's big files a replica proves its own access to the
+pinned commit, because replicas also start where no builder ran: on scale-up, after an edit of
+`ray_actor_options`, on recovery. Only then it fetches, loads, warms up and takes requests; the
+ledger says where the seconds went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ray
+import structlog
+from ray import serve
+
+from serve_app.access import verdict as verdicts
+from serve_app.access.node_check import keep_receipt, loader_of, prove_here
+from serve_app.access.receipt import license_in
+from serve_app.cluster.placement import all_nodes
+from serve_app.config import AppConfig
+from serve_app.deployments import status
+from serve_app.deployments.autoscaling import load_of
+from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
+from serve_app.errors import AccessDenied, ServeAppError
+from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
+from serve_app.telemetry import cold_start, logs, metrics
+from serve_app.weights.fetch import Brought, bring
+from serve_app.weights.peers import Peers
+
+if TYPE_CHECKING:
+    from serve_app.access.verdict import NodeVerdict
+    from serve_app.engine.engine import Engine
+
+log = structlog.get_logger()
+
+# Serve restarts a failed constructor at once and for ever; holding it keeps one denied node
+# at no more than four tries a minute. Jitter spreads the replicas of a cluster.
+HOLD_S = (15.0, 30.0)
+FAULT_HOLD_S = (2.0, 4.0)  # of weights that cannot be loaded; each try takes its time already
+SAMPLE_INTERVAL_S = 2.0
+
+
+class LLMServer:
+    """One model on one replica.
+
+    Args:
+        config: the whole tree; the parts go to the components that own them.
+        commit: the commit that the gate pinned; None for a local directory.
+
+    Raises:
+        AccessDenied: this node may not read the weights, or could not prove it.
+        ModelLoadError: the weights are unusable.
+    """
+
+    _engine: Engine
+
+    async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
+        logs.configure_serve(config.logging)
+        self._metrics = metrics.ServerMetrics()
+        self._heartbeat_s = config.api.stall_timeout_s / HEARTBEATS_PER_TIMEOUT
+        context = serve.get_replica_context()
+        self._ledger = cold_start.Ledger(context.app_name, context.replica_tag)
+        try:
+            with self._ledger.span("check"):
+                proven = await self._prove_access(config, commit)
+            self._engine, brought = await asyncio.to_thread(
+                _load, config, proven, commit, self._ledger
+            )
+        except ServeAppError as error:
+            limits = HOLD_S if isinstance(error, AccessDenied) else FAULT_HOLD_S
+            await asyncio.sleep(random.uniform(*limits))  # noqa: S311 (spreads load, no secret)
+            raise
+        took_s = self._engine.load_report.total_s
+        self._metrics.loaded(took_s, model=config.model.source, commit=commit)
+        await asyncio.to_thread(self._engine.prepare_grammars)
+        # Told beside the first requests: what asks others must not delay them.
+        telling = asyncio.to_thread(self._tell_start, proven, brought, cold_start.now())
+        self._start = asyncio.create_task(telling)
+        self._first_answer: asyncio.Task[None] | None = None
+        self._sampler = asyncio.get_running_loop().create_task(self._sample())
+
+    async def generate(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[TokenDelta | Heartbeat | ServeAppError]:
+        """Continue one prompt; see `LLMEngine.generate`.
+
+        Our own errors travel as the last item, not as exceptions: Serve would log every
+        client's mistake with a traceback and count it as a failure of the replica. Heartbeats
+        come first and while there is no delta, so that the reader knows of a lost replica.
+        """
+        asked_at = cold_start.now()
+        try:
+            async for delta in with_heartbeats(self._engine.generate(request), self._heartbeat_s):
+                if self._first_answer is None and isinstance(delta, TokenDelta):
+                    told = self._tell_first_answer(asked_at, cold_start.now() - asked_at)
+                    self._first_answer = asyncio.create_task(told)
+                yield delta
+        except ServeAppError as error:
+            yield error
+
+    async def tokenize(self, prompt: Prompt) -> PromptTokens | ServeAppError:
+        """Return a prompt's tokens, or our own error as a value; see `generate`."""
+        try:
+            return await self._engine.tokenize(prompt)
+        except ServeAppError as error:
+            return error
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str | ServeAppError:
+        """Return the text of ids, or our own error as a value; see `generate`."""
+        try:
+            return await self._engine.detokenize(token_ids)
+        except ServeAppError as error:
+            return error
+
+    async def token_strings(self, token_ids: tuple[int, ...]) -> tuple[str, ...] | ServeAppError:
+        """Return each id as the vocabulary writes it, or our own error; see `generate`."""
+        try:
+            return await self._engine.token_strings(token_ids)
+        except ServeAppError as error:
+            return error
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """Return the tokenizer's settings; see `LLMEngine.tokenizer_info`."""
+        return await self._engine.tokenizer_info()
+
+    async def ready(self) -> bool:
+        """Tell whether the engine takes requests."""
+        return bool(await self._engine.ready())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Serve's autoscaler the load in tokens; see `scaling.py`."""
+        return load_of(self._engine.stats())
+
+    async def check_health(self) -> None:
+        """Fail Serve's health check when the engine is dead, so that the replica is replaced."""
+        self._engine.check()
+
+    async def __del__(self) -> None:
+        """Stop the engine thread; Serve calls this after the running streams have ended."""
+        if sampler := getattr(self, "_sampler", None):
+            sampler.cancel()
+            with suppress(asyncio.CancelledError):
+                await sampler
+        if engine := getattr(self, "_engine", None):
+            await asyncio.to_thread(engine.close)
+
+    async def _prove_access(self, config: AppConfig, commit: str | None) -> NodeVerdict:
+        loader = loader_of(config)
+        verdict = await asyncio.to_thread(
+            prove_here, config.model, config.access, commit=commit, loader=loader
+        )
+        node_id, node_name = _this_node()
+        verdict = replace(verdict, node_id=node_id, node_name=node_name)
+        self._metrics.checked(verdict)
+        for warning in verdict.token.warnings:
+            log.warning("access.conflict", node_id=verdict.node_id, detail=warning)
+        if verdict.outcome is verdicts.Outcome.GRANTED:
+            log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
+            return verdict
+        log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
+        raise AccessDenied(verdict.line())
+
+    def _tell_start(
+        self, proven: NodeVerdict, brought: Brought, ready_at: float
+    ) -> cold_start.Start:
+        """Close the ledger and tell it: in metrics, in the log, in the cluster's memory."""
+        moved = brought.bytes_by_source()
+        start = self._ledger.close(proven.node_name, moved, ready_at=ready_at)
+        self._metrics.started(start.facts(), moved)
+        log.info("replica.started", node_id=proven.node_id, **moved, **start.facts())
+        cold_start.keep(start)
+        text = license_in(brought.directory)
+        commit = {"commit": proven.commit}
+        status.tell_license(start.application, asdict(text) | commit if text else None)
+        status.publish_window(start.application, self._engine.max_context_tokens)
+        return start
+
+    async def _tell_first_answer(self, asked_at: float, ttft_s: float) -> None:
+        self._metrics.started({"first_token_s": ttft_s}, {})
+        start = cold_start.with_first_token(await self._start, asked_at=asked_at, ttft_s=ttft_s)
+        await asyncio.to_thread(cold_start.keep, start)
+
+    async def _sample(self) -> None:
+        while True:
+            self._metrics.sample(self._engine.stats())
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+
+def _this_node() -> tuple[str, str]:
+    """Return Ray's id of this node and the name that the tables show for it."""
+    node_id = ray.get_runtime_context().get_node_id()
+    names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
+    return node_id, names.get(node_id) or node_id[:12]
+
+
+def _load(
+    config: AppConfig, proven: NodeVerdict, commit: str | None, spans: cold_start.Ledger
+) -> tuple[Engine, Brought]:
+    # After the check and not at the top: importing torch takes seconds, a refusal must not wait
+    # for it. While the files come there is time for it.
+    libraries = threading.Thread(target=_import_libraries, args=(spans,), daemon=True)
+    libraries.start()
+    with spans.span("download"):
+        brought = _bring(config, proven, commit, spans)
+    spans.tell("libraries")
+    libraries.join()
+    from serve_app.engine.engine import Engine  # noqa: PLC0415
+
+    spans.tell("load")
+    loading_at = cold_start.now()
+    engine = Engine.load(
+        brought.directory,
+        model=config.model,
+        engine=config.engine,
+        num_gpus=config.replica.num_gpus,
+        num_cpus=config.replica.num_cpus,
+        api=config.api,
+    )
+    spans.follow(engine.load_report.phases(), started_at=loading_at)
+    log.info(
+        "model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts()
+    )
+    log.info("engine.started", max_context_tokens=engine.max_context_tokens)
+    return engine, brought
+
+
+def _import_libraries(spans: cold_start.Ledger) -> None:
+    # Not a `span`: it would tell the cluster of this phase in place of the download beside it.
+    started_at = cold_start.now()
+    import serve_app.engine.engine  # noqa: F401, PLC0415
+
+    spans.follow({"libraries": cold_start.now() - started_at}, started_at=started_at)
+
+
+def _bring(
+    config: AppConfig, proven: NodeVerdict, commit: str | None, spans: cold_start.Ledger
+) -> Brought:
+    started = time.monotonic()
+    log.info("model.downloading", repo_id=config.model.source, commit=commit)
+    shared = config.model.share_weights and commit is not None and config.model.path is None
+    brought = bring(
+        config.model,
+        config.access,
+        commit,
+        offline=proven.receipt_age_s is not None,
+        peers=Peers(config.model.source, str(commit)) if shared else None,
+        tell=partial(spans.tell, "download"),
+    )
+    keep_receipt(proven, config.model, config.access)  # once more: the license is here now
+    log.info(
+        "model.loading",
+        repo_id=config.model.source,
+        commit=commit,
+        download_s=round(time.monotonic() - started, 3),
+        **brought.bytes_by_source(),
+    )
+    return brought

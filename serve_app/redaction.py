@@ -1,0 +1,34 @@
+"""What a secret looks like, and how text is cleaned of it before anybody sees it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# Hub tokens start with hf_ (users) or api_org_ (organisations); 20 is far below their length.
+SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9_]{20,}")
+MESSAGE_CHARS = 400
+
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}")
+_REDACTED = "[secret]"
+
+
+def sanitise(text: str, *, limit: int = MESSAGE_CHARS) -> str:
+    """Make foreign words safe to show: one line, no control characters, no secret, bounded."""
+    # White space first becomes a space and the rest nothing, which may join a secret's halves.
+    clean = "".join(char for char in re.sub(r"\s", " ", text) if char.isprintable())
+    clean = SECRET.sub(_REDACTED, re.sub(r" +", " ", clean)).strip()
+    return clean if len(clean) <= limit else clean[: limit - 3].rstrip() + "..."
+
+
+def scrub(value: Any) -> Any:
+    """Replace whatever looks like a Hub token or a bearer credential, in nested data too."""
+    if isinstance(value, str):
+        return _BEARER.sub(rf"\1{_REDACTED}", SECRET.sub(_REDACTED, value))
+    if isinstance(value, dict):
+        return {scrub(key): scrub(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(scrub(item) for item in value)
+    if isinstance(value, bytes):
+        return scrub(value.decode("utf-8", "replace"))
+    return value if isinstance(value, int | float | bool | None) else scrub(str(value))

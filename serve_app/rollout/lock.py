@@ -1,0 +1,72 @@
+"""One rollout of a cluster at a time.
+
+The turn is an actor with a name that only one can have. It belongs to the process that holds
+it, so Ray takes it away when that process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from serve_app.cluster.kv import NAMESPACE
+from serve_app.errors import ConfigError
+
+NAME = "rollout"
+ANSWER_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0  # of a process that needs no CPU
+
+
+class _Turn:
+    def __init__(self, holder: str) -> None:
+        self._holder = holder
+
+    def holder(self) -> str:
+        return self._holder
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Hold the cluster's turn.
+
+    Raises:
+        ConfigError: somebody else does; says who, and since when. Or the cluster starts nothing.
+    """
+    since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    holder = f"{getpass.getuser()} on {socket.gethostname()} (process {os.getpid()}), since {since}"
+    actor: Any = ray.remote(num_cpus=0)(_Turn)
+    try:
+        held: Any = actor.options(name=NAME, namespace=NAMESPACE).remote(holder)
+    except ValueError:
+        raise ConfigError(f"another rollout is under way: {_holder()}") from None
+    try:
+        _wait_for(held)
+        yield
+    finally:
+        ray.kill(held)
+
+
+def _wait_for(held: Any) -> None:
+    try:
+        ray.get(held.holder.remote(), timeout=START_TIMEOUT_S)
+    except RayError as error:
+        kind = type(error).__name__
+        raise ConfigError(
+            f"the cluster starts no process for the rollout's turn ({kind})"
+        ) from None
+
+
+def _holder() -> str:
+    try:
+        other: Any = ray.get_actor(NAME, namespace=NAMESPACE)
+        return str(ray.get(other.holder.remote(), timeout=ANSWER_TIMEOUT_S))
+    except (ValueError, RayError):
+        return "it ends just now; try again"

@@ -1,0 +1,279 @@
+"""START HERE: a pinned commit into this node's cache, from whoever has it.
+
+    here, whole and verified?  ─► done
+    another node has it?       ─► its bytes over Ray
+    nobody has it?             ─► the Hub, one node of the cluster at a time
+
+Whatever the source, a file counts only when its hash is the one that the Hub tells.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from serve_app.access.hub.download import HubDownload
+from serve_app.access.hub.listing import HubFile, cache
+from serve_app.access.hub.model_files import listed
+from serve_app.config import AccessConfig, ModelConfig
+from serve_app.errors import ModelLoadError
+from serve_app.weights.copies import linked_files
+from serve_app.weights.peers import Peers
+from serve_app.weights.store import Damaged, Store
+
+log = structlog.get_logger()
+
+Tell = Callable[[int, int], None]
+TELL_S = 2.0
+IMPATIENT_S = 10.0  # for a listing of what is here whole, as far as its own names say
+FETCHERS = 8  # files at a time from the Hub, as huggingface_hub does it
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Where the model is now, and where its bytes came from.
+
+    Args:
+        directory: config, tokenizer and weights.
+        hub_bytes: fetched from the Hub.
+        peer_bytes: fetched from other nodes.
+        cache_bytes: were here.
+    """
+
+    directory: Path
+    hub_bytes: int = 0
+    peer_bytes: int = 0
+    cache_bytes: int = 0
+
+    def bytes_by_source(self) -> dict[str, int]:
+        """Return the bytes under the names of logs and metrics."""
+        return {"hub": self.hub_bytes, "peer": self.peer_bytes, "cache": self.cache_bytes}
+
+
+def bring(
+    model: ModelConfig,
+    access: AccessConfig,
+    commit: str | None,
+    *,
+    offline: bool = False,
+    peers: Peers | None = None,
+    tell: Tell | None = None,
+) -> Brought:
+    """Bring the pinned commit into this node's cache; replicas of one node share it.
+
+    Args:
+        model: what is to be read; a local `path` is returned as it is.
+        access: which token, which Hub.
+        commit: 40 hex digits, from the gate.
+        offline: take the copy that is here; the Hub is known not to answer.
+        peers: the other nodes; None asks the Hub only.
+        tell: called every two seconds with the bytes that are here and those of the whole.
+
+    Raises:
+        AccessDenied: the Hub refuses although the probe was granted a moment ago.
+        ModelLoadError: the files cannot be brought here (network, disk).
+    """
+    if model.path is not None:
+        return Brought(Path(model.path).expanduser())
+    repo_id = str(model.repo_id)
+    if commit is None:
+        raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
+    try:
+        return _bring(Store(repo_id, commit), access, offline=offline, peers=peers, tell=tell)
+    except (OSError, ValueError, RecursionError) as error:
+        # A raw exception would let Serve start the replica again at once, and again.
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
+
+
+def _bring(
+    store: Store, access: AccessConfig, *, offline: bool, peers: Peers | None, tell: Tell | None
+) -> Brought:
+    if found := _whole(store, listed(store.repo_id, store.commit), peers):
+        return found
+    if offline:
+        return _here(store)
+    hub = HubDownload(store.repo_id, access, store.commit)
+    if found := _unlisted(store, hub, peers):
+        return found
+    with _locked(store):
+        return _fill(store, hub, peers, tell)
+
+
+def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
+    """Return how many bytes of a commit are not in this node's cache yet.
+
+    Raises:
+        AccessDenied: the Hub refuses.
+        ModelLoadError: the Hub does not answer.
+    """
+    store = Store(str(model.repo_id), commit)
+    files = HubDownload(str(model.repo_id), access, commit).files()
+    return store.lacking_bytes(store.absent(files))
+
+
+def _whole(
+    store: Store, files: Sequence[HubFile] | None, peers: Peers | None = None
+) -> Brought | None:
+    """Return the copy that is here if nothing is to be done for it.
+
+    Takes no lock and needs to write nothing, so a cache that may only be read serves as well.
+    """
+    if not files or store.absent(files) or not store.is_linked(files):
+        return None
+    if store.missing(files, remove=False):
+        return None
+    with peers.taking_part(store) if peers else nullcontext():
+        return Brought(store.snapshot, cache_bytes=_total(files))
+
+
+def _unlisted(store: Store, hub: HubDownload, peers: Peers | None) -> Brought | None:
+    """Return a copy that another tool made, if the Hub's listing finds nothing wrong with it.
+
+    Where the Hub gives none (overloaded, say), the names of the copy itself are enough: access
+    was proven a moment ago, and the hashes in them are checked.
+    """
+    if listed(store.repo_id, store.commit) is not None:
+        return None
+    files = linked_files(store.snapshot)
+    if files is None:
+        return None
+    with suppress(ModelLoadError):
+        files = hub.files(budget_s=IMPATIENT_S)
+    return _whole(store, files, peers)
+
+
+def _here(store: Store) -> Brought:
+    """Return the copy that is here, verified as far as its names say what it must hold.
+
+    Raises:
+        ModelLoadError: there is none, or it is not whole.
+    """
+    files = listed(store.repo_id, store.commit)
+    if files is None:  # another tool made it, and did not keep the listing
+        files = linked_files(store.snapshot)
+        if found := _whole(store, files):
+            return found
+    elif store.absent(files) or not store.is_linked(files):
+        files = ()
+    if not files:
+        message = f"{cache()} has no complete copy of {store.repo_id} at {store.commit}"
+        raise ModelLoadError(message)
+    names = ", ".join(file.path for file in store.missing(files, remove=False)[:5])
+    raise ModelLoadError(f"{cache()} had a damaged copy of {store.repo_id}: {names}")
+
+
+@contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """Lock the store; where that cannot be, say what its copy lacks."""
+    entered = False
+    try:
+        with store.locked():
+            entered = True
+            yield
+    except ModelLoadError as error:
+        files = [] if entered else store.absent(listed(store.repo_id, store.commit) or ())
+        if not files:
+            raise
+        lacks = f"its copy of {store.repo_id} lacks {len(files)} files, {files[0].path} first"
+        raise ModelLoadError(f"{error.message}; {lacks}") from None
+
+
+def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Brought:
+    files = hub.files()
+    missing = store.missing(files)
+    hub_bytes = 0
+    store.require_room(files, missing)
+    with peers.taking_part(store) if peers else nullcontext(), _telling(tell, store, files):
+        if peers and missing:
+            peers.fill(store, missing)
+            missing = store.missing(missing)
+        if missing:
+            hub_bytes = store.lacking_bytes(missing)
+            _fetch(store, hub, missing)
+        store.link(files)
+    peer_bytes = peers.received_bytes if peers else 0
+    here = max(0, _total(files) - hub_bytes - peer_bytes)
+    if old := store.old_revisions(files):
+        log.info("weights.outdated", repo_id=store.repo_id, revisions=old)
+    return Brought(store.snapshot, hub_bytes, peer_bytes, here)
+
+
+def _total(files: Sequence[HubFile]) -> int:
+    return sum({file.etag: file.size for file in files}.values())
+
+
+@contextmanager
+def _telling(tell: Tell | None, store: Store, files: Sequence[HubFile]) -> Iterator[None]:
+    """Tell how much is here, whoever brings it, for as long as it comes."""
+    total = _total(files)
+    over = threading.Event()
+
+    def watch(tell: Tell) -> None:
+        while not over.wait(TELL_S):
+            tell(total - store.lacking_bytes(store.absent(files)), total)
+
+    watching = threading.Thread(target=watch, args=(tell,), daemon=True)
+    if tell:
+        watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if tell:
+            watching.join()
+
+
+def _fetch(store: Store, hub: HubDownload, files: Sequence[HubFile]) -> None:
+    """Fetch files from the Hub: from its chunk store where it can be, else over HTTP."""
+    chunked = [file for file in files if file.xet_hash]
+    with ThreadPoolExecutor(FETCHERS, thread_name_prefix="weights") as pool:
+        _fetch_over_http(pool, store, hub, [file for file in files if not file.xet_hash])
+        if chunked:
+            _fetch_over_http(pool, store, hub, _fetch_chunked(pool, store, hub, chunked))
+
+
+def _fetch_over_http(
+    pool: ThreadPoolExecutor, store: Store, hub: HubDownload, files: Sequence[HubFile]
+) -> None:
+    for _ in pool.map(lambda file: _fetch_file(store, hub, file), files):
+        pass
+
+
+def _fetch_chunked(
+    pool: ThreadPoolExecutor, store: Store, hub: HubDownload, files: Sequence[HubFile]
+) -> list[HubFile]:
+    """Fetch files from the chunk store; returns those that did not come right."""
+    reason = hub.fetch_by_xet([(file, store.prepare_chunked(file)) for file in files])
+    came = pool.map(lambda file: _accept_chunked(store, file), files)
+    left = [file for file, is_right in zip(files, came, strict=True) if not is_right]
+    if left:
+        reason = reason or "other bytes came than are listed"
+        log.warning("weights.xet_failed", repo_id=store.repo_id, files=len(left), reason=reason)
+    return left
+
+
+def _accept_chunked(store: Store, file: HubFile) -> bool:
+    try:
+        store.accept_chunked(file)
+    except Damaged:
+        return False
+    return True
+
+
+def _fetch_file(store: Store, hub: HubDownload, file: HubFile) -> None:
+    """Fetch one file; what a dead process left may be wrong, so once more from its first byte."""
+    for _ in range(2):
+        hub.fetch(file, lambda: store.appending(file))
+        try:
+            store.accept(file)
+        except Damaged:
+            continue
+        return
+    raise ModelLoadError(f"{file.path} of {store.repo_id} came twice with other bytes than listed")

@@ -1,0 +1,147 @@
+"""What going back is about, before anything is touched."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from serve_app.access.verdict import Verdict
+from serve_app.cli import deploy
+from serve_app.errors import ConfigError
+from serve_app.rollout import history
+from serve_app.rollout.deploy import Result
+from serve_app.rollout.history import Version
+from serve_app.rollout.scope import scope_of
+from serve_app.rollout.serve_client import AppState
+from serve_app.serve_config import IMPORT_PATH, served
+
+
+def app(name, version):
+    return {"name": name, "import_path": "x:y", "args": {"version": version}}
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster's memory, and what serves there."""
+    there = SimpleNamespace(versions=[], serving={}, asked=0)
+
+    def instance(_goal):
+        there.asked += 1
+        return SimpleNamespace(goal=lambda: {"applications": list(there.serving.values())})
+
+    monkeypatch.setattr(history, "read", lambda: there.versions)
+    monkeypatch.setattr(deploy, "Instance", instance)
+    return there
+
+
+def test_without_a_memory_nothing_is_started_and_nothing_gone_back_to(cluster):
+    """Asking Serve would start it on a cluster that has none."""
+    with pytest.raises(ConfigError, match=r"^no earlier config that served is remembered"):
+        deploy.former(None)
+    with pytest.raises(ConfigError, match="no earlier config of a that served"):
+        deploy.former("a")
+    assert cluster.asked == 0
+
+
+def test_an_application_without_a_former_version_names_those_that_may_have_one(cluster):
+    """Nobody else's is gone back with by guess."""
+    cluster.versions = [Version("a", app("a", 1), 1.0), Version("b", app("b", 1), 2.0)]
+    cluster.serving = {name: app(name, 1) for name in "ab"}
+    with pytest.raises(ConfigError, match=r"of b that .* `serve-app rollback APP` .*: a$"):
+        deploy.former(None)
+
+
+def test_the_gate_asks_for_what_goes_back_alone(cluster):
+    """What others serve needs no grant of whoever goes back."""
+    cluster.versions = [
+        Version("a", app("a", 1), 1.0),
+        Version("b", app("b", 1), 2.0),
+        Version("b", app("b", 2), 3.0),
+    ]
+    cluster.serving = {"a": app("a", 1), "b": app("b", 2)}
+    good = deploy.former(None)
+    assert good.applications == {"applications": [app("b", 1)]}
+    assert served(good.applications) == ()  # another package's needs none of ours either
+
+
+def ours(version, **model):
+    source = {"repo_id": "acme/tiny", **model}
+    args = {"model": source, "access": {"endpoint": "http://hub"}, "api": {"max": version}}
+    return {"name": "a", "import_path": IMPORT_PATH, "args": args}
+
+
+@pytest.mark.parametrize(
+    ("commit", "revision", "goes_back_to"),
+    [
+        ("new", "main", "old"),  # the branch moved: the same config would load the new commit
+        ("old", "main", None),  # it did not: another revision would replace what runs
+        ("new", "v1", None),  # nothing is known of another branch
+    ],
+)
+def test_a_branch_that_moved_is_not_followed_back(cluster, commit, revision, goes_back_to):
+    """A rollout that fails because of a new commit must not go back to that commit."""
+    cluster.versions = [Version("a", ours(1), 1.0, "old")]
+    scope = scope_of({"applications": [ours(2, revision=revision)]}, {"applications": [ours(1)]})
+    good = deploy._good({"applications": [ours(1)]}, scope, set(), {"a": commit})
+    (app,) = good["applications"]
+    assert app["args"]["model"].get("revision") == goes_back_to
+
+
+def test_from_a_version_that_fails_the_way_back_is_to_a_good_one(cluster):
+    """At the commit that it served; others' applications stay, failing or not."""
+    other = {"name": "b", "import_path": "x:y", "route_prefix": "/b"}
+    cluster.versions = [Version("a", ours(1), 1.0, "old"), Version("b", app("b", 1), 1.0)]
+    before = {"applications": [ours(9), other]}
+    scope = scope_of({"applications": [ours(2)]}, before)
+    good = deploy._good(before, scope, {"a"}, {"a": "new"})
+    assert good["applications"] == [ours(1, revision="old"), other]
+
+
+@pytest.mark.parametrize(
+    ("resolved", "revision"), [("old", None), ("moved", "old"), (None, "old"), ("", "old")]
+)
+def test_going_back_by_hand_loads_the_commit_that_served(cluster, resolved, revision):
+    """By its branch while that means it, and pinned when the branch has moved."""
+    cluster.versions = [Version("a", ours(1), 1.0, "old"), Version("a", ours(2), 2.0, "new")]
+    cluster.serving = {"a": ours(2)}
+    good = deploy.former(None)
+    assert good.applications == {"applications": [ours(1)]}
+    good = good.at_commits({"a": Verdict("r", "main", resolved, "e", 0.1, ())})
+    (app,) = good.applications["applications"]
+    assert app["args"]["model"].get("revision") == revision
+    assert good.moved == ({"a"} if revision else frozenset())
+
+
+def test_what_the_gate_says_nothing_of_is_not_pinned(cluster):
+    """An application of others, and one whose commit nobody noted."""
+    cluster.versions = [Version("a", ours(1), 1.0), Version("b", app("b", 1), 1.0)]
+    good = deploy.Return(tuple(cluster.versions))
+    verdict = Verdict("r", "main", "new", "e", 0.1, ())
+    good = good.at_commits({"a": verdict})
+    assert good.moved == frozenset()  # so that nothing is asked twice
+    assert good.applications["applications"] == [ours(1), app("b", 1)]
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "DEPLOY_FAILED"])
+def test_a_former_version_that_does_not_serve_any_more_gives_way(cluster, monkeypatch, status):
+    """To what served well until somebody went back; what failed already is left as it failed."""
+    cluster.versions = [Version("a", app("a", 1), 1.0)]
+    cluster.serving = {"a": app("a", 2)}
+    given = {}
+
+    def instance(_goal):
+        states = {"a": AppState(status, "", 1.0), "b": AppState("DEPLOY_FAILED", "", 1.0)}
+        goal = {"applications": list(cluster.serving.values())}
+        return SimpleNamespace(goal=lambda: goal, states=lambda: states)
+
+    def deploy(_serving, _goal, *, former, **_):
+        given["former"] = former
+        return Result("failed", "nonsense", 1.0)
+
+    monkeypatch.setattr(deploy, "Instance", instance)
+    monkeypatch.setattr(deploy, "deploy", deploy)
+    monkeypatch.setattr(deploy, "turn", nullcontext)
+    good = deploy.former("a")
+    assert deploy.roll_back(good, deploy.Options(1.0)) == 5
+    served = {"applications": [app("a", 2)]}
+    assert given["former"] == (served if status == "RUNNING" else None)

@@ -1,0 +1,62 @@
+"""The command line: exit codes, one clear sentence, no traceback."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve_app.cli.main import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TOKEN = "hf_" + "Qz7" * 12
+
+
+def write(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_validate_says_what_is_valid(capsys):
+    """A good file exits 0."""
+    assert main(["validate", str(CONFIGS / "llama-3.2-1b.yaml")]) == 0
+    assert "is valid: llm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["validate", "check"])
+def test_a_config_error_exits_2(tmp_path, capsys, command):
+    """The mend is on stderr, nothing on stdout."""
+    path = write(
+        tmp_path, "applications: [{import_path: 'serve_app.app:build_app', args: {modl: 1}}]"
+    )
+    assert main([command, path]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "args.modl: unknown key; did you mean model?" in err
+
+
+def test_a_token_in_the_yaml_is_not_printed(tmp_path, capsys):
+    """The fault is told, the value is not."""
+    path = write(tmp_path, f"applications: [{{args: {{access: {{token: {TOKEN}}}}}}}]")
+    assert main(["validate", path]) == 2
+    assert TOKEN not in "".join(capsys.readouterr())
+
+
+def test_schema_is_json_schema(capsys):
+    """The printed schema describes every part of args."""
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == {"model", "access", "replica", "engine", "api", "logging"}
+
+
+def test_no_command_is_a_usage_error():
+    """Argparse's own exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+
+
+def test_a_revision_without_its_repository_is_refused(capsys):
+    """A flag that would do nothing is an error."""
+    assert main(["check", str(CONFIGS / "llama-3.2-1b.yaml"), "--revision", "v1"]) == 2
+    assert "--revision goes with --repo-id" in capsys.readouterr().err

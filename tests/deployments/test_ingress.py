@@ -1,0 +1,160 @@
+"""The Serve handle as an engine, over a scripted handle: what a lost replica costs."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from ray.exceptions import ActorDiedError
+from structlog.testing import capture_logs
+
+from serve_app.deployments.ingress import RemoteEngine, translate
+from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
+from serve_app.protocol import (
+    FinishReason,
+    GenerationRequest,
+    Heartbeat,
+    SamplingParams,
+    Structure,
+    TextPrompt,
+    TokenDelta,
+    Usage,
+)
+
+REQUEST = GenerationRequest("r1", TextPrompt("Hello"))
+STRUCTURED = replace(REQUEST, sampling=SamplingParams(structure=Structure("json_object")))
+BEAT = Heartbeat()
+FIRST = TokenDelta("a", (1,), Usage(1, 1))
+LAST = TokenDelta("b", (2,), Usage(1, 2), FinishReason.LENGTH)
+
+
+class Handle:
+    """A deployment's handle whose replicas answer one course after the other."""
+
+    def __init__(self, *courses):
+        self.courses = list(courses)
+        self.cancelled = 0
+        self.generate = self
+
+    def options(self, **options):
+        assert options == {"stream": True}
+        return self
+
+    def remote(self, request):
+        assert request in (REQUEST, STRUCTURED)
+        return Deltas(self, self.courses.pop(0))
+
+
+class Deltas:
+    """One call: the items of a course, the exceptions among them raised."""
+
+    def __init__(self, handle, course):
+        self._handle, self._course = handle, iter(course)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        item = next(self._course, None)
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, ActorDiedError):
+            raise item
+        if isinstance(item, float):
+            await asyncio.sleep(item)
+            return await anext(self)
+        return item
+
+    def cancel(self):
+        self._handle.cancelled += 1
+
+
+def remote(handle):
+    return RemoteEngine(handle, patience_s=0.2, stall_timeout_s=0.1)
+
+
+async def taken(handle, request=REQUEST):
+    """Return what a client gets, the error last."""
+    came = []
+    try:
+        async for delta in remote(handle).generate(request):
+            came.append(delta)  # noqa: PERF401 (what came before an error counts)
+    except EngineError as error:
+        came.append(type(error))
+    return came
+
+
+@pytest.mark.parametrize("loss", [ActorDiedError(), EngineDead("the engine stopped")])
+async def test_a_replica_lost_before_its_first_token_costs_nothing(loss):
+    """The request goes to another replica, and the log says so."""
+    handle = Handle([loss], [FIRST, LAST])
+    with capture_logs() as logs:
+        assert await taken(handle) == [FIRST, LAST]
+    assert [line for line in logs if line["event"] == "request.moved"]
+    assert (handle.courses, handle.cancelled) == ([], 0)
+
+
+async def test_a_stream_that_has_begun_is_not_begun_again():
+    """Its client learns that it may ask again; no token comes twice."""
+    handle = Handle([FIRST, ActorDiedError()], [FIRST, LAST])
+    assert await taken(handle) == [FIRST, EngineDead]
+    assert len(handle.courses) == 1
+
+
+async def test_a_request_moves_once():
+    """Two lost replicas end it: a request that kills them does not go through them all."""
+    handle = Handle([ActorDiedError()], [ActorDiedError()], [FIRST, LAST])
+    assert await taken(handle) == [EngineDead]
+    assert len(handle.courses) == 1
+
+
+async def test_a_refusal_is_not_asked_again():
+    """What one replica refuses, another would refuse."""
+    handle = Handle([InvalidRequest("too long")], [FIRST, LAST])
+    with pytest.raises(InvalidRequest):
+        await taken(handle)
+    assert len(handle.courses) == 1
+
+
+def test_what_an_exception_says_is_not_logged():
+    """It may quote a prompt; the client learns no more than that generation failed."""
+    with capture_logs() as logs:
+        error = translate(ValueError("a prompt of a client"), request_id="r1")
+    assert type(error) is EngineError
+    assert [line["cause"] for line in logs] == ["ValueError"]
+    assert "prompt" not in f"{logs}{error.message}{error.details}"
+
+
+async def test_a_client_that_leaves_cancels_the_call():
+    """Closing the iterator reaches the replica."""
+    handle = Handle([FIRST, LAST])
+    deltas = remote(handle).generate(REQUEST)
+    assert await anext(deltas) == FIRST
+    await deltas.aclose()
+    assert handle.cancelled == 1
+
+
+async def test_what_has_a_structure_is_not_moved():
+    """Should it have ended the replica, it would end the next one."""
+    handle = Handle([ActorDiedError()], [FIRST, LAST])
+    assert await taken(handle, STRUCTURED) == [EngineDead]
+    assert len(handle.courses) == 1
+
+
+async def test_the_first_token_has_a_limit_of_its_own():
+    """A service that does not wake in time says so."""
+    assert await taken(Handle([0.1, BEAT, FIRST, LAST])) == [FIRST, LAST]
+    handle = Handle([9.0, FIRST, LAST])
+    with pytest.raises(NotReady, match=r"within 0\.2 s"):
+        await taken(handle)
+    assert handle.cancelled == 1
+
+
+async def test_a_replica_that_says_nothing_any_more_is_lost():
+    """In mid-stream it ends the stream; before the first token the request goes to another."""
+    handle = Handle([BEAT, FIRST, BEAT, 9.0, LAST])
+    assert await asyncio.wait_for(taken(handle), 2) == [FIRST, EngineDead]
+    assert handle.cancelled == 1
+    handle = Handle([BEAT, 9.0, FIRST], [BEAT, FIRST, LAST])
+    assert await asyncio.wait_for(taken(handle), 2) == [FIRST, LAST]
+    handle = Handle([BEAT, FIRST, *[0.06, BEAT] * 5, LAST])
+    assert await taken(handle) == [FIRST, LAST]

@@ -1,0 +1,160 @@
+"""The backends against attention written out, for every kind of row and scoring."""
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from serve_app.engine.model.attention import varlen
+from serve_app.engine.model.attention.interface import attend, choose_backend
+from serve_app.engine.model.attention.sdpa import SdpaBackend
+from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
+from serve_app.engine.model.attention.varlen import VarlenBackend, find_varlen_attn
+from serve_app.errors import ModelLoadError
+
+DIM, VALUE_DIM, POOL = 16, 16, 120
+# Decode rows, whole prompts and later chunks, in regions that are apart in the pool.
+MIXED = (Span(0, 1, 3, 9), Span(1, 6, 20, 6), Span(7, 4, 40, 17), Span(11, 1, 70, 1))
+DECODE = (Span(0, 1, 3, 9), Span(1, 1, 20, 33), Span(2, 1, 60, 1))
+SCORINGS = (
+    Scoring(0.25),
+    Scoring(0.25, window=4),
+    Scoring(0.25, window=100),
+    Scoring(0.3, softcap=2.0),
+    Scoring(0.3, window=3, softcap=2.0),
+)
+
+
+def written_out(query, keys, values, spans, scoring):
+    """Every query by itself, in float64."""
+    group = query.shape[1] // keys.shape[1]
+    out = torch.empty(query.shape[0], query.shape[1], values.shape[2])
+    for span in spans:
+        for i in range(span.q_count):
+            at = span.kv_count - span.q_count + i
+            first = 0 if scoring.window is None else max(0, at - scoring.window + 1)
+            seen = slice(span.kv_start + first, span.kv_start + at + 1)
+            for head in range(query.shape[1]):
+                k, v = keys[seen, head // group].double(), values[seen, head // group].double()
+                scores = k @ query[span.q_start + i, head].double() * scoring.scale
+                if scoring.softcap is not None:
+                    scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
+                out[span.q_start + i, head] = scores.softmax(-1) @ v
+    return out
+
+
+def tensors(heads, kv_heads, spans, value_dim=VALUE_DIM):
+    generator = torch.Generator().manual_seed(heads)
+    tokens = sum(span.q_count for span in spans)
+    shapes = ((tokens, heads, DIM), (POOL, kv_heads, DIM), (POOL, kv_heads, value_dim))
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
+@pytest.mark.parametrize("spans", [MIXED, DECODE], ids=["mixed", "decode"])
+@pytest.mark.parametrize("scoring", SCORINGS, ids=str)
+def test_sdpa_is_attention(heads, spans, scoring):
+    """Causal, windowed and softcapped, with shared KV heads, over the pool in place."""
+    query, keys, values = tensors(*heads, spans)
+    out = SdpaBackend().begin(spans).attend(query, keys, values, scoring)
+    torch.testing.assert_close(out, written_out(query, keys, values, spans, scoring))
+
+
+def test_sdpa_takes_values_of_another_size():
+    """K and V heads may differ in size."""
+    query, keys, values = tensors(4, 2, MIXED, value_dim=8)
+    out = SdpaBackend().begin(MIXED).attend(query, keys, values, Scoring(0.25))
+    torch.testing.assert_close(out, written_out(query, keys, values, MIXED, Scoring(0.25)))
+
+
+def documented_varlen_attn(  # noqa: PLR0917 (torch's signature)
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    scale,
+    window_size,
+    enable_gqa,
+    seqused_k,
+):
+    """What torch documents of `varlen_attn`, written out for the CPU."""
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert all(t.dtype == torch.int32 for t in (cu_seq_q, cu_seq_k, seqused_k))
+    assert (cu_seq_k.diff() > 0).all()
+    out = torch.empty(*query.shape[:2], value.shape[2])
+    group = query.shape[1] // key.shape[1]
+    left, right = window_size
+    for row in range(len(seqused_k)):
+        q0, q1 = cu_seq_q[row : row + 2].tolist()
+        k0, used = int(cu_seq_k[row]), int(seqused_k[row])
+        assert q1 - q0 <= max_q
+        assert used <= max_k
+        q = query[q0:q1].transpose(0, 1)
+        k = key[k0 : k0 + used].transpose(0, 1).repeat_interleave(group, 0)
+        v = value[k0 : k0 + used].transpose(0, 1).repeat_interleave(group, 0)
+        at = torch.arange(used - (q1 - q0), used)[:, None]
+        keys_at = torch.arange(used)
+        seen = torch.ones(q1 - q0, used, dtype=torch.bool)
+        if left >= 0:
+            seen &= keys_at >= at - left
+        if right >= 0:
+            seen &= keys_at <= at + right
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -math.inf)
+        out[q0:q1] = (scores.softmax(-1) @ v).transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=str)
+@pytest.mark.parametrize("spans", [MIXED, DECODE], ids=["mixed", "decode"])
+@pytest.mark.parametrize("scoring", SCORINGS[:3], ids=str)
+def test_varlen_asks_for_what_sdpa_does(heads, spans, scoring):
+    """Starts, lengths and windows handed to `varlen_attn` mean the same attention."""
+    query, keys, values = tensors(*heads, spans)
+    step = VarlenBackend(documented_varlen_attn).begin(spans)
+    out = step.attend(query, keys, values, scoring)
+    torch.testing.assert_close(out, written_out(query, keys, values, spans, scoring))
+
+
+def test_this_torch_has_varlen_attn_as_it_is_called():
+    """The installed torch takes every argument that the backend passes."""
+    found = find_varlen_attn()
+    assert found is not None
+    names = inspect.signature(documented_varlen_attn).parameters
+    inspect.signature(found).bind(**dict.fromkeys(names, 0))
+
+
+@pytest.mark.parametrize("missing", ["module", "function", "seqused_k"])
+def test_a_torch_without_varlen_attn_falls_back(monkeypatch, missing):
+    """An older torch computes by SDPA instead of failing."""
+
+    class Module:
+        if missing == "seqused_k":
+
+            @staticmethod
+            def varlen_attn(query, scale, window_size, enable_gqa): ...
+
+    def find(name):
+        if missing == "module":
+            raise ImportError(name)
+        return Module
+
+    monkeypatch.setattr(varlen.importlib, "import_module", find)
+    assert find_varlen_attn() is None
+
+
+def test_the_cpu_computes_by_sdpa():
+    """FlashAttention is for CUDA."""
+    shape = LayerShape(2, 64, 64, torch.device("cpu"), torch.bfloat16, softcap=False)
+    assert choose_backend([shape]).name == "sdpa"
+
+
+def test_sinks_are_refused():
+    """An attention that would be computed wrongly is an error, not another answer."""
+    part = torch.zeros(1, 2, 1, 8)
+    with pytest.raises(ModelLoadError, match="sinks"):
+        attend(None, part, part, part, None, s_aux=torch.zeros(2))

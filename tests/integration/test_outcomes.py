@@ -1,0 +1,93 @@
+"""Each answer of the Hub through a real rollout: one build, its table in the status, no bytes."""
+
+import re
+import socket
+import time
+
+import pytest
+
+from scripts.local_hub import Behaviour, LocalHub, Repo
+from tests.conftest import TINY_REPO, tiny_files
+from tests.integration.conftest import LogicalNode, cluster_of
+from tests.integration.test_check import CASES
+
+pytestmark = pytest.mark.cluster
+
+BLOCKED = {b: outcome for b, (outcome, code, _) in CASES.items() if code != 0}
+# One answer of the Hub, and all in which a connection takes part; the others' words are the same.
+OVER_TLS = (Behaviour.never_asked, Behaviour.cdn_denied, Behaviour.cdn_down, Behaviour.hang)
+
+
+class Rollouts:
+    """One Serve instance that is asked for one rollout after the other."""
+
+    def __init__(self, hub, outcomes):
+        from ray import serve
+
+        self.hub, self.outcomes = hub, outcomes
+        self.token = hub.issue_token(Behaviour.granted)
+        self.number = 0
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+
+    def blocked(self, token_file):
+        """Roll out and return the status message and the seconds until it was there."""
+        from ray import serve
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        self.number += 1
+        args = {
+            "model": {"repo_id": TINY_REPO, "served_name": f"try-{self.number}"},
+            "access": {
+                "endpoint": self.hub.url,
+                "token_file": str(token_file),
+                "timeout_s": 1,
+                "deadline_s": 6,
+            },
+            "replica": {"num_gpus": 1},
+        }
+        app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
+        began = time.monotonic()
+        _get_global_client().deploy_apps(
+            ServeDeploySchema.model_validate({"applications": [app]}), _blocking=False
+        )
+        while time.monotonic() - began < 30:
+            status = serve.status().applications.get("llm")
+            if status and status.status == "DEPLOY_FAILED" and self.hub.log:
+                return status.message, time.monotonic() - began
+            time.sleep(0.05)
+        raise AssertionError(f"not blocked: {status}")
+
+
+@pytest.fixture(scope="module", params=["http", "https"])
+def rollouts(request, certificates):
+    tls = certificates.server if request.param == "https" else None
+    outcomes = {b: BLOCKED[b] for b in OVER_TLS} if tls else BLOCKED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(certificates.authority))
+        hub = LocalHub([Repo(TINY_REPO, tiny_files())], tls=tls)
+        with hub, cluster_of(LogicalNode("worker")):
+            yield Rollouts(hub, outcomes)
+
+
+def test_each_refusal_blocks_the_rollout_with_its_table(rollouts, tmp_path):
+    """Every outcome stands in `serve status`, over http and https, and no weights are sent."""
+    assert len(BLOCKED) >= 12
+    file = tmp_path / "token"
+    file.write_text(rollouts.token)
+    seconds = {}
+    for behaviour, outcome in rollouts.outcomes.items():
+        rollouts.hub.set_behaviour(rollouts.token, behaviour)
+        rollouts.hub.clear_log()
+        message, seconds[outcome] = rollouts.blocked(file)
+        assert re.search(rf"^  worker +{outcome} ", message, re.MULTILINE), (behaviour, message)
+        assert re.search(r"Access (BLOCKED|NOT PROVEN): 1 of 1 node", message)
+        assert "Mend: " in message
+        assert "Traceback" not in message
+        assert rollouts.token not in message
+        assert sum(entry.bytes_sent for entry in rollouts.hub.log if entry.status == 206) <= 9
+    assert len(seconds) == len(set(rollouts.outcomes.values()))
+    assert max(seconds.values()) < 20, seconds

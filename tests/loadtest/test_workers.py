@@ -1,0 +1,82 @@
+"""The client processes: load that no answer slows, and an end that loses nothing."""
+
+import threading
+import time
+
+import pytest
+
+from serve_app.loadtest.client import Target
+from serve_app.loadtest.lengths import Lengths, parse
+from serve_app.loadtest.stage import Span, closed, poisson
+from serve_app.loadtest.workers import Crew
+from tests.loadtest.scripted import Scripted, serving
+
+LENGTHS = Lengths(parse("20"), parse("4"))
+
+
+def run(url, stage, *, processes=1, drain_s=5.0, stop_after=None):
+    stop = threading.Event()
+    shown = []
+    if stop_after:
+        threading.Timer(stop_after, stop.set).start()
+    target = Target(url, "acme/tiny", timeout_s=20)
+    with Crew(target, processes=processes, drain_s=drain_s, stop=stop) as crew:
+        return crew.run(stage, shown.append), shown
+
+
+def test_a_slow_server_does_not_slow_an_open_loop():
+    """All requests are sent in time, and the queue behind the server shows in their latency."""
+    app = Scripted((0.1, "a"), places=1, calibrations=0)  # holds 10 a second
+    with serving(app) as url:
+        stage = poisson(20, LENGTHS, Span(2, 0), seed=3)
+        ran, shown = run(url, stage, processes=2, drain_s=30)
+    assert len(ran.samples) == len(stage.shots)
+    assert all(sample.error is None for sample in ran.samples)
+    assert max(sample.sent_s - sample.at_s for sample in ran.samples) < 0.2
+    last = max(ran.samples, key=lambda sample: sample.at_s)
+    # 0.1 s for each of those before it, less the time since the first came
+    assert last.ttft_s == pytest.approx(0.1 * len(stage.shots) - last.at_s, rel=0.3)
+    assert len(ran.strains) == 2
+    assert shown
+
+
+def test_a_closed_loop_keeps_its_number_of_clients():
+    """Never more requests at a time, and each client asks again at once."""
+    app = Scripted((0.1, "a"), calibrations=0)
+    with serving(app) as url:
+        ran, _ = run(url, closed(3, LENGTHS, Span(2, 0), seed=1), processes=2)
+    assert app.most_running == 3
+    assert len(ran.samples) == pytest.approx(3 * 2 / 0.1, rel=0.35)
+    assert len({str(body["messages"]) for body in app.bodies}) == len(app.bodies)
+
+
+def test_a_stop_keeps_what_was_measured():
+    """The stage ends at once; finished samples stay, those in flight are marked."""
+    with serving(Scripted(lambda n: (0.05, "a") if n % 2 else (30.0, "a"), calibrations=0)) as url:
+        began = time.monotonic()
+        ran, _ = run(url, poisson(20, LENGTHS, Span(60, 0), seed=1), stop_after=3)
+        assert time.monotonic() - began < 15
+    kinds = {sample.error for sample in ran.samples}
+    assert kinds == {None, "unfinished"}
+    assert ran.stopped_s is not None
+    assert ran.stopped_s < 10
+
+
+def test_a_stop_ends_a_closed_loop():
+    """A client whose request was cancelled does not ask again."""
+    app = Scripted((0.2, "a"), calibrations=0)
+    with serving(app) as url:
+        ran, _ = run(url, closed(4, LENGTHS, Span(60, 0), seed=1), stop_after=2)
+        asked = len(app.bodies)
+        time.sleep(0.3)
+        assert len(app.bodies) == asked
+    assert sum(sample.error == "unfinished" for sample in ran.samples) <= 4
+
+
+def test_answers_that_never_come_are_counted():
+    """After the drain time the rest is unfinished, not forgotten."""
+    with serving(Scripted((60.0, "a"), calibrations=0)) as url:
+        stage = poisson(20, LENGTHS, Span(1, 0), seed=1)
+        ran, _ = run(url, stage, drain_s=0.5)
+    assert len(ran.samples) == len(stage.shots)
+    assert {sample.error for sample in ran.samples} == {"unfinished"}

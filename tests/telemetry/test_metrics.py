@@ -1,0 +1,125 @@
+"""Gauges that are set once stay on the page, though Ray forgets them."""
+
+import asyncio
+
+import pytest
+from ray.exceptions import RayError
+from ray.serve.metrics import Gauge
+
+from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
+from serve_app.engine.stats import EngineStats
+from serve_app.telemetry import metrics
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """What was set: value and tags, in order."""
+    seen = []
+    monkeypatch.setattr(Gauge, "set", lambda _self, value, tags=None: seen.append((value, tags)))
+    return seen
+
+
+async def test_a_verdict_is_published_until_the_next_one(published, monkeypatch):
+    """An alert over a grant that was lost an hour ago still sees it."""
+    monkeypatch.setattr(metrics, "REPEAT_S", 0.01)
+    access = metrics.AccessMetrics()
+    lost = NodeVerdict("id", "a", Outcome.EXPIRED_TOKEN, "mend")
+    access.show(Verdict("acme/tiny", "main", None, "https://hub", 0.1, (lost,)))
+    first = sorted(published, key=str)
+    assert (0.0, {"node": "a", "repo": "acme/tiny", "outcome": "granted"}) in first
+    published.clear()
+    keeping = asyncio.create_task(access.keep(lambda: {"id"}))
+    async with asyncio.timeout(5):
+        while len(published) < 2 * len(first):
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    assert sorted(published[: len(first)], key=str) == first
+
+
+def verdict_of(*nodes):
+    return Verdict("acme/tiny", "main", None, "https://hub", 0.1, nodes)
+
+
+def node(number, outcome=Outcome.GRANTED, **facts):
+    return NodeVerdict(f"id-{number}", f"node-{number}", outcome, "fix", **facts)
+
+
+def series(published):
+    """Nodes and outcomes of what was published, once each."""
+    return {(tags["node"], tags["outcome"]) for _, tags in published}
+
+
+def test_nodes_that_come_and_go_leave_no_series(published):
+    """After a thousand of them, each refused before it left, only the one that is there counts."""
+    access = metrics.AccessMetrics()
+    for number in range(1000):
+        access.show(verdict_of(node(number), node(number + 1, Outcome.NO_TOKEN)))
+    published.clear()
+    access.show(verdict_of(node(7, Outcome.EXPIRED_TOKEN)))
+    assert series(published) == {("node-7", "granted"), ("node-7", "expired_token")}
+
+
+def test_a_node_that_stays_shows_what_it_had_before(published):
+    """Else the series of an outcome that has passed would end at 1."""
+    access = metrics.AccessMetrics()
+    access.show(verdict_of(node(1, Outcome.NO_TOKEN)))
+    published.clear()
+    access.show(verdict_of(node(1)))
+    assert {(value, tags["outcome"]) for value, tags in published} == {
+        (1.0, "granted"),
+        (0.0, "no_token"),
+    }
+
+
+async def test_a_node_that_left_is_forgotten_before_the_next_verdict(published, monkeypatch):
+    """Its last outcome may have been a refusal, and the next round may be a quarter hour away."""
+    monkeypatch.setattr(metrics, "REPEAT_S", 0.01)
+    alive = {"id-1", "id-2"}
+    access = metrics.AccessMetrics()
+    access.show(verdict_of(node(1), node(2, Outcome.PROBE_FAILED)))
+    keeping = asyncio.create_task(access.keep(lambda: alive))
+    async with asyncio.timeout(5):
+        alive.remove("id-2")
+        while published and "node-2" in {tags["node"] for _, tags in published[-3:]}:
+            await asyncio.sleep(0.01)
+        published.clear()
+        while len(published) < 3:
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    assert series(published) == {("node-1", "granted")}
+
+
+async def test_while_the_cluster_does_not_answer_nothing_is_forgotten(published, monkeypatch):
+    """A head that restarts must not resolve an alert."""
+    monkeypatch.setattr(metrics, "REPEAT_S", 0.01)
+
+    def silent():
+        raise RayError
+
+    access = metrics.AccessMetrics()
+    access.show(verdict_of(node(1, Outcome.NO_TOKEN)))
+    published.clear()
+    keeping = asyncio.create_task(access.keep(silent))
+    async with asyncio.timeout(5):
+        while len(published) < 4:
+            await asyncio.sleep(0.01)
+    assert not keeping.done()
+    keeping.cancel()
+    assert series(published) == {("node-1", "granted"), ("node-1", "no_token")}
+
+
+def test_no_node_is_no_node(published):
+    """While all nodes are scaled away, and where none was asked yet, nobody is woken."""
+    nobody = NodeVerdict("", "(no node)", Outcome.PROBE_FAILED, "fix")
+    access = metrics.AccessMetrics()
+    access.show(verdict_of(nobody, node(1, deferred=True)))
+    assert published == []
+
+
+def test_a_start_is_published_with_every_sample(published):
+    """The cold start is on the page for as long as its replica runs."""
+    server = metrics.ServerMetrics()
+    server.started({"load_s": 2.0}, {})
+    for _ in range(3):
+        server.sample(EngineStats(0, 0, 0, 1, 0, 0, 0, 0))
+    assert published.count((2.0, {"phase": "load"})) == 4
