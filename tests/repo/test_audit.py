@@ -55,7 +55,7 @@ def test_every_pin_audited_and_none_vulnerable_is_clean(audit):
 
 
 def test_a_known_vulnerability_is_named_with_its_remedy(audit):
-    """Name, version, ids and the version that mends it; that another is not known is said too."""
+    """Name, version, ids and the version that fixes it; that another is not known is said too."""
     code, said = audit(prints(JINJA | {"vulns": [FAULT, UNFIXED]}, SKIPPED, code=1))
     assert code == VULNERABLE
     assert said.splitlines() == [
