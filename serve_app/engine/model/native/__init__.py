@@ -1,1 +1,6 @@
-"""The CPU's own forward: a Llama-like model in one call of compiled code."""
+"""The forward compiled for the CPU, bitwise batch-invariant: Llama, Mistral, Qwen 2 and Qwen 3.
+
+forward.py   a step through the compiled code
+weights.py   a model's weights in the layout that it reads
+library.py   compiles forward.cpp for this CPU, once
+"""
