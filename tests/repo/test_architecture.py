@@ -1,5 +1,6 @@
 """The shape of the package: import contracts, sizes, light start."""
 
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +30,13 @@ def test_files_stay_readable():
     long = {p.name: n for p in SOURCES if (n := len(p.read_text().splitlines())) > 350}
     assert not long
     assert len(SOURCES) > 20
+
+
+def test_private_calls_of_ray_are_in_one_package():
+    """They change without a word; whoever upgrades Ray reads `serve_app/cluster/` alone."""
+    private = re.compile(r"ray\.(serve\.)?_private|ray\._raylet|internal_kv|_get_global_client")
+    found = {path.parent.name for path in SOURCES if private.search(path.read_text())}
+    assert found == {"cluster"}
 
 
 def test_the_top_level_is_fixed():
