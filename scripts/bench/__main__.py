@@ -55,13 +55,17 @@ def main() -> int:
         records,
         setup=vars(args) | {"model": args.config or model_dir.name},
         load_s={name: contender.load_s for name, contender in contenders.items()},
+        settings={name: contender.settings for name, contender in contenders.items()},
     )
     markdown = report.markdown(result)
     print(markdown)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        args.out.with_suffix(".md").write_text(markdown)
+        # A file for each class of processor: their numbers have nothing to do with each other.
+        best = (report.cpu_features() or ["cpu"])[0] if args.device == "cpu" else args.device
+        stem = args.out.with_name(f"{args.out.name}-{best}")
+        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        stem.with_suffix(".md").write_text(markdown)
     return 0
 
 
@@ -88,7 +92,9 @@ def _arguments() -> argparse.Namespace:
         "--llama-python", default=os.environ.get("BENCH_LLAMA_PYTHON"), help="of its environment"
     )
     parser.add_argument("--gguf", help="the model for llama.cpp; default: the demo model's")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument(
+        "--out", type=Path, help="write OUT-CLASS.json and .md, by the class of processor"
+    )
     return parser.parse_args()
 
 

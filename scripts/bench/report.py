@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from scripts.bench.workload import Request
 
 OURS, REFERENCE, ROOFLINE = "serve-app", "generate", "roofline"
+FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 MEASURES = ("tok_s", "ttft_p50_s", "ttft_p95_s", "itl_p50_s", "itl_p95_s")
 
 
@@ -69,7 +71,11 @@ class Record:
 
 
 def summarise(
-    records: list[Record], *, setup: dict[str, Any], load_s: dict[str, float]
+    records: list[Record],
+    *,
+    setup: dict[str, Any],
+    load_s: dict[str, float],
+    settings: dict[str, str],
 ) -> dict[str, Any]:
     """Take medians over the rounds; a ratio is the median of each round's own ratio."""
     runs = [record for record in records if record.name != ROOFLINE]
@@ -86,6 +92,7 @@ def summarise(
         own = [record for record in runs if record.name == name]
         peak = max(record.answer["peak_bytes"] for record in own)
         contenders[name] = {
+            "settings": settings[name],
             "load_s": load_s[name],
             "peak_bytes": peak,
             "peak_above_weights_and_kv_bytes": peak - int(machine["weights_bytes"]) - every_kv,
@@ -144,12 +151,20 @@ def _machine_rates(records: list[Record]) -> dict[str, float]:
     return {name: statistics.median(result[name] for result in results) for name in results[0]}
 
 
+def cpu_features() -> list[str]:
+    """Return what this CPU has of the instructions that matter here, the best first."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return [name for name in FEATURES if name in flags]
+
+
 def _machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": found[0] if found else platform.machine(),
+        "features": cpu_features(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
         "python": platform.python_version(),
@@ -168,7 +183,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# {setup['model']}, {setup['dtype']} on {setup['device']}",
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"{machine['processor']} ({', '.join(machine['features'])}), {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, {datetime.now(UTC):%Y-%m-%d}, "
         f"{setup['threads']} threads, torch {machine['torch']}, transformers "
         f"{machine['transformers']}; medians of {setup['rounds']} interleaved rounds. Measured "
         f"in the same run: read {rates['read_bytes_per_s'] / 1e9:.1f} GB/s, copy "
@@ -191,6 +207,8 @@ def markdown(result: dict[str, Any]) -> str:
                 f"| {row['itl_p50_s'] * 1e3:.1f} / {row['itl_p95_s'] * 1e3:.1f} "
                 f"| {row['equal_to_generate']} | {above:.0f} |"
             )
+    lines += ["", "## Settings", ""]
+    lines += [f"- {name}: {c['settings']}" for name, c in result["contenders"].items()]
     return "\n".join(lines) + "\n"
 
 

@@ -83,7 +83,9 @@ class Contender:
                 start_new_session=True,
             )
         try:
-            self.load_s: float = self._answer()["load_s"]
+            loaded = self._answer()
+            self.load_s: float = loaded["load_s"]
+            self.settings: str = loaded["settings"]
             self._signal(signal.SIGSTOP)
         except BaseException:
             self.close()
@@ -138,6 +140,14 @@ class Contender:
                 raise ContenderFailed(f"{self.name} ended; see {self._log}") from None
 
 
+def bound_cores(threads: int) -> str:
+    """Return the cores of this process's threads as a list of CPU numbers: `0-1`, or `0,2`."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    if cores == list(range(cores[0], cores[0] + len(cores))):
+        return f"{cores[0]}-{cores[-1]}"
+    return ",".join(map(str, cores))
+
+
 def waited() -> float:
     """Return the seconds since boot in which something waited for a core; 0 if unknown."""
     try:
@@ -155,9 +165,13 @@ def serve(start: str, setup: Setup) -> None:
         os.dup2(2, 1)  # what libraries print belongs in the log
         module, function = start.split(":")
         began = time.perf_counter()
-        load = getattr(importlib.import_module(f"scripts.bench.contenders.{module}"), function)
-        run: Run = load(setup)
-        print(json.dumps({"load_s": time.perf_counter() - began}), file=answers, flush=True)
+        contender = importlib.import_module(f"scripts.bench.contenders.{module}")
+        run: Run = getattr(contender, function)(setup)
+        loaded = {
+            "load_s": time.perf_counter() - began,
+            "settings": contender.settings(setup, function),
+        }
+        print(json.dumps(loaded), file=answers, flush=True)
         for line in sys.stdin:
             batches = [[Request(**request) for request in batch] for batch in json.loads(line)]
             results = [run(batch) for batch in batches]

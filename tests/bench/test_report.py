@@ -39,7 +39,12 @@ def result():
     for number, (ours, theirs) in enumerate([(1.0, 2.0), (2.0, 6.0), (3.0, 30.0)]):
         records.append(turn("serve-app", number, ours, ids=(5, 6, 7, 9)))
         records.append(turn("generate", number, theirs, peak=9_000 + number))
-    return summarise(records, setup=SETUP, load_s={"serve-app": 1.0, "generate": 2.0})
+    return summarise(
+        records,
+        setup=SETUP,
+        load_s={"serve-app": 1.0, "generate": 2.0},
+        settings={"serve-app": "2 threads", "generate": "as it comes"},
+    )
 
 
 def test_a_ratio_is_the_median_of_each_rounds_own(result):
@@ -73,6 +78,14 @@ def test_tokens_are_compared_with_generates(result):
     assert rows["generate"]["equal_to_generate"] == "6/6"
 
 
+def test_the_report_names_settings_and_the_class_of_processor(result):
+    """A number without them could not be repeated, or would be compared with another machine's."""
+    table = markdown(result)
+    assert "- serve-app: 2 threads" in table
+    assert set(result["machine"]["features"]) <= {"amx_bf16", "avx512_bf16", "avx512f", "avx2"}
+    assert f"({', '.join(result['machine']['features'])})" in table
+
+
 def test_the_table_names_every_contender_with_its_ratio(result):
     """Markdown, one table for each number of streams."""
     table = markdown(result)
@@ -85,4 +98,9 @@ def test_a_contender_that_stops_early_is_refused():
     """Fewer tokens in less time must not look fast."""
     cut = turn("serve-app", 0, 1.0, ids=(5, 6, 7))
     with pytest.raises(ValueError, match="serve-app made 3 of 4"):
-        summarise([machine(0), cut], setup=SETUP, load_s={"serve-app": 1.0})
+        summarise(
+            [machine(0), cut],
+            setup=SETUP,
+            load_s={"serve-app": 1.0},
+            settings={"serve-app": "as it is"},
+        )

@@ -6,12 +6,18 @@ import time
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.streamers import BaseStreamer
 
 from scripts.bench.worker import Run, Setup
 from scripts.bench.workload import Request, Stream
+
+
+def settings(setup: Setup, start: str) -> str:
+    """Say which way of transformers this is."""
+    return f"transformers {transformers.__version__}, {start}, {setup.threads} threads"
 
 
 def one_by_one(setup: Setup) -> Run:

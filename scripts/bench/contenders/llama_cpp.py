@@ -24,6 +24,14 @@ class _Sequence:
     stream: Stream = field(default_factory=lambda: Stream([], []))
 
 
+def settings(setup: Setup, _start: str) -> str:
+    """Say what is set; all else is its default."""
+    return (
+        f"llama-cpp-python {lib.__version__}, one cache for all sequences, batches of "
+        f"{BATCH_TOKENS} tokens, {setup.threads} threads"
+    )
+
+
 def load(setup: Setup) -> Run:
     """Load the GGUF file with one cache for all sequences."""
     lib.llama_backend_init()

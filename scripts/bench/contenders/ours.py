@@ -8,9 +8,18 @@ from pathlib import Path
 
 from scripts.bench.worker import Run, Setup
 from scripts.bench.workload import Request, Stream
+from serve_app import __version__
 from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.engine import Engine
 from serve_app.protocol import GenerationRequest, SamplingParams, TokenPrompt
+
+
+def settings(setup: Setup, _start: str) -> str:
+    """Say what is set; all else is its default."""
+    return (
+        f"serve-app {__version__}, max_running_requests {setup.streams}, max_context_tokens "
+        f"{setup.window}, no prefix cache, {setup.threads} threads"
+    )
 
 
 def load(setup: Setup) -> Run:

@@ -15,6 +15,11 @@ POOL_BYTES = 2**29  # far above any cache
 ROWS = 2048
 
 
+def settings(_setup: Setup, _start: str) -> str:
+    """Say what is measured."""
+    return "what the machine reads, copies and multiplies"
+
+
 def load(setup: Setup) -> Run:
     """Count the model's weights and prepare the three measurements."""
     torch.set_num_threads(setup.threads)

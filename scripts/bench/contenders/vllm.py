@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 import time
 
-# Read when vLLM is imported; without them it takes half the memory and logs every request.
+from scripts.bench.worker import Run, Setup, bound_cores
+from scripts.bench.workload import Request, Stream
+
+# Read when vLLM is imported. By itself it leaves one core of a machine to others, takes half the
+# memory and logs every request.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound_cores(os.cpu_count() or 1))
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
+import vllm
 from vllm import EngineArgs, SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from scripts.bench.worker import Run, Setup
-from scripts.bench.workload import Request, Stream
+
+def settings(setup: Setup, _start: str) -> str:
+    """Say what is set; all else is its default."""
+    on_cpu = f", VLLM_CPU_OMP_THREADS_BIND={os.environ['VLLM_CPU_OMP_THREADS_BIND']}"
+    return (
+        f"vLLM {vllm.__version__}, max_num_seqs {setup.streams}, max_model_len {setup.window}, "
+        f"no prefix caching{on_cpu if setup.device == 'cpu' else ''}"
+    )
 
 
 def load(setup: Setup) -> Run:
-    """Load it as it comes, with room for the requests."""
+    """Load it with room for the requests."""
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=setup.model_dir,
