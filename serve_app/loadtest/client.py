@@ -17,8 +17,7 @@ from typing import Any
 import aiohttp
 
 from serve_app.errors import ConfigError
-from serve_app.loadtest.prompts import Prompts, some_words
-from serve_app.loadtest.stage import Shot
+from serve_app.loadtest.stage import Prompts, Shot, some_words
 
 CALIBRATION_WORDS = (8, 72)
 
