@@ -50,7 +50,9 @@ class Control:
                 case "PUT", ["tokens"]:
                     return self._put_token(json.loads(request.body))
         except (ValueError, OSError, KeyError, TypeError) as error:
-            return json_answer({"error": f"{type(error).__name__}: {_words(error)}"}, status=400)
+            # A JSON error quotes nothing of the document; a ValueError of ours names choices.
+            words = str(error.args[0]) if error.args else ""
+            return json_answer({"error": f"{type(error).__name__}: {words}"}, status=400)
         return json_answer({"error": "no such control"}, status=404)
 
     def _put_token(self, order: Any) -> Answer:
@@ -83,8 +85,3 @@ def read_or_issue(hub: LocalHub, path: Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(token + "\n")
     return token
-
-
-def _words(error: Exception) -> str:
-    # A JSON error's text quotes nothing of the document; a ValueError of ours names choices.
-    return str(error.args[0]) if error.args else ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import ssl
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,7 @@ from scripts.local_hub.signing import Signer
 from scripts.local_hub.state import Renaming, State
 from scripts.local_hub.storage import Cdn, XetStore
 from scripts.local_hub.targets import find_target
-from scripts.local_hub.transport import Respond, Server, refused_address
+from scripts.local_hub.transport import Respond, Servers, refused_address
 from scripts.local_hub.wire import Answer, HubRequest, Origin, Request
 
 
@@ -54,19 +54,17 @@ class LocalHub:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        context = None
-        if self._tls is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*self._tls)
         with contextlib.ExitStack() as stack:
-            held, self._state.closed_url = refused_address(secure=context is not None)
+            held, self._state.closed_url = refused_address(secure=self._tls is not None)
             stack.callback(held.close)
-            for origin, respond in self._origins().items():
-                server = Server(origin, self._ports[origin], respond, context)
-                self._ports[origin] = server.server_port  # the same again after a restart
-                self._state.urls[origin] = server.url
-                server.start()
-                stack.callback(server.stop)
+            servers = Servers(
+                {origin: (self._ports[origin], answer) for origin, answer in self._origins()},
+                self._tls,
+            )
+            self._ports = servers.ports  # the same again after a restart
+            self._state.urls = servers.urls
+            servers.start()
+            stack.callback(servers.stop)
             self._stack = stack.pop_all()
         return self
 
@@ -81,29 +79,23 @@ class LocalHub:
         """Come up again after `stop`, on the same ports."""
         self.__enter__()
 
-    def _origins(self) -> dict[Origin, Respond]:
+    def _origins(self) -> Iterator[tuple[Origin, Respond]]:
         hub, control = Hub(self._state), Control(self)
-        cdn, store = Cdn(self._state), XetStore(self._state)
-
-        def logged(origin: Origin, answer: Callable[[Request], Answer]) -> Respond:
-            def respond(request: Request) -> tuple[Answer, HubRequest | None]:
-                entry = self._state.record(request, origin, _route(request, origin))
-                return answer(request), entry
-
-            return respond
-
-        to_hub = logged("hub", hub.answer)
-
-        def hub_or_control(request: Request) -> tuple[Answer, HubRequest | None]:
-            if request.segments[0] == "_local":
-                return control.answer(request), None
-            return to_hub(request)
-
-        return {
-            "hub": hub_or_control,
-            "cdn": logged("cdn", cdn.answer),
-            "xet": logged("xet", store.answer),
+        answers = {
+            "hub": hub.answer,
+            "cdn": Cdn(self._state).answer,
+            "xet": XetStore(self._state).answer,
         }
+
+        def respond(origin: Origin, request: Request) -> tuple[Answer, HubRequest | None]:
+            if origin == "hub" and request.segments[0] == "_local":
+                return control.answer(request), None
+            routes = {"hub": find_target(request).route, "cdn": Route.cdn, "xet": Route.cas}
+            entry = self._state.record(request, origin, routes[origin])
+            return answers[origin](request), entry
+
+        for origin in self._ports:
+            yield origin, partial(respond, origin)
 
     @property
     def url(self) -> str:
@@ -234,9 +226,3 @@ class LocalHub:
             repo.repo_id = new
             self._state.repos[new] = repo
         self._state.renamed[old] = Renaming(new, origin)
-
-
-def _route(request: Request, origin: Origin) -> Route:
-    if origin == "hub":
-        return find_target(request).route
-    return Route.cdn if origin == "cdn" else Route.cas

@@ -73,16 +73,10 @@ class XetStore:
             return faulty
         if account.toward(repo_id) is Behaviour.cdn_denied:
             return json_answer({"error": "Forbidden"}, status=403)
-        file = self._file(request, repo)
-        if file is None:
-            return json_answer({"error": "Not found"}, status=404)
-        return json_answer(self._reconstruction(repo, file, key))
-
-    def _file(self, request: Request, repo: Repo) -> RepoFile | None:
         match request.segments:
-            case ["v1" | "v2", "reconstructions", xet_hash]:
-                return repo.xet_file(xet_hash)
-        return None
+            case ["v1" | "v2", "reconstructions", xet_hash] if file := repo.xet_file(xet_hash):
+                return json_answer(self._reconstruction(repo, file, key))
+        return json_answer({"error": "Not found"}, status=404)
 
     def _reconstruction(self, repo: Repo, file: RepoFile, key: str) -> dict[str, object]:
         path = f"/xet-bridge-us/{repo.repo_id}/{file.sha256}"

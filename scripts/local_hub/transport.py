@@ -1,172 +1,196 @@
-"""Sockets: one thread a connection, answers streamed, everything stoppable at once.
+"""Sockets: the three origins on uvicorn, in one thread with one event loop.
 
-The standard library's server carries it, because a test must be able to hang, to send what is
-no HTTP and to refuse connections, which a well-behaved framework does not offer.
+Starlette and uvicorn carry every answer that is HTTP. What a well-behaved framework does not
+offer, to hang, to stop halfway and to send what is no HTTP, is done on the connection itself.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import socket
-import ssl
-import sys
 import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+import uvicorn
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scripts.local_hub.repos import CHUNK_BYTES
-from scripts.local_hub.wire import Answer, HubRequest, Origin, Request, Silence
+from scripts.local_hub.wire import Answer, FilePart, HubRequest, Origin, Request, Silence
 
 LOOPBACK = "127.0.0.1"
-MAX_BODY_BYTES = 1 << 20
-HANDSHAKE_TIMEOUT_S = 10
+BACKLOG = 1024
+IDLE_S = 3600  # for which a connection may stay open between two requests
+BREAK_S = 1  # for which answers may notice that their connection was broken
 Respond = Callable[[Request], tuple[Answer, HubRequest | None]]
 
 
-class Server(ThreadingHTTPServer):
-    """One origin.
+class Servers:
+    """The origins, each on a port of its own.
 
     Args:
-        port: 0 takes a free one.
-        respond: makes the answer, and the log entry to complete while sending it.
-        tls: serves https where given.
+        origins: the port (0 takes a free one), and what makes the answer together with the log
+            entry to complete while sending it.
+        tls: certificate and key files; all origins speak https where given.
 
     Raises:
-        OSError: the port is in use.
+        OSError: a port is in use, or a certificate cannot be read.
     """
 
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 1024
-
     def __init__(
-        self, origin: Origin, port: int, respond: Respond, tls: ssl.SSLContext | None
+        self, origins: Mapping[Origin, tuple[int, Respond]], tls: tuple[Path, Path] | None
     ) -> None:
-        self.origin = origin
-        self.respond = respond
-        self.closing = threading.Event()
-        self._tls = tls
-        self._open: set[socket.socket] = set()
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        super().__init__((LOOPBACK, port), _Connection)
+        self._secure = tls is not None
+        self._bound: dict[Origin, socket.socket] = {}
+        self._servers: list[_Server] = []
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        try:
+            for origin, (port, respond) in origins.items():
+                self._bound[origin] = socket.create_server((LOOPBACK, port), backlog=BACKLOG)
+                self._servers.append(_Server(_application(respond), tls))
+        except OSError:
+            for bound in self._bound.values():
+                bound.close()
+            raise
+        self.ports = {origin: bound.getsockname()[1] for origin, bound in self._bound.items()}
 
     @property
-    def url(self) -> str:
-        """Scheme, host and port."""
-        return f"{'https' if self._tls else 'http'}://{LOOPBACK}:{self.server_port}"
-
-    def server_bind(self) -> None:
-        """Bind without the reverse name look-up that the base class does."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
+    def urls(self) -> dict[Origin, str]:
+        """Scheme, host and port of each origin."""
+        return {origin: _url(port, secure=self._secure) for origin, port in self.ports.items()}
 
     def start(self) -> None:
         """Serve in a background thread."""
-        self._accepting.start()
+        self._thread.start()
+        self._started.wait()
 
-    def _accept(self) -> None:
-        while not self.closing.is_set():
-            self.handle_request()
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        """Drop the connection that only wakes us up to stop."""
-        return not self.closing.is_set()
+    async def _serve(self) -> None:
+        self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
+        self._started.set()
+        pairs = zip(self._servers, self._bound.values(), strict=True)
+        await asyncio.gather(*(server.serve_until(self._closing, bound) for server, bound in pairs))
 
     def stop(self) -> None:
         """Stop listening and break every open connection."""
-        self.closing.set()
-        with contextlib.suppress(OSError):
-            socket.create_connection((LOOPBACK, self.server_port), timeout=1).close()
-        self._accepting.join()
-        self.server_close()
-        for connection in list(self._open):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Shake hands in the connection's own thread, so that a mute client holds up nobody."""
-        self._open.add(request)
-        connection = request
-        try:
-            if self._tls is not None:
-                request.settimeout(HANDSHAKE_TIMEOUT_S)
-                connection = self._tls.wrap_socket(request, server_side=True)
-                connection.settimeout(None)
-                self._open.add(connection)
-            super().process_request_thread(connection, client_address)
-        except OSError:  # the client does not trust us, or speaks no TLS
-            self.shutdown_request(request)
-        finally:
-            self._open -= {request, connection}
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent about clients that went away; show what is a fault of ours."""
-        if not isinstance(sys.exception(), (OSError, ValueError)):
-            super().handle_error(request, client_address)
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
 
 
-class _Connection(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Server(uvicorn.Server):
+    """uvicorn without its polling: it stops at once and lets no client delay that."""
 
-    def version_string(self) -> str:
-        """Name the server in the Server header."""
-        return "local-hub"
+    def __init__(self, application: ASGIApp, tls: tuple[Path, Path] | None) -> None:
+        certificate, key = tls or (None, None)
+        config = uvicorn.Config(
+            application,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,  # the Hub keeps its own log
+            server_header=False,
+            headers=[("Server", "local-hub")],
+            timeout_keep_alive=IDLE_S,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
+        config.load()
+        super().__init__(config)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Write nothing: the Hub keeps its own log."""
+    async def serve_until(self, closing: asyncio.Event, bound: socket.socket) -> None:
+        """Serve what arrives at a listening socket until the event is set."""
+        self._closing = closing
+        await self.serve(sockets=[bound])
 
-    def _serve(self) -> None:
-        size = int(self.headers.get("content-length") or 0)
-        body = self.rfile.read(min(size, MAX_BODY_BYTES))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.command, self.path, headers, body)
-        answer, entry = self.server.respond(request)
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # makes the headers that every answer has
+        await self._closing.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=BREAK_S)
+
+
+class _Connection(H11Protocol):
+    """Gives the application its connection, as `request.state.transport`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {"transport": transport}
+
+
+def _application(respond: Respond) -> ASGIApp:
+    async def answer_request(scope: Scope, receive: Receive, send: Send) -> None:
+        http = HttpRequest(scope, receive)
+        target = scope["raw_path"].decode("ascii")
+        if scope["query_string"]:
+            target += "?" + scope["query_string"].decode("ascii")
+        request = Request(http.method, target, dict(http.headers), await http.body())
+        # In a thread, because a file's first answer needs its hash.
+        answer, entry = await run_in_threadpool(respond, request)
+        if answer.silence is Silence.NOT_HTTP:
+            http.state.transport.write(b"SSH-2.0-not_a_web_server\r\n")
+            http.state.transport.close()
         if answer.silence in {Silence.HANG, Silence.NOT_HTTP}:
-            self._fail(answer.silence)
+            await _disconnect(receive)
             return
         if entry is not None:
             entry.status = answer.status
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self._send_body(answer, entry)
+        await _response(answer, entry, http)(scope, receive, send)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815
+    return answer_request
 
-    def _fail(self, silence: Silence | None) -> None:
-        if silence is Silence.HANG:
-            self.server.closing.wait()
-        else:
-            self.wfile.write(b"SSH-2.0-not_a_web_server\r\n")
-        self.close_connection = True
 
-    def _send_body(self, answer: Answer, entry: HubRequest | None) -> None:
-        body = answer.body
-        if isinstance(body, bytes):
-            self._send(body, entry)
-            return
-        left = len(body)
-        if answer.silence is Silence.CUT:
-            left, self.close_connection = left // 2, True
-        with body.file.open() as file:
-            file.seek(body.start)
-            while left and (chunk := file.read(min(left, CHUNK_BYTES))):
-                self._send(chunk, entry)
-                left -= len(chunk)
+def _response(answer: Answer, entry: HubRequest | None, http: HttpRequest) -> Response:
+    headers = {**answer.headers, "Content-Length": str(len(answer.body))}
+    if http.method == "HEAD":
+        return Response(b"", answer.status, headers)
+    if isinstance(answer.body, FilePart):
+        cut = answer.silence is Silence.CUT
+        content = _counted(answer.body, entry, http, cut=cut)
+        return StreamingResponse(content, answer.status, headers)
+    if entry is not None:
+        entry.bytes_sent = len(answer.body)
+    return Response(answer.body, answer.status, headers)
 
-    def _send(self, chunk: bytes, entry: HubRequest | None) -> None:
+
+async def _counted(
+    part: FilePart, entry: HubRequest | None, http: HttpRequest, *, cut: bool
+) -> AsyncIterator[bytes]:
+    """Read a part of a file, or half of it before the connection closes."""
+    async for chunk in iterate_in_threadpool(_chunks(part, len(part) // 2 if cut else len(part))):
         # Counted first: a client that has read the end must find it in the log.
         if entry is not None:
             entry.bytes_sent += len(chunk)
-        self.wfile.write(chunk)
+        yield chunk
+    if cut:
+        http.state.transport.close()
+        await _disconnect(http.receive)
+
+
+def _chunks(part: FilePart, left: int) -> Iterator[bytes]:
+    with part.file.open() as file:
+        file.seek(part.start)
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+            yield chunk
+            left -= len(chunk)
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Wait until the connection is closed, by whichever side."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def refused_address(*, secure: bool) -> tuple[socket.socket, str]:
@@ -176,4 +200,8 @@ def refused_address(*, secure: bool) -> tuple[socket.socket, str]:
     """
     held = socket.socket()
     held.bind((LOOPBACK, 0))
-    return held, f"{'https' if secure else 'http'}://{LOOPBACK}:{held.getsockname()[1]}"
+    return held, _url(held.getsockname()[1], secure=secure)
+
+
+def _url(port: int, *, secure: bool) -> str:
+    return f"{'https' if secure else 'http'}://{LOOPBACK}:{port}"

@@ -17,8 +17,7 @@ from typing import Any
 import aiohttp
 
 from serve_app.errors import ConfigError
-from serve_app.loadtest.prompts import Prompts, some_words
-from serve_app.loadtest.stage import Shot
+from serve_app.loadtest.stage import Prompts, Shot, some_words
 
 CALIBRATION_WORDS = (8, 72)
 
@@ -151,7 +150,8 @@ async def _stream(
     http: aiohttp.ClientSession, target: Target, body: dict[str, Any], watch: _Watch
 ) -> str:
     """Read an answer to its end; returns the kind of error, "" for none."""
-    async with http.post(target.url + _path(target), json=body) as response:
+    path = "/v1/chat/completions" if target.chat else "/v1/completions"
+    async with http.post(target.url + path, json=body) as response:
         if response.status != 200:
             return f"http_{response.status}"
         async for events in _events(response):
@@ -166,15 +166,9 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[list[dict[s
     buffer = b""
     async for chunk in response.content.iter_any():
         *blocks, buffer = (buffer + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
-        events = [_event(block) for block in blocks if block.startswith(b"data:")]
-        if events:
-            yield events
-
-
-def _event(block: bytes) -> dict[str, Any]:
-    payload = block.removeprefix(b"data:").strip()
-    event: dict[str, Any] = {"done": True} if payload == b"[DONE]" else json.loads(payload)
-    return event
+        data = [block[len(b"data:") :].strip() for block in blocks if block.startswith(b"data:")]
+        if data:
+            yield [{"done": True} if each == b"[DONE]" else json.loads(each) for each in data]
 
 
 @dataclass(slots=True)
@@ -224,10 +218,6 @@ def _has_text(event: dict[str, Any]) -> bool:
         if choice.get("text") or any(delta.get(k) for k in ("content", "reasoning_content")):
             return True
     return False
-
-
-def _path(target: Target) -> str:
-    return "/v1/chat/completions" if target.chat else "/v1/completions"
 
 
 def _body(target: Target, shot: Shot, text: str) -> dict[str, Any]:

@@ -13,9 +13,7 @@ from pathlib import Path
 from serve_app.config import parse_args
 from serve_app.errors import ConfigError
 from serve_app.loadtest import capacity, compare, page, report, stage
-from serve_app.loadtest.capacity import Demand, Measured
-from serve_app.loadtest.search import holds, search
-from serve_app.loadtest.served import Served, served
+from serve_app.loadtest.capacity import Demand, Measured, Served, holds, search, served
 from serve_app.loadtest.session import Bench, bench
 from serve_app.loadtest.summary import Json
 from serve_app.loadtest.traces import read_trace

@@ -21,13 +21,11 @@ from serve_app import __version__
 from serve_app.errors import ConfigError
 from serve_app.loadtest import report, stage
 from serve_app.loadtest.client import Target, authorization, calibrate, find_model, session
-from serve_app.loadtest.lengths import Lengths, parse
 from serve_app.loadtest.scrape import Scraper
-from serve_app.loadtest.slo import Slo
-from serve_app.loadtest.stage import Span, Stage
-from serve_app.loadtest.summary import Json, summarise
+from serve_app.loadtest.stage import Lengths, Span, Stage, parse_length
+from serve_app.loadtest.summary import Json, Slo, summarise
 from serve_app.loadtest.traces import read_lengths
-from serve_app.loadtest.workers import Crew, Ran
+from serve_app.loadtest.workers import Ran, Workers
 
 WARMUP_SHARE = 0.2
 MIN_REQUESTS = 30  # of a stage on average; a slow rate lasts longer instead of guessing
@@ -44,7 +42,7 @@ class Bench:
         window: of the model in tokens, if it tells it.
         slo: limits of a good request, if there are some.
         lengths: of prompts and completions.
-        crew: the client processes.
+        workers: the client processes.
         scraper: the server's own view.
         stop: set when the user wants to end.
     """
@@ -54,7 +52,7 @@ class Bench:
     window: int | None
     slo: Slo | None
     lengths: Lengths
-    crew: Crew
+    workers: Workers
     scraper: Scraper
     stop: Event
     stages: list[Json] = field(default_factory=list)
@@ -89,8 +87,9 @@ class Bench:
             fitting = tuple(s for s in fitting if s.prompt_tokens + s.output_tokens <= window)
         if offered.shots and not fitting:
             raise ConfigError(f"no request fits the model's window of {self.window} tokens")
-        ran = self.crew.run(replace(offered, shots=fitting), _show)
-        _end_line()
+        ran = self.workers.run(replace(offered, shots=fitting), _show)
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # below the progress bar
         measured = summarise(ran, self.slo)
         measured["left_out"] = len(offered.shots) - len(fitting)
         measured["start_s"] = round(ran.start - self.started, 3)
@@ -130,7 +129,9 @@ def bench(options: argparse.Namespace, url: str) -> Iterator[Bench]:
     """
     slo = Slo.parse(options.slo) if options.slo else None
     pairs = read_lengths(options.lengths) if options.lengths else ()
-    lengths = Lengths(parse(options.prompt_tokens), parse(options.output_tokens), pairs)
+    lengths = Lengths(
+        parse_length(options.prompt_tokens), parse_length(options.output_tokens), pairs
+    )
     target = Target(
         checked_url(url),
         options.model or "",
@@ -145,9 +146,9 @@ def bench(options: argparse.Namespace, url: str) -> Iterator[Bench]:
     with (
         _stopping() as stop,
         Scraper(metrics_url, headers) as scraper,
-        Crew(target, processes=options.processes, drain_s=options.timeout, stop=stop) as crew,
+        Workers(target, processes=options.processes, drain_s=options.timeout, stop=stop) as workers,
     ):
-        yield Bench(options, target, window, slo, lengths, crew, scraper, stop)
+        yield Bench(options, target, window, slo, lengths, workers, scraper, stop)
 
 
 def checked_url(url: str) -> str:
@@ -201,8 +202,3 @@ def _show(ran: Ran) -> None:
     )
     sys.stderr.write(f"\r{text}\033[K")
     sys.stderr.flush()
-
-
-def _end_line() -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\n")

@@ -1,4 +1,4 @@
-"""One stage of a load test: which requests are offered, and when.
+"""One stage of a load test: which requests are offered, when, how long they are, their text.
 
 Open loop: every request has an intended time that no answer can move, and its latency counts
 from there; a slow server cannot slow the load and so hide its own queue (coordinated
@@ -9,12 +9,70 @@ again; good for throughput, blind to queueing.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from serve_app.loadtest.lengths import Lengths
+from serve_app.errors import ConfigError
 
 CLOSED_LOOP_SHOTS = 512  # lengths to cycle through; every prompt's words are still its own
+BLOCK_TOKENS = 512  # of one id in a Mooncake trace
+# Frequent short words: one token each in the usual vocabularies.
+# fmt: off
+WORDS = (
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",
+    "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an",
+    "they", "which", "one", "you", "were", "her", "all", "she", "there", "would", "their", "we",
+    "him", "been", "has", "when", "who", "will", "more", "no", "if", "out", "so", "said", "what",
+    "up", "its", "about", "into", "than", "them", "can", "only", "other", "new", "some", "could",
+    "time", "these", "two", "may", "then", "do", "first", "any", "my", "now", "such", "like",
+    "our", "over", "man", "me", "even", "most", "made", "after",
+)
+# fmt: on
+Draw = Callable[[random.Random], int]
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_FORMS = "write it as 256, 64-512, normal:512,128 or lognormal:512,0.8"
+
+
+def parse_length(text: str) -> Draw:
+    """Read a length in tokens: `N`, `LOW-HIGH`, `normal:MEAN,SD` or `lognormal:MEDIAN,SIGMA`.
+
+    Returns:
+        A function that draws whole numbers >= 1.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    if match := re.fullmatch(r"(\d+)(?:-(\d+))?", text):
+        low = int(match[1])
+        high = int(match[2] or low)
+        if 1 <= low <= high:
+            return lambda rng: rng.randint(low, high)
+    if match := re.fullmatch(rf"(normal|lognormal):{_NUMBER},{_NUMBER}", text):
+        centre, spread = float(match[2]), float(match[3])
+        if match[1] == "normal":
+            return lambda rng: max(1, round(rng.gauss(centre, spread)))
+        return lambda rng: max(1, round(centre * rng.lognormvariate(0, spread)))
+    raise ConfigError(f"{text!r} is not a length in tokens; {_FORMS}")
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Draws (prompt tokens, completion tokens).
+
+    Args:
+        prompt: draws the prompt's length.
+        output: draws the completion's.
+        pairs: measured pairs to draw from instead; a prompt and its answer are correlated.
+    """
+
+    prompt: Draw
+    output: Draw
+    pairs: Sequence[tuple[int, int]] = ()
+
+    def draw(self, rng: random.Random) -> tuple[int, int]:
+        """Draw one pair."""
+        return rng.choice(self.pairs) if self.pairs else (self.prompt(rng), self.output(rng))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +168,41 @@ def replay(name: str, shots: Sequence[Shot], span: Span, *, seed: int) -> Stage:
     numbered = tuple(replace(shot, serial=serial) for serial, shot in enumerate(kept))
     rate = len(kept) / duration_s
     return Stage(name, numbered, duration_s, min(span.warmup_s, duration_s / 2), rate, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Writes prompts.
+
+    Args:
+        template_tokens: what an empty prompt costs.
+        tokens_per_word: what each further word costs.
+    """
+
+    template_tokens: float = 0.0
+    tokens_per_word: float = 1.0
+
+    @classmethod
+    def fitted(cls, few: tuple[int, int], many: tuple[int, int]) -> Prompts:
+        """Draw the line through two measured pairs of (words, tokens)."""
+        slope = (many[1] - few[1]) / (many[0] - few[0])
+        # a server that counts no words (a test double) still gets some
+        slope = slope if slope > 0 else 1.0
+        return cls(max(0.0, few[1] - slope * few[0]), slope)
+
+    def text(self, shot: Shot, seed: int) -> str:
+        """Write the prompt of a request; the same for the same arguments, else different."""
+        words = max(1, round((shot.prompt_tokens - self.template_tokens) / self.tokens_per_word))
+        if not shot.blocks:
+            return " ".join(some_words(words, f"{seed}/{shot.serial}"))
+        return " ".join(list(self._blocks(shot))[:words])
+
+    def _blocks(self, shot: Shot) -> Iterator[str]:
+        size = round(BLOCK_TOKENS / self.tokens_per_word)
+        for block in shot.blocks:
+            yield from some_words(size, f"block/{block}")
+
+
+def some_words(count: int, seed: str) -> list[str]:
+    """Draw words; the same for the same seed."""
+    return random.Random(seed).choices(WORDS, k=count)  # noqa: S311

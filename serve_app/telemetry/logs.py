@@ -32,7 +32,7 @@ EVENTS = {
     "model.downloading": "weights of the pinned commit are fetched into the node's cache",
     "weights.copied": "another node of the cluster gave the files",
     "weights.peer_failed": "a node did not give what it was said to have; another source is asked",
-    "weights.peers_unknown": "the cluster does not say which nodes have the files; the Hub is asked",
+    "weights.peers_unknown": "which nodes have the files is not known; the Hub is asked",
     "weights.xet_failed": "the chunk store gave no or other bytes; these files come over HTTP",
     "weights.lock_unavailable": "the cache's file system has no locks; a marker file takes over",
     "weights.damaged": "a file in the cache has not the bytes that the Hub lists; it is refetched",

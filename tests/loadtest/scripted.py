@@ -15,8 +15,7 @@ import uvicorn
 
 from serve_app.loadtest.client import Sample
 from serve_app.loadtest.stage import Stage
-from serve_app.loadtest.worker import Strain
-from serve_app.loadtest.workers import Ran
+from serve_app.loadtest.workers import Ran, Strain
 
 # A step of an answer: seconds to wait, text to send, a status to refuse with, or a word:
 # "error" (an error event), "garbage" (no JSON), "cut" (end without the end mark).

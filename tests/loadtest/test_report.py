@@ -6,8 +6,7 @@ import pytest
 
 from serve_app.errors import ConfigError
 from serve_app.loadtest.report import SCHEMA, document, load, milliseconds, table, verdict, write
-from serve_app.loadtest.slo import Slo
-from serve_app.loadtest.summary import summarise
+from serve_app.loadtest.summary import Slo, summarise
 from tests.loadtest.scripted import ran, sample
 
 SEARCH = {"holds": 2.0, "breaks": 2.2, "attainment": 0.95}

@@ -6,12 +6,11 @@ import time
 import pytest
 
 from serve_app.loadtest.client import Target
-from serve_app.loadtest.lengths import Lengths, parse
-from serve_app.loadtest.stage import Span, closed, poisson
-from serve_app.loadtest.workers import Crew
+from serve_app.loadtest.stage import Lengths, Span, closed, parse_length, poisson
+from serve_app.loadtest.workers import Workers
 from tests.loadtest.scripted import Scripted, serving
 
-LENGTHS = Lengths(parse("20"), parse("4"))
+LENGTHS = Lengths(parse_length("20"), parse_length("4"))
 
 
 def run(url, stage, *, processes=1, drain_s=5.0, stop_after=None):
@@ -20,8 +19,8 @@ def run(url, stage, *, processes=1, drain_s=5.0, stop_after=None):
     if stop_after:
         threading.Timer(stop_after, stop.set).start()
     target = Target(url, "acme/tiny", timeout_s=20)
-    with Crew(target, processes=processes, drain_s=drain_s, stop=stop) as crew:
-        return crew.run(stage, shown.append), shown
+    with Workers(target, processes=processes, drain_s=drain_s, stop=stop) as workers:
+        return workers.run(stage, shown.append), shown
 
 
 def test_a_slow_server_does_not_slow_an_open_loop():

@@ -5,14 +5,13 @@ import re
 import shutil
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 
-from scripts import dashboard_check
 from scripts.reference import tables
+from tests.prometheus import prometheus, rule_groups
 
 ROOT = Path(__file__).parent.parent.parent
 DASHBOARD = json.loads((ROOT / "configs/grafana/serve-app.json").read_text())
@@ -122,16 +121,10 @@ def promtool_agrees(words):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def rule_groups(address):
-    with urllib.request.urlopen(f"{address}/api/v1/rules", timeout=10) as answer:
-        return json.load(answer)["data"]["groups"]
-
-
 @pytest.mark.timeout(120)
-def a_prometheus_takes_every_rule(tmp_path, monkeypatch):
+def a_prometheus_takes_every_rule(tmp_path):
     """Every group is loaded whole, and no rule fails when it is evaluated."""
-    monkeypatch.setattr(dashboard_check, "START_TIMEOUT_S", 30)
-    with dashboard_check.prometheus("http://127.0.0.1:9", tmp_path, scrape_s=1) as address:
+    with prometheus("http://127.0.0.1:9", tmp_path) as address:
         deadline = time.monotonic() + 30
         groups = rule_groups(address)
         while time.monotonic() < deadline and any(

@@ -213,3 +213,33 @@ def test_every_script_stops_at_the_first_error():
     ]
     assert len(shells) >= 7
     assert all("\nset -eu\n" in path.read_text() for path in shells)
+
+
+@pytest.mark.parametrize("arguments", [(), ("-m", "not cluster")], ids=" ".join)
+def test_chaos_deselected(arguments):
+    """A run of all tests breaks nothing: what breaks things wants `-m chaos`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/chaos", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    found = {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert "tests/chaos/test_report.py::test_render_results" in found
+    assert "tests/chaos/test_chaos.py::test_chaos" not in found
+
+
+def test_chaos_list():
+    """`scripts/chaos --list` prints the names that it takes, which `-m chaos` selects."""
+    done = subprocess.run(
+        [ROOT / "scripts" / "chaos", "--list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    names = done.stdout.splitlines()
+    assert {"replica killed", "Hub down, receipts", "4 nodes", "attacks"} <= set(names)
+    assert len(names) == len(set(names)) > 20

@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from scripts.chaos_table.nodes import Setup
-from scripts.chaos_table.stage import Stage, stage_for
 from scripts.local_hub.model import build_demo_model, default_cache_dir
+from tests.chaos.nodes import Setup
+from tests.chaos.stage import Stage, stage_for
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -65,7 +65,7 @@ class Probe:
         await asyncio.gather(*asking, *steady)
 
     async def _chat(self, session: aiohttp.ClientSession) -> None:
-        text = f"Say hi {random.random()}"  # noqa: S311 (not to be found in the prefix cache)
+        text = f"Say hi {random.random()}"
         body = {
             "messages": [{"role": "user", "content": text}],
             "max_tokens": 4,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos_table import inside
-from scripts.chaos_table.load import Load
-from scripts.chaos_table.nodes import Setup, make_node, small_disk, with_clock
 from scripts.local_hub import Behaviour, LocalHub, Repo
+from tests.chaos import inside
+from tests.chaos.load import Load
+from tests.chaos.nodes import Setup, make_node, small_disk, with_clock
 from tests.integration.conftest import RunningCluster, cluster_of
 from tests.integration.homes import make_homes
 from tests.integration.service import SERVING, Service
@@ -153,7 +153,7 @@ class Stage:
 
     def replicas(self, deployment: str = "LLMServer") -> list[Replica]:
         """Ask Serve's controller for a deployment's replicas."""
-        import ray  # noqa: PLC0415 (reads the environment, which the cluster prepares)
+        import ray
 
         names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
         found = self.told_by_serve()["deployments"][deployment]["replicas"]
@@ -170,7 +170,7 @@ class Stage:
 
     def living_nodes(self) -> set[str]:
         """Return the names of the nodes that Ray takes for alive."""
-        import ray  # noqa: PLC0415
+        import ray
 
         return {node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
@@ -189,7 +189,7 @@ class Stage:
         return int(self._ask(name, lambda actor: actor.__ray_call__.remote(inside.pid)))
 
     def _ask(self, name: str, call: Callable[[Any], Any]) -> Any:
-        import ray  # noqa: PLC0415
+        import ray
 
         known = ray.util.list_named_actors(all_namespaces=True)
         found = next(actor for actor in known if name in actor["name"])
@@ -202,8 +202,8 @@ class Stage:
 
     def told_by_serve(self) -> dict[str, Any]:
         """Return all that Serve's controller tells of the application."""
-        import ray  # noqa: PLC0415
-        from ray.serve._private.constants import (  # noqa: PLC0415
+        import ray
+        from ray.serve._private.constants import (
             SERVE_CONTROLLER_NAME,
             SERVE_NAMESPACE,
         )
@@ -242,7 +242,7 @@ def stage_for(
             nodes[0] = with_clock(nodes[0], homes[nodes[0].name])
         sessions = None
         if setup.sessions_mib:
-            sessions = Path(f"/tmp/ray-{os.getpid()}")  # noqa: S108 (sockets: a short path)
+            sessions = Path(f"/tmp/ray-{os.getpid()}")
             stack.enter_context(small_disk(sessions, setup.sessions_mib))
         cluster = stack.enter_context(cluster_of(*nodes, env=setup.env, home=sessions))
         yield Stage(setup, hub, repo, cluster, homes, tokens)

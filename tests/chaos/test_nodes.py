@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from scripts.chaos_table.nodes import AHEAD_S, with_clock
+from tests.chaos.nodes import AHEAD_S, with_clock
 from tests.integration.conftest import LogicalNode
 
 

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos_table.load import OK, failures
-from scripts.chaos_table.stage import Stage
+from tests.chaos.load import OK, failures
+from tests.chaos.stage import Stage
 
 PLACE = Path(__file__).parent
 RESULTS = PLACE / "results"
@@ -151,7 +151,12 @@ def keep(name: str, result: dict[str, Any]) -> None:
 
 
 def write(faults: Collection[str]) -> None:
-    """Write `results.md` of everything that was kept; the faults in this order."""
+    """Write `results.md` of everything that was kept."""
+    (PLACE / "results.md").write_text(render(faults), encoding="utf-8")
+
+
+def render(faults: Collection[str]) -> str:
+    """Return the text of `results.md`; the faults in this order."""
     rows = list(filter(None, map(_kept, faults)))
     nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
     second, rollouts, growth = map(_kept, ("second replica", "rollouts", "growth"))
@@ -182,7 +187,7 @@ def write(faults: Collection[str]) -> None:
         numbered = ([number, *row] for number, row in enumerate(cells, 1))
         lines += ["", *SECOND_TEXT, "", *_table(head, numbered)]
         lines += ["", f"Median ratio: {second['median_ratio']}."]
-    (PLACE / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -6,15 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import yaml
 
-from scripts.chaos_table.load import OK, Load, failures
-from scripts.chaos_table.stage import LIMIT_S, Stage
 from scripts.local_hub import Behaviour
 from serve_app.config import ReplicaConfig
 from serve_app.deployments.autoscaling import autoscaling
+from tests.chaos.load import OK, Load, failures
+from tests.chaos.stage import LIMIT_S, Stage
 
 EACH_S = 8.0  # how long the Hub stays at one fault
 AWAY_S = 20.0  # between the end of the old token and the new one in its file
@@ -38,7 +37,9 @@ def hub_fails_while_growing(stage: Stage) -> str:
 
     def add() -> None:
         stage.hub.set_outage(HUB_FAULTS[0])
-        stage.service.put_app(_of_two(stage))
+        app = stage.config()
+        app["deployments"] = [{"name": "LLMServer", "num_replicas": 2}]
+        stage.service.put_app(app)
 
     stage.strike(add)
     early = False
@@ -56,12 +57,6 @@ def hub_fails_while_growing(stage: Stage) -> str:
     when = "came before the end" if early else f"runs {stage.recovered_at - over:.0f} s after it"
     kept = "stays" if same else "was restarted"
     return f"refused meanwhile: {len(lines)} ({said}); the second {when}; the first {kept}"
-
-
-def _of_two(stage: Stage) -> dict[str, Any]:
-    app = stage.config()
-    app["deployments"] = [{"name": "LLMServer", "num_replicas": 2}]
-    return app
 
 
 def token_rotated_in_a_rollout(stage: Stage) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from scripts.chaos_table.load import OK, Answer, failures
-from scripts.chaos_table.nodes import Setup
-from scripts.chaos_table.stage import Stage, stage_for
 from scripts.local_hub import Repo
+from tests.chaos.load import OK, Answer, failures
+from tests.chaos.nodes import Setup
+from tests.chaos.stage import Stage, stage_for
 from tests.models import make_model
 
 CORRUPT = "acme/corrupt"

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos_table.stage import REPO, Replica, Stage
 from scripts.local_hub import Behaviour
+from tests.chaos.stage import REPO, Replica, Stage
 from tests.weights.conftest import serve_other_bytes
 
 WEIGHTS = "model.safetensors"
@@ -183,7 +183,7 @@ def _rounds(stage: Stage) -> int:
 
 
 def _access(stage: Stage) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{stage.service.url}/access", timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{stage.service.url}/access", timeout=10) as answer:
         access: dict[str, Any] = json.load(answer)
     return access
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from aiohttp import web
 
-from scripts.chaos_table.load import Load
+from tests.chaos.load import Load
 
 EVENT = b'data: {"choices": [{"text": "a"}]}\n\n'
 ERROR = b'{"error": {"message": "gone", "code": "engine_dead"}}'

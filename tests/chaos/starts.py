@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos_table.nodes import Setup
-from scripts.chaos_table.stage import Stage, stage_for
 from scripts.local_hub.model import build_demo_model, default_cache_dir
 from serve_app.telemetry.cold_start import Start, recent
+from tests.chaos.nodes import Setup
+from tests.chaos.stage import Stage, stage_for
 
 ROOM = 4
 MIDDLE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4}

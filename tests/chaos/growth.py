@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scripts.chaos_table.load import Load, failures
-from scripts.chaos_table.nodes import Setup
-from scripts.chaos_table.rollouts import CORRUPT, LLAMA, command, with_cut_weights
-from scripts.chaos_table.stage import Stage, stage_for
 from serve_app.config import ReplicaConfig
 from serve_app.deployments.autoscaling import autoscaling
+from tests.chaos.load import Load, failures
+from tests.chaos.nodes import Setup
+from tests.chaos.rollouts import CORRUPT, LLAMA, command, with_cut_weights
+from tests.chaos.stage import Stage, stage_for
 from tests.models import make_model
 
 SETUP = Setup(("a", "b"), room=1, native=True, per_s=4.0, tokens=400)
@@ -105,7 +105,7 @@ def _shrunk(stage: Stage, name: str) -> None:
 
 
 def _running() -> int:
-    from serve_app.cluster.controller import replicas  # noqa: PLC0415 (Ray reads the environment)
+    from serve_app.cluster.controller import replicas
 
     found = replicas("llm", timeout_s=5).get("LLMServer", ())
     return sum(str(getattr(r["state"], "value", r["state"])) == "RUNNING" for r in found)

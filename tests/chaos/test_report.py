@@ -2,8 +2,9 @@
 
 from types import SimpleNamespace
 
-from scripts.chaos_table import report
-from scripts.chaos_table.load import Answer
+from tests.chaos import report
+from tests.chaos.faults import FAULTS
+from tests.chaos.load import Answer
 
 
 def stage(*answers, struck_at, recovered_at=None):
@@ -46,3 +47,8 @@ def test_what_never_recovers_is_told_so():
     row = report.summarise(stage(Answer(1.0, 2.0, "cut"), struck_at=1.5), "x", "", "")
     assert row["answers_again_s"] is row["whole_again_s"] is None
     assert row["before_fault_failed"] == 0
+
+
+def test_render_results():
+    """The table in the repository is the one that the kept results give."""
+    assert (report.PLACE / "results.md").read_text() == report.render(FAULTS)

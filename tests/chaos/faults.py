@@ -15,9 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from scripts.chaos_table import moving, supply
-from scripts.chaos_table.nodes import Setup
-from scripts.chaos_table.stage import LIMIT_S, Stage
+from tests.chaos import moving, supply
+from tests.chaos.nodes import Setup
+from tests.chaos.stage import LIMIT_S, Stage
 
 
 def replica_killed(stage: Stage) -> str:
