@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
@@ -176,13 +177,13 @@ def _start_ray(environment: dict[str, str], stack: contextlib.ExitStack) -> str:
     import ray  # noqa: PLC0415 (reads its environment when imported)
 
     stack.callback(ray.shutdown)  # also of what a Ctrl-C leaves half started
-    context = ray.init(
+    context: Any = ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 1),
         num_gpus=0,
         include_dashboard=True,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
     _stop_by_signal()  # Ray has put its own in place
     return str(context.address_info["gcs_address"])

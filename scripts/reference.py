@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
 from serve_app.config import AppConfig
 from serve_app.telemetry.logs import EVENTS
 
@@ -47,21 +49,23 @@ def _table(*head: str, rows: Iterator[tuple[str, ...]]) -> str:
 
 def _settings() -> Iterator[tuple[str, str, str]]:
     for part, info in AppConfig.model_fields.items():
-        for key, field in info.annotation.model_fields.items():
+        fields: dict[str, FieldInfo] = getattr(info.annotation, "model_fields", {})
+        for key, field in fields.items():
             default = field.get_default(call_default_factory=True)
             shown = json.dumps(list(default) if isinstance(default, tuple) else default)
-            yield f"`{part}.{key}`", f"`{shown}`", field.description
+            yield f"`{part}.{key}`", f"`{shown}`", field.description or ""
 
 
 def _metrics() -> Iterator[tuple[str, str, str, str]]:
     """Read the declarations from the source: importing it would need Ray."""
     for node in ast.walk(ast.parse(METRICS.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in KINDS:
+        kind = getattr(getattr(node, "func", None), "attr", None)
+        if isinstance(node, ast.Call) and kind in KINDS:
             options = {k.arg: k.value for k in node.keywords}
             labels = ast.literal_eval(options["tag_keys"]) if "tag_keys" in options else ()
             yield (
                 f"`ray_{ast.literal_eval(node.args[0])}`",
-                node.func.attr.lower(),
+                kind.lower(),
                 ", ".join(labels),
                 ast.literal_eval(options["description"]),
             )
