@@ -42,7 +42,7 @@ class ServeAppError(Exception):
     """Base of every error of this package.
 
     Args:
-        message: one sentence for a person, naming the mend where there is one.
+        message: one sentence for a person, naming the fix where there is one.
         param: the request or config field at fault, if one is.
         details: flat facts for logs, never shown to a client.
     """
@@ -73,7 +73,7 @@ def _rebuild(
 
 
 class ConfigError(ServeAppError):
-    """The configuration cannot be used; the message names the key and the mend."""
+    """The configuration cannot be used; the message names the key and the fix."""
 
     code = "config_error"
 

@@ -58,7 +58,7 @@ def test_a_fault_names_its_key_and_the_mend(args, words):
 
 
 def test_all_faults_are_told_at_once():
-    """A person mends the file once, not once per fault."""
+    """A person corrects the file once, not once per fault."""
     message = refused({"model": MODEL | {"revison": "x"}, "engine": {"max_batch_tokens": -1}})
     assert len(message.splitlines()) == 2
 

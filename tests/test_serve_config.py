@@ -86,7 +86,7 @@ def test_our_applications_are_found(tmp_path):
     ],
 )
 def test_a_fault_is_one_clear_line(tmp_path, document, words):
-    """The message names the key and the mend."""
+    """The message names the key and the fix."""
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, document)
     assert words in caught.value.message

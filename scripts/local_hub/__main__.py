@@ -17,7 +17,7 @@ UNUSABLE_EXIT = 2
 
 
 class Unusable(Exception):
-    """The Hub cannot start; the message names the mend."""
+    """The Hub cannot start; the message names the fix."""
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class DemoModelError(RuntimeError):
-    """The demo model cannot be made; the message names the mend."""
+    """The demo model cannot be made; the message names the fix."""
 
 
 def default_cache_dir() -> Path:

@@ -1,1 +1,16 @@
-"""Which token a node uses, what the Hub answers to it, and the verdict over all nodes."""
+"""May this node read the weights? Each node proves it with its own token; all together decide.
+
+preflight.py    START HERE: the gate before a rollout, over all nodes
+collect.py      asks every node and gathers the answers under one deadline
+node_check.py   what one node does: its probe, and a receipt for what it proved
+hub/            everything that speaks to a Hub: probe, answers, listing, download
+token.py        which token this process uses, and from where it came
+local.py        a model that is a directory on the node
+capacity.py     what this node can hold
+verdict.py      outcomes of nodes, and the decision over all of them
+remedies.py     one sentence for each outcome: what to do about it
+report.py       the table that people read
+receipt.py      what a node proved, when, under which license
+recheck.py      the grant while serving: asked again, shown, never acted upon
+audit.py        asks every node for its receipt
+"""

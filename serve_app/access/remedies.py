@@ -1,4 +1,4 @@
-"""One sentence per outcome that names the mend, and the one link that helps."""
+"""One sentence per outcome that names the fix, and the one link that helps."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _MENDS: dict[Outcome, tuple[str, str | None]] = {
         "/settings/tokens",
     ),
     Outcome.CONTENT_BLOCKED: (
-        "The content is refused for another reason than the license, in the words above: mend "
+        "The content is refused for another reason than the license, in the words above: fix "
         "that (country, network or content policy, single sign-on), or ask the repo's owners.",
         "/{repo_id}",
     ),
@@ -114,7 +114,7 @@ def remedy(
     token: TokenReport = TokenReport(),  # noqa: B008 (frozen)
     host: str | None = None,
 ) -> tuple[str, str | None]:
-    """Return the mending sentence and the link for an outcome."""
+    """Return the sentence that says what to do and the link for an outcome."""
     sentence, path = _MENDS[outcome]
     words = {
         "repo_id": repo_id,

@@ -31,7 +31,7 @@ def line(node: NodeVerdict) -> str:
 
 
 def table(verdict: Verdict) -> str:
-    """Say a whole verdict: the decision, a line for each node, then each problem with its mend."""
+    """Say a whole verdict: the decision, a line for each node, then each problem with its fix."""
     lines = [*_head(verdict), "", *_rows(verdict), *_problems(verdict), *_warnings(verdict)]
     return "\n".join(_ascii(entry).rstrip() for entry in lines)
 
@@ -103,7 +103,7 @@ def _problems(verdict: Verdict) -> Iterator[str]:
         yield f"{node.outcome} on {_names(names)}"
         if node.hub_message:
             yield from _wrapped(f"{_speaker(node)}: ", node.hub_message)
-        yield from _wrapped("Mend: ", node.remedy)
+        yield from _wrapped("Fix: ", node.remedy)
         if node.url:
             yield f"  Link: {node.url}"
 

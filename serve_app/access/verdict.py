@@ -40,7 +40,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-# Not a yes and not a no: the same check may pass later without anybody mending anything.
+# Not a yes and not a no: the same check may pass later without anybody changing anything.
 UNDETERMINED = frozenset(
     {Outcome.RATE_LIMITED, Outcome.HUB_UNREACHABLE, Outcome.PROBE_FAILED, Outcome.UNKNOWN}
 )
@@ -79,7 +79,7 @@ class NodeVerdict:
         outcome: the result.
         http_status: status of the answer that decided it, if one did.
         hub_message: the Hub's own words, or what the network said instead; sanitised.
-        remedy: one sentence that names the mend.
+        remedy: one sentence that names the fix.
         url: the one link to open, if there is one.
         token: which token was used.
         hub_requests: requests that this probe sent to the Hub.

@@ -1,1 +1,10 @@
-"""."""
+"""The `serve-app` command: one module a command, which parses, calls and prints.
+
+main.py       START HERE: the parser, and what each command calls
+check.py      the gate without a rollout
+deploy.py     `deploy` and `rollback`
+receipt.py    what each node has proven, under which license, since when
+coldstart.py  the latest starts of every replica, by phase
+
+`loadtest` and `capacity` are in serve_app/loadtest/command.py.
+"""

@@ -1,1 +1,9 @@
-"""."""
+"""All that this package asks of Ray beyond its public interface, and nothing else.
+
+connection.py  a connection to a cluster that was named
+placement.py   where replicas may go, and in which environment
+nodes.py       which nodes may host a replica: decisions, no Ray
+tasks.py       one function run on those nodes
+controller.py  what Serve's controller knows of the whole instance
+kv.py          Ray's key-value store
+"""

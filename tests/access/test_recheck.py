@@ -14,7 +14,7 @@ COMMIT = "a" * 40
 
 def verdict(*outcomes):
     nodes = tuple(
-        NodeVerdict(f"id{i}", f"node-{i}", outcome, "mend", commit=COMMIT)
+        NodeVerdict(f"id{i}", f"node-{i}", outcome, "fix", commit=COMMIT)
         for i, outcome in enumerate(outcomes)
     )
     return Verdict("acme/tiny", "main", COMMIT, "https://hub", 0.1, nodes)

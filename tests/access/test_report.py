@@ -53,7 +53,7 @@ def test_table_tells_node_outcome_token_account_words_mend_and_link():
     for words in (
         "node-b  license_not_accepted  env:HF_TOKEN 89abcdef  alice",
         "The Hub said (403): Access to model acme/tiny is restricted",
-        "Mend: do this",
+        "Fix: do this",
         "Link: https://hub/acme/tiny",
         "Note: two tokens (node-b)",
         "Note: the nodes use 2 different tokens (node-a, node-b, node-c)",
@@ -91,7 +91,7 @@ def test_the_same_problem_is_explained_once():
     """A hundred nodes with one cause give one paragraph, and all refused nodes a row."""
     refused = [verdict(f"bad-{i}", Outcome.NO_TOKEN, http_status=401) for i in range(100)]
     table = decision(*(granted(f"good-{i}") for i in range(900)), *refused).table()
-    assert table.count("Mend: ") == 1
+    assert table.count("Fix: ") == 1
     assert "no_token on bad-0, bad-1" in table
     assert "and 92 more" in table
     assert "and 900 more nodes, all granted" in table

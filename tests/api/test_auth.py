@@ -181,7 +181,7 @@ async def test_an_empty_file_lets_nobody_in(tmp_path):
 
 
 def test_a_wrong_file_stops_the_start(tmp_path):
-    """The message names the file, the line and the mend; never the line's text."""
+    """The message names the file, the line and the fix; never the line's text."""
     with pytest.raises(ConfigError, match="cannot be read"):
         ApiKeys(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -21,7 +21,7 @@ def verdict(*outcomes):
             f"id{i}",
             f"node-{i}",
             outcome,
-            "mend <it> & go",
+            "fix <it> & go",
             token=TokenReport("none"),
             commit=COMMIT,
         )
@@ -124,7 +124,7 @@ def test_junit_has_a_case_for_each_node(tmp_path):
     (suite,) = ElementTree.parse(path).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     assert [len(case) for case in suite] == [0, 1]
-    assert suite[1][0].get("message") == "mend <it> & go"
+    assert suite[1][0].get("message") == "fix <it> & go"
 
 
 def test_a_deferred_place_is_skipped_in_junit(tmp_path):

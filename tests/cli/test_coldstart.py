@@ -17,7 +17,7 @@ def starts(monkeypatch):
     """What the cluster remembers."""
     known = []
     monkeypatch.setattr(coldstart.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(coldstart.ledger, "recent", lambda: known)
+    monkeypatch.setattr(coldstart.cold_start, "recent", lambda: known)
     return known
 
 

@@ -134,12 +134,12 @@ def test_a_former_version_that_does_not_serve_any_more_gives_way(cluster, monkey
         goal = {"applications": list(cluster.serving.values())}
         return SimpleNamespace(goal=lambda: goal, states=lambda: states)
 
-    def deploy(_serving, _goal, *, former, **_):
+    def rolled_out(_serving, _goal, *, former, **_):
         given["former"] = former
         return Result("failed", "nonsense", 1.0)
 
     monkeypatch.setattr(deploy, "Instance", instance)
-    monkeypatch.setattr(deploy, "deploy", deploy)
+    monkeypatch.setattr(deploy, "deploy", rolled_out)
     monkeypatch.setattr(deploy, "turn", nullcontext)
     good = deploy.former("a")
     assert deploy.roll_back(good, deploy.Options(1.0)) == 5

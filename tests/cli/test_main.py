@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.cli.main import main
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TOKEN = "hf_" + "Qz7" * 12
 
 
@@ -25,7 +25,7 @@ def test_validate_says_what_is_valid(capsys):
 
 @pytest.mark.parametrize("command", ["validate", "check"])
 def test_a_config_error_exits_2(tmp_path, capsys, command):
-    """The mend is on stderr, nothing on stdout."""
+    """The fix is on stderr, nothing on stdout."""
     path = write(
         tmp_path, "applications: [{import_path: 'serve_app.app:build_app', args: {modl: 1}}]"
     )

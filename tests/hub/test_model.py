@@ -1,4 +1,4 @@
-"""The demo model: made whole, found fast, mended when damaged, and it answers."""
+"""The demo model: made whole, found fast, repaired when damaged, and it answers."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_a_nonsense_commit_is_not_gone_back_to(service, repo, run):
         code, told = run("rollback")  # what serves is the only good version there is
         assert (code, "no earlier config of llm" in told) == (2, True), told
 
-        repo.push(files | {"README.md": b"mended"})
+        repo.push(files | {"README.md": b"corrected"})
         assert repo.sha not in (good, nonsense)
         code, told = run("deploy", access={"timeout_s": 4})
         assert code == 0, told

@@ -85,7 +85,7 @@ def test_each_refusal_blocks_the_rollout_with_its_table(rollouts, tmp_path):
         message, seconds[outcome] = rollouts.blocked(file)
         assert re.search(rf"^  worker +{outcome} ", message, re.MULTILINE), (behaviour, message)
         assert re.search(r"Access (BLOCKED|NOT PROVEN): 1 of 1 node", message)
-        assert "Mend: " in message
+        assert "Fix: " in message
         assert "Traceback" not in message
         assert rollouts.token not in message
         assert sum(entry.bytes_sent for entry in rollouts.hub.log if entry.status == 206) <= 9

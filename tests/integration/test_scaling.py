@@ -96,7 +96,7 @@ def test_from_none_to_two_and_back_loses_nothing(service):
 def test_a_failed_build_freezes_scaling_until_a_rollback_nudges_it(service):
     """What Ray 2.60 does, and why `serve-app deploy` proves first and goes back with a nudge.
 
-    If the first half fails, Ray has been mended and `nudged` can go.
+    If the first half fails, Ray has been fixed and `nudged` can go.
     """
     before = scaling(service, 1, 2)
     service.put_app(before)

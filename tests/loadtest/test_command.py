@@ -207,7 +207,7 @@ def test_ctrl_c_writes_what_was_measured(tmp_path):
     ],
 )
 def test_a_wrong_call_is_one_sentence(capsys, arguments, words):
-    """Exit 2, the mend on stderr, and no credential repeated."""
+    """Exit 2, the fix on stderr, and no credential repeated."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -24,7 +24,7 @@ def start(*, download=1.0, size=0, application="llm"):
 def starts(monkeypatch):
     """What the cluster remembers."""
     known = []
-    monkeypatch.setattr(plan.ledger, "recent", lambda: known)
+    monkeypatch.setattr(plan.cold_start, "recent", lambda: known)
     return known
 
 
@@ -74,7 +74,7 @@ def test_a_store_that_does_not_answer_fails_no_plan(monkeypatch):
     def lost():
         raise RayError("gone")
 
-    monkeypatch.setattr(plan.ledger, "recent", lost)
+    monkeypatch.setattr(plan.cold_start, "recent", lost)
     assert list(plan.forecasts("llm", 0)) == ["llm: no earlier start to judge the time by"]
 
 

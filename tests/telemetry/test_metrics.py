@@ -23,7 +23,7 @@ async def test_a_verdict_is_published_until_the_next_one(published, monkeypatch)
     """An alert over a grant that was lost an hour ago still sees it."""
     monkeypatch.setattr(metrics, "REPEAT_S", 0.01)
     access = metrics.AccessMetrics()
-    lost = NodeVerdict("id", "a", Outcome.EXPIRED_TOKEN, "mend")
+    lost = NodeVerdict("id", "a", Outcome.EXPIRED_TOKEN, "fix")
     access.show(Verdict("acme/tiny", "main", None, "https://hub", 0.1, (lost,)))
     first = sorted(published, key=str)
     assert (0.0, {"node": "a", "repo": "acme/tiny", "outcome": "granted"}) in first

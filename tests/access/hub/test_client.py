@@ -128,7 +128,7 @@ def test_a_wait_beyond_the_budget_is_not_begun(monkeypatch):
     ],
 )
 def test_no_answer_is_told_by_its_cause(error, tries, words, monkeypatch):
-    """What may pass is repeated, what needs a mend is not; no cause with a request in it."""
+    """What may pass is repeated, what needs a fix is not; no cause with a request in it."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     answer, seen = scripted(error)
     with pytest.raises(Failed, match=words) as caught:

@@ -81,7 +81,7 @@ def test_every_behaviour_of_the_hub_has_its_test():
 
 @pytest.mark.parametrize("behaviour", list(REFUSALS))
 def test_refusals(hub, tmp_path, behaviour):
-    """Each is told apart, in the Hub's words, with a mend; at most whoami is asked on top."""
+    """Each is told apart, in the Hub's words, with a fix; at most whoami is asked on top."""
     token = hub.issue_token(behaviour, account="alice")
     verdict = check_here(MODEL, access(hub, tmp_path, token, **IMPATIENT))
     outcome, requests, names_account = REFUSALS[behaviour]
@@ -302,7 +302,7 @@ def test_silence_below_the_client_is_bounded_too(monkeypatch, hub, tmp_path):
 
 
 def test_a_closed_port_is_a_hub_out_of_reach(tmp_path):
-    """Exit 4, never `denied`; the mend names the Hub."""
+    """Exit 4, never `denied`; the fix names the Hub."""
     with LocalHub() as gone:
         url = gone.url
     config = AccessConfig(endpoint=url, **IMPATIENT)

@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from structlog.testing import capture_logs
 
-from serve_app.deployments.ingress import RemoteEngine, translate
+from serve_app.deployments.engine_client import RemoteEngine, translate
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
 from serve_app.protocol import (
     FinishReason,
