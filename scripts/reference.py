@@ -16,7 +16,7 @@ from serve_app.telemetry.logs import EVENTS
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "configs" / "README.md"
-METRICS = ROOT / "serve_app" / "metrics.py"
+METRICS = ROOT / "serve_app" / "telemetry" / "metrics.py"
 KINDS = ("Counter", "Gauge", "Histogram")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,12 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import ray
-
 from serve_app.access.verdict import Verdict
-from serve_app.cluster.connection import find_cluster
+from serve_app.cluster.connection import joined
 from serve_app.errors import ConfigError
-from serve_app.redaction import sanitise
 from serve_app.rollout import history
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.diff import by_name, changes
@@ -274,20 +270,9 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         ConfigError: no cluster runs there.
     """
-    if ray.is_initialized():
-        yield
-        return
-    found = find_cluster(address)
-    if found is None:
-        raise ConfigError("no Ray cluster is running here; name one with --address")
-    try:
-        ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"no Ray cluster at {found}: {sanitise(str(error))}") from None
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("no longer watching; what was applied goes on", file=sys.stderr)
-        raise
-    finally:
-        ray.shutdown()
+    with joined(address):
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("no longer watching; what was applied goes on", file=sys.stderr)
+            raise

@@ -134,14 +134,36 @@ def test_a_former_version_that_does_not_serve_any_more_gives_way(cluster, monkey
         goal = {"applications": list(cluster.serving.values())}
         return SimpleNamespace(goal=lambda: goal, states=lambda: states)
 
-    def deploy(_serving, _goal, *, former, **_):
+    def rolled_out(_serving, _goal, *, former, **_):
         given["former"] = former
         return Result("failed", "nonsense", 1.0)
 
     monkeypatch.setattr(deploy, "Instance", instance)
-    monkeypatch.setattr(deploy, "deploy", deploy)
+    monkeypatch.setattr(deploy, "deploy", rolled_out)
     monkeypatch.setattr(deploy, "turn", nullcontext)
     good = deploy.former("a")
     assert deploy.roll_back(good, deploy.Options(1.0)) == 5
     served = {"applications": [app("a", 2)]}
     assert given["former"] == (served if status == "RUNNING" else None)
+
+
+def test_a_token_that_serves_already_is_not_printed(monkeypatch, capsys):
+    """A file with one is refused; what came by `serve deploy` was never looked at."""
+    token = "hf_" + "a" * 34
+    app = {"name": "llm", "import_path": IMPORT_PATH, "args": {}}
+    held = app | {"args": {"access": {"token": f"{'x' * 50}\n{token}"}}}
+
+    class Serving:
+        def __init__(self, goal):
+            pass
+
+        @staticmethod
+        def goal():
+            return {"applications": [held]}
+
+    monkeypatch.setattr(deploy, "Instance", Serving)
+    options = deploy.Options(timeout_s=1.0, dry_run=True)
+    assert deploy.run({"applications": [app]}, (), {}, options) == 0
+    told = capsys.readouterr().err
+    assert "llm: args.access.token:" in told
+    assert token[:10] not in told

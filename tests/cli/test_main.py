@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.cli.main import main
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TOKEN = "hf_" + "Qz7" * 12
 
 

@@ -71,7 +71,6 @@ def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy, demo
     code, _, progress = deploy("--dry-run", replicas=1)
     assert code == 0
     assert "llm: new" in progress
-    assert "no earlier start" in progress
     weights = sum(file.stat().st_size for file in demo_model_dir.iterdir())
     for name in "ab":
         needed = int(re.search(rf"llm: {name}: ([\d,]+) bytes", progress)[1].replace(",", ""))
@@ -89,7 +88,6 @@ def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy, demo
         assert json.loads(end)["status"] == "done"
         assert "llm: changes args" in progress
         assert "has the weights" in progress
-        assert "a replica was ready after" in progress
     assert set(answered) == {200}
 
     with service.under_load() as answered:
@@ -189,12 +187,12 @@ def test_one_rollout_at_a_time(service, deploy):
     assert code == 2
     assert f"another rollout is under way: {getpass.getuser()} on" in told
 
-    script = "import time\nwith command.connected(sys.argv[1]), turn():\n print(1, flush=True)"
+    script = "import time\nwith deploy.connected(sys.argv[1]), turn():\n print(1, flush=True)"
     holder = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import sys\nfrom serve_app.rollout import command\n"
+            "import sys\nfrom serve_app.cli import deploy\n"
             f"from serve_app.rollout.lock import turn\n{script}\n time.sleep(99)",
             ray.get_runtime_context().gcs_address,
         ],

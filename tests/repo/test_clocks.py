@@ -7,16 +7,16 @@ PACKAGE = Path(__file__).parent.parent.parent / "serve_app"
 # Every look at the wall clock, and why what follows from it stands a jump.
 WALL = {
     "access/receipt.py": "a date for auditors; freshness has a limit in both directions",
-    "access/watch.py": "a date to show",
-    "api/chat_voice.py": "`created`, as the API has it",
-    "api/completion_voice.py": "`created`, as the API has it",
-    "api/response_voice.py": "`created_at` and `completed_at`, as the API has them",
-    "ingress.py": "`created` of the model",
-    "ledger.py": "one look when the process starts; from then on the monotonic clock",
-    "loadtest/bench.py": "the date of a report",
+    "access/recheck.py": "a date to show",
+    "api/chat_response.py": "`created`, as the API has it",
+    "api/completion_response.py": "`created`, as the API has it",
+    "api/responses_response.py": "`created_at` and `completed_at`, as the API has them",
+    "deployments/ingress.py": "`created` of the model",
+    "telemetry/cold_start.py": "one look when the process starts; from then on the monotonic clock",
+    "loadtest/session.py": "the date of a report",
     "rollout/history.py": "a date to show, and what one rollout set has in common; order counts",
-    "rollout/turn.py": "a date to show",
-    "tally.py": "a date that is never before the one counted earlier",
+    "rollout/lock.py": "a date to show",
+    "telemetry/rollout_counts.py": "a date that is never before the one counted earlier",
 }
 
 
