@@ -76,6 +76,18 @@ def tiny_files() -> dict[str, bytes | Path]:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests that start Ray begin first, in one process of `pytest -n`.
+
+    They mostly wait, and two clusters at a time would be too much for two cores. The others run
+    beside them.
+    """
+    for item in items:
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+
+
 @pytest.fixture(autouse=True)
 def fresh_logging() -> Iterator[None]:
     """What one test configures of the logs is gone in the next."""

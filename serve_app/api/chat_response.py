@@ -26,7 +26,7 @@ from serve_app.api.tools import new_call_id
 from serve_app.protocol import FinishReason, TokenLogprobs, Usage
 
 
-class ChatVoice:
+class ChatWriter:
     """Writes chat completions: one object with all choices, or a stream of chunks.
 
     Args:
@@ -41,7 +41,7 @@ class ChatVoice:
         self._created = int(time.time())
         self._choices: dict[int, _Choice] = {}
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> ChatCompletion:
+    def full_body(self, pieces: Sequence[Piece], usage: Usage) -> ChatCompletion:
         """Return the complete answer."""
         body: ChatCompletion = {
             "id": self._id,
@@ -69,9 +69,9 @@ class ChatVoice:
         choice.untold += piece.logprobs
         choice.untold_ids += piece.token_ids
         for delta in choice.deltas(piece):
-            yield self._told(choice, piece.index, delta)
+            yield self._chunk_of(choice, piece.index, delta)
         if piece.finish_reason is not None:
-            yield self._told(choice, piece.index, {}, choice.finish(piece.finish_reason))
+            yield self._chunk_of(choice, piece.index, {}, choice.finish(piece.finish_reason))
 
     def end(self) -> ChatChunk:
         """Return a chunk without choices."""
@@ -96,13 +96,13 @@ class ChatVoice:
             body["token_ids"] = list(piece.token_ids)
         return body
 
-    def _told(
+    def _chunk_of(
         self, choice: _Choice, index: int, delta: ChatDelta, reason: ChatFinish | None = None
     ) -> dict[str, Any]:
         """Return a chunk with the probabilities and ids of all tokens that it tells of."""
-        chunk = self._chunk(index, delta, reason, choice.tell_logprobs())
+        chunk = self._chunk(index, delta, reason, choice.take_logprobs())
         if self._plan.token_ids:
-            chunk["choices"][0]["token_ids"] = choice.tell_ids()
+            chunk["choices"][0]["token_ids"] = choice.take_ids()
         return chunk
 
     def _chunk(
@@ -143,11 +143,11 @@ class _Choice:
     def finish(self, reason: FinishReason) -> ChatFinish:
         return "tool_calls" if self._calls and reason is FinishReason.STOP else reason
 
-    def tell_logprobs(self) -> ChatLogprobs | None:
+    def take_logprobs(self) -> ChatLogprobs | None:
         told, self.untold = self.untold, ()
         return chat_logprobs(told) if told else None
 
-    def tell_ids(self) -> list[int]:
+    def take_ids(self) -> list[int]:
         told, self.untold_ids = self.untold_ids, ()
         return list(told)
 

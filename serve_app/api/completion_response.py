@@ -51,7 +51,7 @@ async def _echo(engine: LLMEngine, prompt: Prompt, *, first: bool) -> Echo:
     return Echo(text, await engine.detokenize(ids[:1]) if first else "")
 
 
-class CompletionVoice:
+class CompletionWriter:
     """Writes completions; its chunks have the shape of the whole.
 
     Args:
@@ -68,7 +68,7 @@ class CompletionVoice:
         self._created = int(time.time())
         self._tokens: dict[int, CompletionTokens] = {}
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> TextCompletion:
+    def full_body(self, pieces: Sequence[Piece], usage: Usage) -> TextCompletion:
         """Return the complete answer."""
         body = self.end()
         of_prompts = [piece.prompt_logprobs for piece in pieces[:: self._plan.n]]

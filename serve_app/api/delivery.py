@@ -20,17 +20,17 @@ from serve_app.api.convert import Plan
 from serve_app.api.error_body import envelope
 from serve_app.api.offload import Offload
 from serve_app.api.request_record import Trace
-from serve_app.api.response_types import ChunkVoice, usage_body
+from serve_app.api.response_types import ChunkWriter, usage_body
 from serve_app.errors import ServeAppError
 from serve_app.protocol import Usage
 
 T = TypeVar("T")
 
 
-class Voice(Protocol):
+class AnswerWriter(Protocol):
     """Writes the answer of one API request."""
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
+    def full_body(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
         """Return the complete answer: one piece for each choice, by index."""
         ...
 
@@ -48,7 +48,7 @@ class Voice(Protocol):
 
 
 async def collect(
-    voice: Voice, choices: Choices, trace: Trace, send: Send, offload: Offload
+    writer: AnswerWriter, choices: Choices, trace: Trace, send: Send, offload: Offload
 ) -> None:
     """Send the answer as one object, when it is complete."""
     arrived: dict[int, list[Piece]] = {}
@@ -56,15 +56,17 @@ async def collect(
         trace.delta_arrived(choices.usage, choices.timing, choices.count)
         for piece in pieces:
             arrived.setdefault(piece.index, []).append(piece)
-    body = await offload.run(choices.weight, partial(_complete, voice, arrived, choices.usage))
+    body = await offload.run(choices.weight, partial(_complete, writer, arrived, choices.usage))
     trace.finish_reason = arrived[0][-1].finish_reason
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     await _start(send, {**headers, "server-timing": trace.server_timing})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _complete(voice: Voice, arrived: Mapping[int, list[Piece]], usage: Usage) -> bytes:
-    return sse.dump_large(voice.whole([join(arrived[index]) for index in sorted(arrived)], usage))
+def _complete(writer: AnswerWriter, arrived: Mapping[int, list[Piece]], usage: Usage) -> bytes:
+    return sse.dump_large(
+        writer.full_body([join(arrived[index]) for index in sorted(arrived)], usage)
+    )
 
 
 class EventStream:
@@ -96,7 +98,7 @@ class EventStream:
             task.cancel()
         return await task
 
-    async def deliver(self, voice: Voice, choices: Choices) -> None:
+    async def deliver(self, writer: AnswerWriter, choices: Choices) -> None:
         """Send the events of all choices, from the first to the last."""
         while (pieces := await choices.next(self._keep_alive_s)) != []:
             if pieces is None:
@@ -108,11 +110,11 @@ class EventStream:
                     self._trace.finish_reason = piece.finish_reason
             weight = sum(piece.weight for piece in pieces)
             body = await self._offload.run(
-                weight, partial(_joined, voice.events(pieces, choices.usage))
+                weight, partial(_joined, writer.events(pieces, choices.usage))
             )
             await self._write(body)
         self._trace.delta_arrived(choices.usage, choices.timing, choices.count)
-        await self._write(voice.end(choices.usage), more=False)
+        await self._write(writer.end(choices.usage), more=False)
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         if not self._begun:
@@ -127,32 +129,32 @@ def _joined(events: Iterator[bytes]) -> bytes:
 
 
 def plain_failure(error: ServeAppError) -> bytes:
-    """Return an error as the last event of a stream, before there is a voice to write it."""
+    """Return an error as the last event of a stream, before there is a writer to write it."""
     return sse.event(envelope(error))
 
 
 class Chunks:
-    """See `Voice`; an event is a chunk, with the usage that was asked for."""
+    """See `AnswerWriter`; an event is a chunk, with the usage that was asked for."""
 
-    def __init__(self, voice: ChunkVoice, plan: Plan) -> None:
-        self._voice = voice
+    def __init__(self, writer: ChunkWriter, plan: Plan) -> None:
+        self._writer = writer
         self._plan = plan
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
+    def full_body(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
         """Return the complete answer."""
-        return self._voice.whole(pieces, usage)
+        return self._writer.full_body(pieces, usage)
 
     def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:
         """Return a chunk for each of the changes, as an event."""
         for piece in pieces:
-            for chunk in self._voice.chunks(piece):
+            for chunk in self._writer.chunks(piece):
                 yield self._event(chunk, usage)
 
     def end(self, usage: Usage) -> bytes:
         """Return the usage, if it was asked for, and the word for the end."""
         if not self._plan.include_usage:
             return sse.DONE
-        return sse.event({**self._voice.end(), "usage": usage_body(usage)}) + sse.DONE
+        return sse.event({**self._writer.end(), "usage": usage_body(usage)}) + sse.DONE
 
     def failed(self, error: ServeAppError) -> bytes:
         """Return the envelope as an event."""

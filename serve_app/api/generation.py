@@ -20,19 +20,19 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api import shapes
-from serve_app.api.chat_response import ChatVoice
+from serve_app.api.chat_response import ChatWriter
 from serve_app.api.choices import Choices
-from serve_app.api.completion_response import CompletionVoice, read_echoes
+from serve_app.api.completion_response import CompletionWriter, read_echoes
 from serve_app.api.convert import Plan, plan_chat, plan_completion
-from serve_app.api.delivery import Chunks, EventStream, Voice, collect, plain_failure
+from serve_app.api.delivery import AnswerWriter, Chunks, EventStream, collect, plain_failure
 from serve_app.api.intake import Intake
 from serve_app.api.names import Names
 from serve_app.api.offload import Offload
 from serve_app.api.request_body import TIMEOUT_HEADER, parse_object, require_json, time_limit
 from serve_app.api.request_record import Trace, trace_of
-from serve_app.api.response_types import ChunkVoice
+from serve_app.api.response_types import ChunkWriter
 from serve_app.api.responses_request import plan_response, renamed
-from serve_app.api.responses_response import ResponseVoice
+from serve_app.api.responses_response import ResponseWriter
 from serve_app.api.schemas import ChatRequest, CompletionRequest, validate
 from serve_app.api.shapes import OldCalls
 from serve_app.api.supported_fields import CHAT, COMPLETION, Fields
@@ -56,19 +56,19 @@ class Endpoint:
     Args:
         fields: which fields of a body are honoured.
         plan: from a body and the request's id.
-        voice: writes the answer of a plan under a model's name.
+        writer: writes the answer of a plan under a model's name.
         renamed: gives an error the endpoint's own name of the field at fault.
     """
 
     fields: Fields
     plan: Callable[[dict[str, Any], str], Plan]
-    voice: Callable[[LLMEngine, str, Plan], Awaitable[Voice]]
+    writer: Callable[[LLMEngine, str, Plan], Awaitable[AnswerWriter]]
     renamed: Callable[[RequestError], RequestError] = lambda error: error
 
 
-async def _chat_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
-    voice: ChunkVoice = ChatVoice(model, plan)
-    return Chunks(OldCalls(voice) if plan.old_calls else voice, plan)
+async def _chat_writer(_engine: LLMEngine, model: str, plan: Plan) -> AnswerWriter:
+    writer: ChunkWriter = ChatWriter(model, plan)
+    return Chunks(OldCalls(writer) if plan.old_calls else writer, plan)
 
 
 def _plan_chat(body: dict[str, Any], request_id: str) -> Plan:
@@ -80,30 +80,30 @@ def _plan_chat(body: dict[str, Any], request_id: str) -> Plan:
     return replace(plan, old_calls=old)
 
 
-async def _completion_voice(engine: LLMEngine, model: str, plan: Plan) -> Voice:
-    return Chunks(CompletionVoice(model, plan, await read_echoes(engine, plan)), plan)
+async def _completion_writer(engine: LLMEngine, model: str, plan: Plan) -> AnswerWriter:
+    return Chunks(CompletionWriter(model, plan, await read_echoes(engine, plan)), plan)
 
 
-async def _response_voice(_engine: LLMEngine, model: str, plan: Plan) -> Voice:
-    return ResponseVoice(model, plan)
+async def _response_writer(_engine: LLMEngine, model: str, plan: Plan) -> AnswerWriter:
+    return ResponseWriter(model, plan)
 
 
 CHAT_COMPLETIONS = Endpoint(
     fields=CHAT,
     plan=_plan_chat,
-    voice=_chat_voice,
+    writer=_chat_writer,
 )
 COMPLETIONS = Endpoint(
     fields=COMPLETION,
     plan=lambda body, request_id: plan_completion(
         validate(CompletionRequest, body), request_id=request_id
     ),
-    voice=_completion_voice,
+    writer=_completion_writer,
 )
 RESPONSES = Endpoint(
     fields=RESPONSE,
     plan=lambda body, request_id: plan_response(body, request_id=request_id),
-    voice=_response_voice,
+    writer=_response_writer,
     renamed=renamed,
 )
 
@@ -173,9 +173,9 @@ class Generate:
             trace, send, keep_alive_s=self._limits.keep_alive_s or None, offload=self._offload
         )
         trace.write_failure = plain_failure
-        making = self._endpoint.voice(self._engine, plan.model, plan)
-        voice = await (stream.wait_for(making) if plan.stream else making)
-        trace.write_failure = voice.failed
+        making = self._endpoint.writer(self._engine, plan.model, plan)
+        writer = await (stream.wait_for(making) if plan.stream else making)
+        trace.write_failure = writer.failed
         running = Choices(
             self._engine,
             plan.requests,
@@ -185,9 +185,9 @@ class Generate:
         with self._own_names(plan.structure_field):
             async with running as choices:
                 if plan.stream:
-                    await stream.deliver(voice, choices)
+                    await stream.deliver(writer, choices)
                 else:
-                    await collect(voice, choices, trace, send, self._offload)
+                    await collect(writer, choices, trace, send, self._offload)
 
     @contextmanager
     def _own_names(self, structure: str | None = None) -> Iterator[None]:

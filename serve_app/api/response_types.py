@@ -1,4 +1,4 @@
-"""OpenAI's response objects, and the `ChunkVoice` that writes those of one request.
+"""OpenAI's response objects, and the `ChunkWriter` that writes those of one request.
 
 The types are exact about what is null and what is absent: `logprobs` and `refusal` are
 always there, `usage` stands in a stream's chunks only if it was asked for.
@@ -165,10 +165,10 @@ class ModelList(TypedDict):
     data: list[Model]
 
 
-class ChunkVoice(Protocol):
+class ChunkWriter(Protocol):
     """Writes the answers of one request in OpenAI's older form: chunks of one id."""
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
+    def full_body(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
         """Return the complete answer: one piece for each choice, by index."""
         ...
 

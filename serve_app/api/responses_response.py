@@ -21,8 +21,8 @@ from serve_app.protocol import FinishReason, TokenLogprobs, Usage
 Event = dict[str, Any]
 
 
-class ResponseVoice:
-    """See `Voice`; there is one choice.
+class ResponseWriter:
+    """See `AnswerWriter`; there is one choice.
 
     Events come in the order of OpenAI's: created, in_progress, for each item what is added,
     its deltas and what is done, and one that ends it: completed, incomplete or error.
@@ -49,9 +49,9 @@ class ResponseVoice:
         self._begun = False
         self._numbers = count()
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Event:
+    def full_body(self, pieces: Sequence[Piece], usage: Usage) -> Event:
         """Return the complete answer."""
-        for _ in self._told(pieces[0]):
+        for _ in self._events_of(pieces[0]):
             pass
         for _ in self._closed():
             pass
@@ -66,7 +66,7 @@ class ResponseVoice:
                     {"type": f"response.{kind}", "response": self._response("in_progress")}
                 )
         for piece in pieces:
-            for event in self._told(piece):
+            for event in self._events_of(piece):
                 yield self._event(event)
 
     def end(self, usage: Usage) -> bytes:
@@ -102,7 +102,7 @@ class ResponseVoice:
             **({} if usage is None else {"usage": _usage(usage)}),
         }
 
-    def _told(self, piece: Piece) -> Iterator[Event]:
+    def _events_of(self, piece: Piece) -> Iterator[Event]:
         self._reason = piece.finish_reason
         if piece.reasoning and self._shows_thoughts:
             yield from self._thought(piece.reasoning)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from serve_app.api.choices import Piece
-from serve_app.api.response_types import ChunkVoice
+from serve_app.api.response_types import ChunkWriter
 from serve_app.errors import InvalidRequest, RequestError
 from serve_app.protocol import Usage
 
@@ -127,18 +127,18 @@ def renamed(error: RequestError) -> RequestError:
 
 
 class OldCalls:
-    """A `ChunkVoice` that writes calls in OpenAI's first form.
+    """A `ChunkWriter` that writes calls in OpenAI's first form.
 
     Args:
         modern: writes them in today's.
     """
 
-    def __init__(self, modern: ChunkVoice) -> None:
+    def __init__(self, modern: ChunkWriter) -> None:
         self._modern = modern
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
+    def full_body(self, pieces: Sequence[Piece], usage: Usage) -> Mapping[str, object]:
         """Return the complete answer."""
-        body: Any = self._modern.whole(pieces, usage)
+        body: Any = self._modern.full_body(pieces, usage)
         return {**body, "choices": [_old(choice, "message") for choice in body["choices"]]}
 
     def chunks(self, piece: Piece) -> Iterator[Body]:

@@ -33,7 +33,7 @@ from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartb
 from serve_app.errors import AccessDenied, ServeAppError
 from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.telemetry import cold_start, logs, metrics
-from serve_app.weights.fetch import Brought, bring
+from serve_app.weights.fetch import Fetched, fetch
 from serve_app.weights.peers import Peers
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class LLMServer:
         try:
             with self._ledger.span("check"):
                 proven = await self._prove_access(config, commit)
-            self._engine, brought = await asyncio.to_thread(
+            self._engine, fetched = await asyncio.to_thread(
                 _load, config, proven, commit, self._ledger
             )
         except ServeAppError as error:
@@ -83,7 +83,7 @@ class LLMServer:
         self._metrics.loaded(took_s, model=config.model.source, commit=commit)
         await asyncio.to_thread(self._engine.prepare_grammars)
         # Told beside the first requests: what asks others must not delay them.
-        telling = asyncio.to_thread(self._tell_start, proven, brought, cold_start.now())
+        telling = asyncio.to_thread(self._tell_start, proven, fetched, cold_start.now())
         self._start = asyncio.create_task(telling)
         self._first_answer: asyncio.Task[None] | None = None
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
@@ -170,15 +170,15 @@ class LLMServer:
         raise AccessDenied(verdict.line())
 
     def _tell_start(
-        self, proven: NodeVerdict, brought: Brought, ready_at: float
+        self, proven: NodeVerdict, fetched: Fetched, ready_at: float
     ) -> cold_start.Start:
         """Close the ledger and tell it: in metrics, in the log, in the cluster's memory."""
-        moved = brought.bytes_by_source()
+        moved = fetched.bytes_by_source()
         start = self._ledger.close(proven.node_name, moved, ready_at=ready_at)
         self._metrics.started(start.facts(), moved)
         log.info("replica.started", node_id=proven.node_id, **moved, **start.facts())
         cold_start.keep(start)
-        text = license_in(brought.directory)
+        text = license_in(fetched.directory)
         commit = {"commit": proven.commit}
         status.tell_license(start.application, asdict(text) | commit if text else None)
         status.publish_window(start.application, self._engine.max_context_tokens)
@@ -204,13 +204,13 @@ def _this_node() -> tuple[str, str]:
 
 def _load(
     config: AppConfig, proven: NodeVerdict, commit: str | None, spans: cold_start.Ledger
-) -> tuple[Engine, Brought]:
+) -> tuple[Engine, Fetched]:
     # After the check and not at the top: importing torch takes seconds, a refusal must not wait
     # for it. While the files come there is time for it.
     libraries = threading.Thread(target=_import_libraries, args=(spans,), daemon=True)
     libraries.start()
     with spans.span("download"):
-        brought = _bring(config, proven, commit, spans)
+        fetched = _fetch(config, proven, commit, spans)
     spans.tell("libraries")
     libraries.join()
     from serve_app.engine.engine import Engine  # noqa: PLC0415
@@ -218,7 +218,7 @@ def _load(
     spans.tell("load")
     loading_at = cold_start.now()
     engine = Engine.load(
-        brought.directory,
+        fetched.directory,
         model=config.model,
         engine=config.engine,
         num_gpus=config.replica.num_gpus,
@@ -230,7 +230,7 @@ def _load(
         "model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts()
     )
     log.info("engine.started", max_context_tokens=engine.max_context_tokens)
-    return engine, brought
+    return engine, fetched
 
 
 def _import_libraries(spans: cold_start.Ledger) -> None:
@@ -241,13 +241,13 @@ def _import_libraries(spans: cold_start.Ledger) -> None:
     spans.follow({"libraries": cold_start.now() - started_at}, started_at=started_at)
 
 
-def _bring(
+def _fetch(
     config: AppConfig, proven: NodeVerdict, commit: str | None, spans: cold_start.Ledger
-) -> Brought:
+) -> Fetched:
     started = time.monotonic()
     log.info("model.downloading", repo_id=config.model.source, commit=commit)
     shared = config.model.share_weights and commit is not None and config.model.path is None
-    brought = bring(
+    fetched = fetch(
         config.model,
         config.access,
         commit,
@@ -261,6 +261,6 @@ def _bring(
         repo_id=config.model.source,
         commit=commit,
         download_s=round(time.monotonic() - started, 3),
-        **brought.bytes_by_source(),
+        **fetched.bytes_by_source(),
     )
-    return brought
+    return fetched

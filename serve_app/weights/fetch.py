@@ -36,7 +36,7 @@ FETCHERS = 8  # files at a time from the Hub, as huggingface_hub does it
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class Fetched:
     """Where the model is now, and where its bytes came from.
 
     Args:
@@ -56,7 +56,7 @@ class Brought:
         return {"hub": self.hub_bytes, "peer": self.peer_bytes, "cache": self.cache_bytes}
 
 
-def bring(
+def fetch(
     model: ModelConfig,
     access: AccessConfig,
     commit: str | None,
@@ -64,7 +64,7 @@ def bring(
     offline: bool = False,
     peers: Peers | None = None,
     tell: Tell | None = None,
-) -> Brought:
+) -> Fetched:
     """Bring the pinned commit into this node's cache; replicas of one node share it.
 
     Args:
@@ -77,24 +77,24 @@ def bring(
 
     Raises:
         AccessDenied: the Hub refuses although the probe was granted a moment ago.
-        ModelLoadError: the files cannot be brought here (network, disk).
+        ModelLoadError: the files cannot be fetched here (network, disk).
     """
     if model.path is not None:
-        return Brought(Path(model.path).expanduser())
+        return Fetched(Path(model.path).expanduser())
     repo_id = str(model.repo_id)
     if commit is None:
         raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
     try:
-        return _bring(Store(repo_id, commit), access, offline=offline, peers=peers, tell=tell)
+        return _into_cache(Store(repo_id, commit), access, offline=offline, peers=peers, tell=tell)
     except (OSError, ValueError, RecursionError) as error:
         # A raw exception would let Serve start the replica again at once, and again.
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
 
 
-def _bring(
+def _into_cache(
     store: Store, access: AccessConfig, *, offline: bool, peers: Peers | None, tell: Tell | None
-) -> Brought:
+) -> Fetched:
     if found := _whole(store, listed(store.repo_id, store.commit), peers):
         return found
     if offline:
@@ -120,7 +120,7 @@ def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
 
 def _whole(
     store: Store, files: Sequence[HubFile] | None, peers: Peers | None = None
-) -> Brought | None:
+) -> Fetched | None:
     """Return the copy that is here if nothing is to be done for it.
 
     Takes no lock and needs to write nothing, so a cache that may only be read serves as well.
@@ -130,10 +130,10 @@ def _whole(
     if store.missing(files, remove=False):
         return None
     with peers.taking_part(store) if peers else nullcontext():
-        return Brought(store.snapshot, cache_bytes=_total(files))
+        return Fetched(store.snapshot, cache_bytes=_total(files))
 
 
-def _unlisted(store: Store, hub: HubDownload, peers: Peers | None) -> Brought | None:
+def _unlisted(store: Store, hub: HubDownload, peers: Peers | None) -> Fetched | None:
     """Return a copy that another tool made, if the Hub's listing finds nothing wrong with it.
 
     Where the Hub gives none (overloaded, say), the names of the copy itself are enough: access
@@ -149,7 +149,7 @@ def _unlisted(store: Store, hub: HubDownload, peers: Peers | None) -> Brought | 
     return _whole(store, files, peers)
 
 
-def _here(store: Store) -> Brought:
+def _here(store: Store) -> Fetched:
     """Return the copy that is here, verified as far as its names say what it must hold.
 
     Raises:
@@ -185,7 +185,7 @@ def _locked(store: Store) -> Iterator[None]:
         raise ModelLoadError(f"{error.message}; {lacks}") from None
 
 
-def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Brought:
+def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Fetched:
     files = hub.files()
     missing = store.missing(files)
     hub_bytes = 0
@@ -196,13 +196,13 @@ def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None
             missing = store.missing(missing)
         if missing:
             hub_bytes = store.lacking_bytes(missing)
-            _fetch(store, hub, missing)
+            _fetch_from_hub(store, hub, missing)
         store.link(files)
     peer_bytes = peers.received_bytes if peers else 0
     here = max(0, _total(files) - hub_bytes - peer_bytes)
     if old := store.old_revisions(files):
         log.info("weights.outdated", repo_id=store.repo_id, revisions=old)
-    return Brought(store.snapshot, hub_bytes, peer_bytes, here)
+    return Fetched(store.snapshot, hub_bytes, peer_bytes, here)
 
 
 def _total(files: Sequence[HubFile]) -> int:
@@ -211,7 +211,7 @@ def _total(files: Sequence[HubFile]) -> int:
 
 @contextmanager
 def _telling(tell: Tell | None, store: Store, files: Sequence[HubFile]) -> Iterator[None]:
-    """Tell how much is here, whoever brings it, for as long as it comes."""
+    """Tell how much is here, whoever fetches it, for as long as it comes."""
     total = _total(files)
     over = threading.Event()
 
@@ -230,8 +230,8 @@ def _telling(tell: Tell | None, store: Store, files: Sequence[HubFile]) -> Itera
             watching.join()
 
 
-def _fetch(store: Store, hub: HubDownload, files: Sequence[HubFile]) -> None:
-    """Fetch files from the Hub: from its chunk store where it can be, else over HTTP."""
+def _fetch_from_hub(store: Store, hub: HubDownload, files: Sequence[HubFile]) -> None:
+    """Fetch files: from the Hub's chunk store where it can be, else over HTTP."""
     chunked = [file for file in files if file.xet_hash]
     with ThreadPoolExecutor(FETCHERS, thread_name_prefix="weights") as pool:
         _fetch_over_http(pool, store, hub, [file for file in files if not file.xet_hash])

@@ -59,7 +59,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let one process of this node bring a repository at a time; the next finds it done.
+        """Let one process of this node fetch a repository at a time; the next finds it done.
 
         Raises:
             ModelLoadError: the cache cannot be used.

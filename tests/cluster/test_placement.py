@@ -136,7 +136,7 @@ def test_something_else_at_the_address_is_a_config_error(no_recorded_cluster, mo
     """Within the limit; Ray itself would try for minutes."""
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT_S", 1.0)
     release = threading.Event()
-    monkeypatch.setattr(placement, "_greet", lambda _: release.wait(30))
+    monkeypatch.setattr(connection, "_greet", lambda _: release.wait(30))
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         began = time.monotonic()

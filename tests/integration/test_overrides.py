@@ -16,7 +16,7 @@ from tests.integration.conftest import LogicalNode, cluster_of
 def test_a_check_from_outside_asks_the_nodes_and_the_token_of_the_override(
     hub, tmp_path, monkeypatch
 ):
-    """Its label selector leaves one node, and its environment brings the token."""
+    """Its label selector leaves one node, and its environment fetches the token."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     token_file = tmp_path / "token"
     token_file.write_text(hub.issue_token(account="alice"))

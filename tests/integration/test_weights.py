@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from scripts.local_hub import LocalHub, Repo
-from tests.integration import bringing
-from tests.integration.bringing import WEIGHTS
+from tests.integration import fetching
 from tests.integration.conftest import cluster_of
+from tests.integration.fetching import WEIGHTS
 from tests.integration.homes import make_homes, nodes_at_home
 from tests.weights.conftest import serve_other_bytes
 
@@ -40,7 +40,7 @@ class Nodes:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ids = {known["NodeName"]: known["NodeID"] for known in ray.nodes() if known["Alive"]}
-        task = ray.remote(bringing.bring_here).options(
+        task = ray.remote(fetching.fetch_here).options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(ids[node], soft=False),

@@ -17,7 +17,7 @@ from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
 from serve_app.weights import fetch as weights_bring
 from serve_app.weights import lock as locks
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from serve_app.weights.store import Store
 from tests.access.cases import MODEL, access, sharded_files, single_files
 from tests.conftest import TINY_REPO
@@ -72,7 +72,7 @@ def read_only(hub, tmp_path, own_cache):
     """A complete cache that may only be read, and its commit."""
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(folder.stat().st_mode | 0o055)
-    bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
     (tmp_path / "token").chmod(0o444)
     close_for_writing(own_cache)
     yield own_cache
@@ -87,7 +87,7 @@ def test_a_complete_cache_that_cannot_be_written_serves(hub, tmp_path, read_only
     commit = commit_of(hub)
     config = AccessConfig(endpoint=hub.url, token_file=str(tmp_path / "token"))
     hub.clear_log()
-    how, where = unprivileged(lambda: str(bring(MODEL, config, commit, offline=offline).directory))
+    how, where = unprivileged(lambda: str(fetch(MODEL, config, commit, offline=offline).directory))
     assert (how, where) == ("done", str(Store(TINY_REPO, commit).snapshot))
     assert hub.log == []
 
@@ -101,7 +101,7 @@ def test_without_notes_it_is_hashed_and_serves(hub, tmp_path, read_only):
         path.rmdir() if path.is_dir() else path.unlink()
     notes.chmod(0o555)
     config = AccessConfig(endpoint=hub.url, token_file=str(tmp_path / "token"))
-    how, _ = unprivileged(lambda: str(bring(MODEL, config, commit_of(hub)).directory))
+    how, _ = unprivileged(lambda: str(fetch(MODEL, config, commit_of(hub)).directory))
     assert how == "done"
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_one_is_named_and_not_served(hub, tmp_path, read_only):
     config = AccessConfig(endpoint=hub.url, token_file=str(tmp_path / "token"))
     for offline in (True, False):
         how, words = unprivileged(
-            lambda o=offline: str(bring(MODEL, config, commit_of(hub), offline=o).directory)
+            lambda o=offline: str(fetch(MODEL, config, commit_of(hub), offline=o).directory)
         )
         assert how == "refused"
         assert (WEIGHTS in words) if offline else ("cannot be used" in words)
@@ -131,7 +131,7 @@ def test_an_incomplete_one_says_what_is_missing(hub, tmp_path, read_only):
     for folder in (snapshot, blob.parent):
         folder.chmod(0o555)
     config = AccessConfig(endpoint=hub.url, token_file=str(tmp_path / "token"))
-    how, words = unprivileged(lambda: str(bring(MODEL, config, commit_of(hub)).directory))
+    how, words = unprivileged(lambda: str(fetch(MODEL, config, commit_of(hub)).directory))
     assert how == "refused"
     assert "Permission denied" in words
     assert WEIGHTS in words
@@ -145,7 +145,7 @@ def test_a_path_inside_it_serves_offline(hub, read_only, monkeypatch):
 
     def start():
         verdict = prove_here(model, AccessConfig())
-        return verdict.outcome.value, str(bring(model, AccessConfig(), None).directory)
+        return verdict.outcome.value, str(fetch(model, AccessConfig(), None).directory)
 
     assert unprivileged(start) == ("done", (Outcome.GRANTED.value, str(snapshot)))
 
@@ -178,17 +178,17 @@ def test_a_copy_that_another_tool_made_serves_while_no_listing_is_to_be_had(
         for listing in own_cache.rglob("trees/*.json"):
             listing.unlink()
         hub.clear_log()
-        found = bring(MODEL, config, commit_of(hub), offline=True)
+        found = fetch(MODEL, config, commit_of(hub), offline=True)
         assert found.cache_bytes > 0
         assert hub.log == []
         # Online, where the Hub counts too many requests just then.
         monkeypatch.setattr(weights_bring, "IMPATIENT_S", 0.5)
         hub.set_behaviour(token, Behaviour.rate_limited)
-        assert bring(MODEL, config, commit_of(hub)).directory == found.directory
+        assert fetch(MODEL, config, commit_of(hub)).directory == found.directory
         blob = next((found.directory).glob("*.safetensors")).resolve()
         blob.write_bytes(blob.read_bytes()[:-1] + b"x")
         with pytest.raises(ModelLoadError, match="damaged copy"):
-            bring(MODEL, config, commit_of(hub), offline=True)
+            fetch(MODEL, config, commit_of(hub), offline=True)
 
 
 def test_such_a_copy_that_cannot_be_written_serves_as_well(hub, tmp_path, own_cache):
@@ -205,7 +205,7 @@ def test_such_a_copy_that_cannot_be_written_serves_as_well(hub, tmp_path, own_ca
         listing.unlink()
     close_for_writing(own_cache)
     try:
-        how, where = unprivileged(lambda: str(bring(MODEL, config, commit).directory))
+        how, where = unprivileged(lambda: str(fetch(MODEL, config, commit).directory))
     finally:
         for path in [own_cache, *own_cache.rglob("*")]:
             if path.is_dir() and not path.is_symlink():
@@ -225,7 +225,7 @@ def test_without_links_the_files_themselves_are_there(hub, tmp_path, own_cache, 
 
     monkeypatch.setattr(os, "symlink", refuse)
     config = access(hub, tmp_path, hub.issue_token())
-    found = bring(MODEL, config, commit_of(hub))
+    found = fetch(MODEL, config, commit_of(hub))
     for name, content in {**single_files(), **same}.items():
         if name != "README.md":
             assert (found.directory / name).read_bytes() == content
@@ -233,7 +233,7 @@ def test_without_links_the_files_themselves_are_there(hub, tmp_path, own_cache, 
     weights = Store(TINY_REPO, commit_of(hub)).blobs.glob("*")
     assert sum(path.stat().st_size for path in weights) < 1000  # no second copy of the weights
     hub.clear_log()
-    assert bring(MODEL, config, commit_of(hub)).hub_bytes == 0
+    assert fetch(MODEL, config, commit_of(hub)).hub_bytes == 0
     assert hub.log == []
 
 
@@ -257,8 +257,8 @@ def test_without_the_kernels_locks_it_goes_on(hub, tmp_path, own_cache, monkeypa
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    brought = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
-    assert (brought.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
+    fetched = fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    assert (fetched.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
     assert not list(own_cache.rglob("*.incomplete"))
     assert not list(own_cache.rglob("*.soft"))
 
@@ -268,7 +268,7 @@ def test_without_them_one_process_at_a_time_fetches(hub, tmp_path, no_flock):
     config = access(hub, tmp_path, hub.issue_token())
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(bring(MODEL, config, commit_of(hub))))
+        threading.Thread(target=lambda: found.append(fetch(MODEL, config, commit_of(hub))))
         for _ in range(4)
     ]
     for thread in threads:
@@ -288,7 +288,7 @@ def test_what_a_dead_process_left_behind_is_waited_for_only_so_long(
     own.mkdir(parents=True)
     (own / "acme--tiny-llama.lock.soft").write_text("1\nother-host\n")
     began = time.monotonic()
-    brought = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    fetched = fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
     assert 1.0 <= time.monotonic() - began < 20
-    assert (brought.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
+    assert (fetched.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
     assert not list(own_cache.rglob("*.incomplete"))

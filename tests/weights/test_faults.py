@@ -16,7 +16,7 @@ from scripts.local_hub import Behaviour, LocalHub, Repo, Route
 from serve_app.access.hub import download
 from serve_app.errors import AccessDenied, ModelLoadError
 from serve_app.weights import store as stores
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from serve_app.weights.store import Store
 from tests.access.cases import MODEL, access, single_files
 from tests.conftest import TINY_REPO
@@ -47,7 +47,7 @@ def cdn(hub):
 
 def test_other_tools_share_the_cache(hub, tmp_path, own_cache):
     """huggingface_hub finds the whole commit offline, and nothing damaged or unfinished."""
-    directory = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub)).directory
+    directory = fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub)).directory
     hub.clear_log()
     found = snapshot_download(
         TINY_REPO, revision=commit_of(hub), cache_dir=own_cache, allow_patterns="*.safetensors",
@@ -66,10 +66,10 @@ def test_other_tools_share_the_cache(hub, tmp_path, own_cache):
 def test_a_warm_node_asks_nothing_and_hashes_nothing(hub, tmp_path, monkeypatch):
     """The second replica of a node, and the next start of the first."""
     config = access(hub, tmp_path, hub.issue_token())
-    first = bring(MODEL, config, commit_of(hub))
+    first = fetch(MODEL, config, commit_of(hub))
     hub.clear_log()
     monkeypatch.setattr(Store, "_hash", None)
-    again = bring(MODEL, config, commit_of(hub))
+    again = fetch(MODEL, config, commit_of(hub))
     assert hub.log == []
     assert (first.cache_bytes, again.hub_bytes) == (0, 0)
     assert first.hub_bytes == again.cache_bytes > 1024
@@ -79,7 +79,7 @@ def test_a_warm_node_asks_nothing_and_hashes_nothing(hub, tmp_path, monkeypatch)
 def test_a_damaged_file_is_fetched_again_and_no_other(hub, tmp_path, how):
     """Other bytes of the same length are found as well as missing ones."""
     config = access(hub, tmp_path, hub.issue_token())
-    directory = bring(MODEL, config, commit_of(hub)).directory
+    directory = fetch(MODEL, config, commit_of(hub)).directory
     blob = (directory / WEIGHTS).resolve()
     right = blob.read_bytes()
     if how == "lost":
@@ -87,7 +87,7 @@ def test_a_damaged_file_is_fetched_again_and_no_other(hub, tmp_path, how):
     else:
         blob.write_bytes(right[:-1] + (b"x" if how == "flipped" else b""))
     hub.clear_log()
-    assert bring(MODEL, config, commit_of(hub)).hub_bytes == len(right)
+    assert fetch(MODEL, config, commit_of(hub)).hub_bytes == len(right)
     assert (directory / WEIGHTS).read_bytes() == right
     assert {entry.path.rpartition("/")[2] for entry in hub.log} == {WEIGHTS, blob.name}
 
@@ -95,11 +95,11 @@ def test_a_damaged_file_is_fetched_again_and_no_other(hub, tmp_path, how):
 def test_a_damaged_copy_is_not_served_while_the_hub_is_down(hub, tmp_path):
     """A receipt stands for the grant, not for the bytes."""
     config = access(hub, tmp_path, hub.issue_token())
-    directory = bring(MODEL, config, commit_of(hub)).directory
+    directory = fetch(MODEL, config, commit_of(hub)).directory
     blob = (directory / WEIGHTS).resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     with pytest.raises(ModelLoadError, match=f"damaged copy .*{WEIGHTS}"):
-        bring(MODEL, config, commit_of(hub), offline=True)
+        fetch(MODEL, config, commit_of(hub), offline=True)
 
 
 def test_a_killed_downloader_leaves_no_lock_and_its_bytes_count(tmp_path):
@@ -113,8 +113,8 @@ def test_a_killed_downloader_leaves_no_lock_and_its_bytes_count(tmp_path):
             "from huggingface_hub import constants; import sys;"
             "constants.HF_HUB_CACHE = sys.argv[1];"
             "from serve_app.config import AccessConfig, ModelConfig;"
-            "from serve_app.weights.fetch import bring;"
-            "bring(ModelConfig(repo_id=sys.argv[2]),"
+            "from serve_app.weights.fetch import fetch;"
+            "fetch(ModelConfig(repo_id=sys.argv[2]),"
             " AccessConfig(endpoint=sys.argv[3], token_file=sys.argv[4]), sys.argv[5])"
         )
         arguments = [constants.HF_HUB_CACHE, TINY_REPO, hub.url, config.token_file, commit]
@@ -131,8 +131,8 @@ def test_a_killed_downloader_leaves_no_lock_and_its_bytes_count(tmp_path):
         assert 0 < begun < weights.size
         del weights.open  # fast again
         hub.clear_log()
-        brought = bring(MODEL, config, commit)
-        assert (brought.directory / WEIGHTS).read_bytes() == files[WEIGHTS]
+        fetched = fetch(MODEL, config, commit)
+        assert (fetched.directory / WEIGHTS).read_bytes() == files[WEIGHTS]
         (request,) = cdn(hub)
         assert request.range == f"bytes={begun}-"
         assert request.bytes_sent == weights.size - begun
@@ -143,8 +143,8 @@ def test_what_was_left_behind_wrong_is_thrown_away(hub, tmp_path):
     store = Store(TINY_REPO, commit_of(hub))
     store.blobs.mkdir(parents=True)
     store.partial(SimpleNamespace(etag=hub_file(hub).sha256)).write_bytes(b"rubbish")
-    brought = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
-    assert (brought.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
+    fetched = fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    assert (fetched.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
     assert len(cdn(hub)) == 2
     assert not list(store.blobs.glob("*.incomplete"))
 
@@ -155,7 +155,7 @@ def test_a_hub_that_sends_other_bytes_is_told_after_the_second_time(hub, tmp_pat
     size, _ = file.size, file.sha256
     serve_other_bytes(file, bytes(size))
     with pytest.raises(ModelLoadError, match=f"{WEIGHTS} .* twice with other bytes"):
-        bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+        fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
     store = Store(TINY_REPO, commit_of(hub))
     assert not (store.blobs / file.sha256).exists()
     assert not (store.snapshot / WEIGHTS).exists()
@@ -165,14 +165,14 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(hub, tmp_path, m
     """Bytes needed, bytes free, the place, and which old revisions could go."""
     config = access(hub, tmp_path, hub.issue_token())
     old = commit_of(hub)
-    bring(MODEL, config, old)
+    fetch(MODEL, config, old)
     hub._state.repos[TINY_REPO].push(single_files() | {WEIGHTS: os.urandom(5000)})
     hub.clear_log()
     monkeypatch.setattr(
         stores.shutil, "disk_usage", lambda path: SimpleNamespace(free=1234, total=0, used=0)
     )
     with pytest.raises(ModelLoadError) as caught:
-        bring(MODEL, config, commit_of(hub))
+        fetch(MODEL, config, commit_of(hub))
     message = caught.value.message
     assert "5,000 more bytes in" in message
     assert constants.HF_HUB_CACHE in message
@@ -191,9 +191,9 @@ def test_old_revisions_are_told_and_stay(hub, tmp_path, monkeypatch):
     )
     config = access(hub, tmp_path, hub.issue_token())
     old = commit_of(hub)
-    first = bring(MODEL, config, old).directory
+    first = fetch(MODEL, config, old).directory
     hub._state.repos[TINY_REPO].push(single_files() | {WEIGHTS: os.urandom(5000)})
-    bring(MODEL, config, commit_of(hub))
+    fetch(MODEL, config, commit_of(hub))
     alone = len(single_files()[WEIGHTS])
     assert told == [("weights.outdated", {"repo_id": TINY_REPO, "revisions": {old: alone}})]
     assert (first / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
@@ -208,19 +208,19 @@ def test_a_connection_that_breaks_is_gone_on_with(tmp_path, monkeypatch):
         token = hub.issue_token(Behaviour.cdn_cut)
         config = access(hub, tmp_path, token)
         with pytest.raises(ModelLoadError, match="broke off"):
-            bring(MODEL, config, commit_of(hub))
+            fetch(MODEL, config, commit_of(hub))
         hub.set_behaviour(token, Behaviour.granted)
-        brought = bring(MODEL, config, commit_of(hub))
-        assert brought.hub_bytes <= 512
-        assert (brought.directory / WEIGHTS).read_bytes() == files[WEIGHTS]
+        fetched = fetch(MODEL, config, commit_of(hub))
+        assert fetched.hub_bytes <= 512
+        assert (fetched.directory / WEIGHTS).read_bytes() == files[WEIGHTS]
 
 
 def test_a_hub_that_stumbles_is_asked_again(hub, tmp_path, monkeypatch):
     """Two 503s cost a moment, not the start."""
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
     token = hub.issue_token(Behaviour.flaky, on=[Route.resolve], failures=2)
-    brought = bring(MODEL, access(hub, tmp_path, token), commit_of(hub))
-    assert (brought.directory / WEIGHTS).is_file()
+    fetched = fetch(MODEL, access(hub, tmp_path, token), commit_of(hub))
+    assert (fetched.directory / WEIGHTS).is_file()
 
 
 def test_a_listing_made_without_access_is_not_believed(hub, tmp_path):
@@ -228,12 +228,12 @@ def test_a_listing_made_without_access_is_not_believed(hub, tmp_path):
     token = hub.issue_token(Behaviour.pending)
     config = access(hub, tmp_path, token)
     with pytest.raises(AccessDenied, match="awaiting a review"):
-        bring(MODEL, config, commit_of(hub))
+        fetch(MODEL, config, commit_of(hub))
     store = Store(TINY_REPO, commit_of(hub))
     assert not list(store.blobs.parent.glob("trees/*"))
     assert not store.snapshot.exists()  # which other tools would take for a copy
     hub.set_behaviour(token, Behaviour.granted)
-    assert bring(MODEL, config, commit_of(hub)).hub_bytes > 0
+    assert fetch(MODEL, config, commit_of(hub)).hub_bytes > 0
 
 
 def test_what_the_chunk_store_sends_is_checked_and_fetched_over_http_if_wrong(
@@ -249,8 +249,8 @@ def test_what_the_chunk_store_sends_is_checked_and_fetched_over_http_if_wrong(
             Path(file.path).write_bytes(bytes(file.size))
 
     monkeypatch.setattr(download.xet, "fetch", fetch)
-    brought = bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+    fetched = fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
     assert [file.size for file in asked] == [len(single_files()[WEIGHTS])]
-    assert (brought.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
+    assert (fetched.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
     assert len(cdn(hub)) == 1
     assert not list(Store(TINY_REPO, commit_of(hub)).blobs.glob("*incomplete*"))

@@ -15,7 +15,7 @@ from serve_app.access.hub.pace import Stalled
 from serve_app.config import ModelConfig
 from serve_app.errors import AccessDenied, ModelLoadError
 from serve_app.weights import fetch as weights_bring
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from tests.access.cases import MODEL, access, fake_token, sharded_files
 from tests.conftest import TINY_REPO
 from tests.weights.conftest import serve_other_bytes
@@ -43,7 +43,7 @@ def commit_of(hub):
 def test_weights_configs_and_tokenizer_are_fetched_and_nothing_that_runs(hub, tmp_path):
     """No pickles, no code, no second copy in another format."""
     config = access(hub, tmp_path, hub.issue_token())
-    directory = bring(MODEL, config, commit_of(hub)).directory
+    directory = fetch(MODEL, config, commit_of(hub)).directory
     found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     wanted = {"tokenizer.model", "merges.txt", "chat_template.jinja"}
     assert found == set(sharded_files()) | wanted
@@ -57,7 +57,7 @@ def test_replicas_of_one_node_share_the_download(hub, tmp_path):
     found: list[Path] = []
     threads = [
         threading.Thread(
-            target=lambda: found.append(bring(MODEL, config, commit_of(hub)).directory)
+            target=lambda: found.append(fetch(MODEL, config, commit_of(hub)).directory)
         )
         for _ in range(4)
     ]
@@ -84,7 +84,7 @@ def test_a_refusal_is_told_in_the_hubs_words(hub, tmp_path, behaviour, words):
     """A 403 too, which huggingface_hub reports as `check your connection`; no secret goes along."""
     token = hub.issue_token(behaviour)
     with pytest.raises(AccessDenied, match=words) as caught:
-        bring(MODEL, access(hub, tmp_path, token), commit_of(hub))
+        fetch(MODEL, access(hub, tmp_path, token), commit_of(hub))
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
     assert token.encode() not in pickle.dumps(caught.value)
@@ -98,7 +98,7 @@ def test_a_hub_out_of_reach_is_no_denial(hub, tmp_path, monkeypatch):
     hub.stop()
     try:
         with pytest.raises(ModelLoadError, match=r"broke off: no connection to 127\.0\.0\.1"):
-            bring(MODEL, config, commit)
+            fetch(MODEL, config, commit)
     finally:
         hub.start()
 
@@ -122,25 +122,25 @@ def test_other_failures_are_one_clean_sentence(hub, tmp_path, monkeypatch, error
     monkeypatch.setattr(download.transfer, "append", fail)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(ModelLoadError, match=words):
-        bring(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
+        fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
 
 
 def test_a_broken_token_is_told_before_the_download(hub, tmp_path):
     """The file may have been rotated to nonsense since the gate."""
     with pytest.raises(AccessDenied, match="quotes"):
-        bring(MODEL, access(hub, tmp_path, f"'{fake_token()}'"), "0" * 40)
+        fetch(MODEL, access(hub, tmp_path, f"'{fake_token()}'"), "0" * 40)
 
 
 def test_no_commit_means_no_gate(hub, tmp_path):
     """A branch name is never downloaded."""
     with pytest.raises(ModelLoadError, match="the gate must come first"):
-        bring(MODEL, access(hub, tmp_path, None), None)
+        fetch(MODEL, access(hub, tmp_path, None), None)
 
 
 def test_a_local_directory_is_taken_as_it_is(hub, tmp_path):
     """Nothing is asked or copied."""
     model = ModelConfig(path=str(tmp_path))
-    assert bring(model, access(hub, tmp_path, None), None).directory == tmp_path
+    assert fetch(model, access(hub, tmp_path, None), None).directory == tmp_path
     assert hub.log == []
 
 
@@ -154,12 +154,12 @@ def test_the_bytes_are_told_as_they_come(tmp_path, monkeypatch):
         serve_other_bytes(repo.files(repo.sha)["model.safetensors"], content, pause_s=0.05)
         config = access(hub, tmp_path, hub.issue_token())
         told: list[tuple[int, int]] = []
-        bring(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
+        fetch(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
         done = [each for each, _ in told]
         assert {total for _, total in told} == {len(content) + 2}
         assert done == sorted(done)
         assert len(set(done)) > 3
-        bring(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
+        fetch(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
         count = len(told)
         time.sleep(0.1)
         assert len(told) == count

@@ -14,7 +14,7 @@ import pytest
 from serve_app.access.hub import download, listing, pace, transfer
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import AccessDenied, ModelLoadError
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from tests.access.cases import fake_token, single_files
 from tests.hostile import COMMIT, REPO, HostileHub, Page, entry
 
@@ -55,7 +55,7 @@ def refused(config, own_cache, hub):
     """Fetch the model; it has to fail in one sentence that holds no secret."""
     began = time.monotonic()
     with pytest.raises((ModelLoadError, AccessDenied)) as caught:
-        bring(MODEL, config, COMMIT)
+        fetch(MODEL, config, COMMIT)
     assert time.monotonic() - began < SECOND_S
     message = caught.value.message
     assert "\n" not in message
@@ -73,7 +73,7 @@ def disk_bytes(folder):
 
 def test_an_honest_answer_is_taken(hub, config):
     """The baseline: what the attacks change is what is refused."""
-    directory = bring(MODEL, config, COMMIT).directory
+    directory = fetch(MODEL, config, COMMIT).directory
     assert {path.name for path in directory.iterdir()} == set(FILES)
     assert hub.tokens_elsewhere() == []
 
@@ -205,7 +205,7 @@ def test_the_next_page_is_asked_for_at_the_hubs_own_place(hub, config):
         return answer(path)
 
     hub.answer = second
-    assert bring(MODEL, config, COMMIT).hub_bytes > 0
+    assert fetch(MODEL, config, COMMIT).hub_bytes > 0
     assert {seen.port for seen in hub.seen} == {int(hub.url.rpartition(":")[2])}
 
 
@@ -233,9 +233,9 @@ def test_a_redirect_to_another_origin_does_not_get_the_token(hub, config, part, 
     hub.answer = sent_away
     if part == "/tree/":
         with pytest.raises(ModelLoadError):
-            bring(MODEL, config, COMMIT)
+            fetch(MODEL, config, COMMIT)
     else:
-        assert bring(MODEL, config, COMMIT).hub_bytes > 0
+        assert fetch(MODEL, config, COMMIT).hub_bytes > 0
         assert any(str(seen.port) in hub.elsewhere for seen in hub.seen)
     assert hub.tokens_elsewhere() == []
 
@@ -387,7 +387,7 @@ def test_a_kept_listing_is_checked_as_well(hub, config, own_cache, kept):
     trees = own_cache / "models--evil--model" / "trees"
     trees.mkdir(parents=True)
     (trees / f"{COMMIT}.json").write_text(json.dumps(kept))
-    directory = bring(MODEL, config, COMMIT).directory
+    directory = fetch(MODEL, config, COMMIT).directory
     assert {path.name for path in directory.iterdir()} == set(FILES)
     assert "../" not in (trees / f"{COMMIT}.json").read_text()
 
@@ -414,7 +414,7 @@ def test_no_link_of_a_folder_leads_out(hub, config, own_cache, tmp_path, place):
     (own_cache / place).parent.mkdir(parents=True)
     (own_cache / place).symlink_to(outside)
     try:
-        bring(MODEL, config, COMMIT)
+        fetch(MODEL, config, COMMIT)
     except ModelLoadError as error:
         assert "is a link" in error.message  # noqa: PT017
         assert "HF_HUB_CACHE" in error.message  # noqa: PT017
@@ -437,7 +437,7 @@ def test_no_name_of_a_file_leads_out(hub, config, own_cache, tmp_path, how, suff
     else:
         (blobs / name).mkdir()
     try:
-        directory = bring(MODEL, config, COMMIT).directory
+        directory = fetch(MODEL, config, COMMIT).directory
     except ModelLoadError:
         assert how == "folder"
     else:
@@ -458,7 +458,7 @@ def test_a_pointer_that_leads_out_is_replaced_and_not_followed(
         (snapshot / "config.json").symlink_to(victim)
     else:
         os.link(victim, snapshot / "config.json")
-    directory = bring(MODEL, config, COMMIT).directory
+    directory = fetch(MODEL, config, COMMIT).directory
     assert (directory / "config.json").read_bytes() == FILES["config.json"]
     assert victim.read_text() == "mine"
 
@@ -478,10 +478,10 @@ def test_a_folder_of_a_shard_that_leads_out_is_refused(hub, config, own_cache, t
     snapshot.mkdir(parents=True)
     (snapshot / "sub").symlink_to(outside)
     with pytest.raises(ModelLoadError, match="is a link"):
-        bring(MODEL, config, COMMIT)
+        fetch(MODEL, config, COMMIT)
     assert list(outside.iterdir()) == []
     (snapshot / "sub").unlink()
-    assert bring(MODEL, config, COMMIT).directory.joinpath("sub/w.safetensors").is_file()
+    assert fetch(MODEL, config, COMMIT).directory.joinpath("sub/w.safetensors").is_file()
 
 
 def test_a_lock_that_leads_out_is_not_followed(hub, config, own_cache, tmp_path):
@@ -489,5 +489,5 @@ def test_a_lock_that_leads_out_is_not_followed(hub, config, own_cache, tmp_path)
     (own_cache / ".serve-app").mkdir(parents=True)
     (own_cache / ".serve-app" / "evil--model.lock").symlink_to(tmp_path / "made")
     with pytest.raises(ModelLoadError, match="is a link"):
-        bring(MODEL, config, COMMIT)
+        fetch(MODEL, config, COMMIT)
     assert not (tmp_path / "made").exists()

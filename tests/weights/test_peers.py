@@ -8,7 +8,7 @@ import pytest
 
 from scripts.local_hub import LocalHub, Repo
 from serve_app.weights import chunks, peers
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from serve_app.weights.peers import Peers
 from serve_app.weights.store import Store
 from tests.access.cases import MODEL, access, single_files
@@ -129,9 +129,9 @@ def test_without_the_store_everybody_asks_the_hub(cluster, on, tmp_path):
     with LocalHub([Repo(TINY_REPO, single_files())]) as hub:
         config = access(hub, tmp_path, hub.issue_token())
         commit = hub.commits()[TINY_REPO]["main"]
-        brought = bring(MODEL, config, commit, peers=on("a"))
-    assert (brought.peer_bytes, brought.directory.name) == (0, commit)
-    assert brought.hub_bytes > 0
+        fetched = fetch(MODEL, config, commit, peers=on("a"))
+    assert (fetched.peer_bytes, fetched.directory.name) == (0, commit)
+    assert fetched.hub_bytes > 0
 
 
 @pytest.mark.parametrize("claim", [b"", b"[]", b"{}", b'{"node": 1}', b"[" * 99_999])
@@ -150,7 +150,7 @@ def copy(cluster, on, tmp_path):
         commit = hub.commits()[TINY_REPO]["main"]
         store = Store(TINY_REPO, commit)
         config = access(hub, tmp_path, hub.issue_token())
-        bring(MODEL, config, commit)
+        fetch(MODEL, config, commit)
         on("a")
         peers.Announcements(TINY_REPO, commit).put("has/a", "here")
         weights = hub._state.repos[TINY_REPO].files(commit)["model.safetensors"]
@@ -283,9 +283,9 @@ def test_a_lying_peer_costs_no_more_than_the_file_and_is_passed_over(
 
         monkeypatch.setattr(asking, "_receive", watched)
         config = access(hub, tmp_path, hub.issue_token())
-        brought = bring(MODEL, config, commit, peers=asking)
+        fetched = fetch(MODEL, config, commit, peers=asking)
         content = weights_only()["model.safetensors"]
-        assert (brought.directory / "model.safetensors").read_bytes() == content
+        assert (fetched.directory / "model.safetensors").read_bytes() == content
     assert max(largest) <= at_most
     assert asking._passed_over == {"a"}
 

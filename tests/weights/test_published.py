@@ -17,7 +17,7 @@ from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine.model.loading import load
 from serve_app.errors import ModelLoadError
-from serve_app.weights.fetch import bring, lacking_bytes
+from serve_app.weights.fetch import fetch, lacking_bytes
 from tests.access.cases import access
 from tests.models import make_model
 
@@ -56,8 +56,8 @@ class Published:
     def plan(self):
         return lacking_bytes(MODEL, self.config, self.commit)
 
-    def bring(self):
-        return bring(MODEL, self.config, self.commit)
+    def fetch(self):
+        return fetch(MODEL, self.config, self.commit)
 
     def weight_bytes_sent(self):
         return sum(e.bytes_sent for e in self.hub.log if e.origin == "cdn" and e.method == "GET")
@@ -98,13 +98,13 @@ def served(published):
     """Everything goes through, and the model computes."""
     assert published.gate().outcome is Outcome.GRANTED
     planned = published.plan()
-    brought = published.bring()
-    assert planned == brought.hub_bytes
+    fetched = published.fetch()
+    assert planned == fetched.hub_bytes
     assert published.plan() == 0
-    found = brought.directory
+    found = fetched.directory
     files = [path for path in found.rglob("*") if path.is_file()]
     blobs = {path.resolve(): path.stat().st_size for path in files}
-    assert brought.hub_bytes + brought.cache_bytes == sum(blobs.values())
+    assert fetched.hub_bytes + fetched.cache_bytes == sum(blobs.values())
     loaded = load(found, MODEL, num_gpus=0, num_cpus=1)
     assert loaded.vocab_size > 0
     return {path.relative_to(found).as_posix() for path in files}
@@ -270,6 +270,6 @@ def test_vocabulary_and_merges_make_a_tokenizer(publish, directory, monkeypatch)
     assert published.gate().outcome is Outcome.GRANTED
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(published.bring().directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(published.fetch().directory, local_files_only=True)
     assert tokenizer.is_fast
     assert tokenizer.decode(tokenizer.encode("The quick brown fox")) == "The quick brown fox"

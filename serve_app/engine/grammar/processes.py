@@ -21,7 +21,7 @@ from serve_app.engine.grammar.wire import MESSAGE_BYTES, Job, Settings
 
 log = structlog.get_logger()
 
-COMPILE_TIMEOUT_S = 8.0  # wall clock, for a machine that is busy with other things
+COMPILE_TIMEOUT_S = 7.0  # wall clock, for a machine that is busy with other things
 RENICE_AFTER_S = 0.1
 START_TIMEOUT_S = 120.0
 EXCHANGE_TIMEOUT_S = 5.0

@@ -1,4 +1,4 @@
-"""What runs on the nodes of a test cluster to bring weights there, without a model or Serve."""
+"""What runs on the nodes of a test cluster to fetch weights there, without a model or Serve."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from huggingface_hub import constants
 
 from serve_app.config import AccessConfig, ModelConfig
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from serve_app.weights.peers import Peers
 
 WEIGHTS = "model.safetensors"
 
 
-def bring_here(repo_id: str, commit: str, endpoint: str, silent_s: float) -> dict[str, Any]:
+def fetch_here(repo_id: str, commit: str, endpoint: str, silent_s: float) -> dict[str, Any]:
     """Bring a commit to the node of this task; returns the bytes by source and what came."""
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # small files that come slowly show their progress
     peers = Peers(repo_id, commit, silent_s=silent_s)
     access = AccessConfig(endpoint=endpoint)
-    brought = bring(ModelConfig(repo_id=repo_id), access, commit, peers=peers)
-    digest = hashlib.sha256((brought.directory / WEIGHTS).read_bytes()).hexdigest()
-    return {**asdict(brought), "sha256": digest}
+    fetched = fetch(ModelConfig(repo_id=repo_id), access, commit, peers=peers)
+    digest = hashlib.sha256((fetched.directory / WEIGHTS).read_bytes()).hexdigest()
+    return {**asdict(fetched), "sha256": digest}
