@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_rollouts(commands)
 
+    history = commands.add_parser("history", help="what gates, deploys and rollbacks decided")
+    history.add_argument("application", nargs="?", metavar="APP", help="this one (default: all)")
+    history.add_argument("--address", help="address of the Ray cluster (default: the running one)")
+    history.add_argument("--json", action="store_true", help="print one JSON object per entry")
+    history.set_defaults(command=_history)
+
     receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
     receipt.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
     receipt.add_argument("--address", help="address of the Ray cluster (default: the running one)")
@@ -154,7 +160,7 @@ def _deploy(options: argparse.Namespace) -> int:
         return code
     with deploy.connected(options.address):
         if code:
-            return deploy.blocked(code, verdicts)
+            return deploy.blocked(code, apps, verdicts)
         return deploy.run(goal, apps, verdicts, how)
 
 
@@ -165,12 +171,14 @@ def _rollback(options: argparse.Namespace) -> int:
     how = _rollout_options(options)
     with deploy.connected(options.address):
         good = deploy.former(options.application)
-    code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
+    apps = serve_config.served(good.applications)
+    code, verdicts = _gate_before_rollout(apps, options)
     if code == 0 and (good := good.at_commits(verdicts)).moved:  # then that commit is to be proven
-        code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
+        apps = serve_config.served(good.applications)
+        code, verdicts = _gate_before_rollout(apps, options)
     with deploy.connected(options.address):
         if code:
-            return deploy.blocked(code, verdicts)
+            return deploy.blocked(code, apps, verdicts)
         return deploy.roll_back(good, how)
 
 
@@ -184,7 +192,8 @@ def _rollout_options(options: argparse.Namespace) -> Options:
         timeout_s = check.parse_duration(options.timeout)
     except ValueError as error:
         raise ConfigError(f"--timeout: {error}") from None
-    logs.configure_cli(LoggingConfig(level="error"))
+    # A script gets each entry of the history as a line; a person has read it already.
+    logs.configure_cli(LoggingConfig(level="error" if sys.stderr.isatty() else "info"))
     return Options(
         timeout_s, as_json=options.json, dry_run=options.dry_run, remove=tuple(options.remove)
     )
@@ -224,6 +233,15 @@ def _receipt(options: argparse.Namespace) -> int:
     logs.configure_cli(LoggingConfig(level="error"))
     audit = _everywhere(options, audit_cluster, audit_this_machine)
     return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
+
+
+def _history(options: argparse.Namespace) -> int:
+    from serve_app.cli import history
+    from serve_app.config import LoggingConfig
+    from serve_app.telemetry import logs
+
+    logs.configure_cli(LoggingConfig(level="error"))
+    return history.run(options.application, options.address, as_json=options.json)
 
 
 def _coldstart(options: argparse.Namespace) -> int:
