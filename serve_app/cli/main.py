@@ -225,13 +225,12 @@ def _gate_before_rollout(
 
 def _receipt(options: argparse.Namespace) -> int:
     from serve_app import serve_config
-    from serve_app.access.audit import audit_cluster, audit_this_machine
     from serve_app.cli import receipt
     from serve_app.config import LoggingConfig
     from serve_app.telemetry import logs
 
     logs.configure_cli(LoggingConfig(level="error"))
-    audit = _everywhere(options, audit_cluster, audit_this_machine)
+    audit = _everywhere(options, receipt.of_cluster, receipt.of_this_machine)
     return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
 
 
