@@ -6,7 +6,7 @@ with the cluster.
     history/              what was decided, and when   telemetry/rollout_history.py
     coldstart/, phases/   starts of replicas           telemetry/cold_start.py
     weights/              which node has which commit  weights/announcements.py
-    board/, access/...    what ingresses share         deployments/status.py
+    license/, window/     what replicas found          deployments/status.py
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
-        context = serve.get_replica_context()
+        metrics = Exposition().page
         app = create_app(
             self._engine,
             model_name=self._config.model.name,
@@ -115,8 +115,8 @@ class Ingress:
             version=__version__,
             commit=self._commit,
             access=self._watch.snapshot,
-            metrics=Exposition().page,
-            whole=Fleet(context.app_name, context.replica_tag),
+            metrics=metrics,
+            whole=Fleet(serve.get_replica_context().app_name, metrics),
             on_finished=self._finished,
             direct=not through_haproxy(),
         )
