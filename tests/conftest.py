@@ -76,6 +76,7 @@ def tiny_files() -> dict[str, bytes | Path]:
     }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the tests that start Ray begin first, in one process of `pytest -n`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +30,7 @@ from serve_app.protocol import (
     TextPrompt,
 )
 
+SAMPLING = tuple(field.name for field in fields(SamplingParams))
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -246,33 +247,24 @@ def _sampling(
     prompt_logprobs: int | None = None,
     structure: Structure | None,
 ) -> SamplingParams:
+    # Those that a client names as the protocol does, and means alike; null leaves the default.
+    given = {name: value for name in SAMPLING if (value := getattr(body, name, None)) is not None}
     # `top_p: 0` keeps the single most likely token, whatever the temperature: greedy.
     greedy = body.top_p == 0
+    if greedy:
+        given |= {"temperature": 0.0, "top_p": 1.0}
+    given["top_k"] = max(0, given.get("top_k", 0))
+    given["stop_token_ids"] = frozenset(given.get("stop_token_ids", ()))
     unset = frozenset(name for name in MODEL_DEFAULTS if getattr(body, name) is None)
     return SamplingParams(
-        max_tokens=None if body.limit is None else max(1, body.limit),
-        temperature=_or_one(0 if greedy else body.temperature),
-        top_p=_or_one(None if greedy else body.top_p),
-        top_k=max(0, body.top_k or 0),
-        seed=body.seed,
-        stop=body.stop or (),
-        stop_token_ids=tuple(body.stop_token_ids or ()),
-        ignore_eos=bool(body.ignore_eos),
-        min_p=float(body.min_p or 0),
-        frequency_penalty=float(body.frequency_penalty or 0),
-        presence_penalty=float(body.presence_penalty or 0),
-        repetition_penalty=_or_one(body.repetition_penalty),
-        logit_bias=body.logit_bias or (),
-        min_tokens=body.min_tokens or 0,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-        structure=structure,
-        include_stop=bool(body.include_stop_str_in_output),
-        skip_special_tokens=body.skip_special_tokens is not False,
-        return_prompt_ids=bool(body.return_token_ids),
-        unset=unset - {"temperature"} if greedy else unset,
+        **given
+        | {
+            "max_tokens": None if body.limit is None else max(1, body.limit),
+            "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
+            "structure": structure,
+            "include_stop": bool(body.include_stop_str_in_output),
+            "return_prompt_ids": bool(body.return_token_ids),
+            "unset": unset - {"temperature"} if greedy else unset,
+        }
     )
-
-
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else float(value)

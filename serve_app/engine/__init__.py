@@ -14,7 +14,10 @@
       Completion ──► TokenDelta text/          ids to text, stops, reasoning
 
 `Engine.load`: model/loading.py (files to a model), model/build.py (which forward, how large a
-cache), warm_up.py (it must give numbers and text).
+cache), warm_up.py (it must give numbers and text), defaults.py (sampling defaults of its authors).
+
+sampling_rules.py: ranges of sampling parameters. sequence.py: a request as the thread sees it.
+drain.py: how fast work is done, for Retry-After. stats.py: plain numbers, safe without torch.
 
 The asyncio side knows text, the thread knows token ids only; a queue leads each way.
 """

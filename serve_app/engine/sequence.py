@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from serve_app.engine.cache.allocator import BLOCK_TOKENS, Region
 from serve_app.engine.cache.prefix_cache import Holding, extend_chain
-from serve_app.protocol import FinishReason, Timing
+from serve_app.protocol import FinishReason, SamplingParams, Timing
 
 if TYPE_CHECKING:
     from serve_app.engine.grammar.matcher import Matcher
@@ -17,31 +17,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingPlan:
-    """How to pick the tokens of one sequence, with every default resolved.
+class SamplingPlan(SamplingParams):
+    """The `SamplingParams` of one sequence, with every default resolved.
 
     Args:
-        temperature: >= 0; 0 is greedy.
-        top_p: in (0, 1]; 1 is off.
-        top_k: >= 0; 0 is off.
         seed: 64 bits; with a token's index it fixes that token's noise.
-        stop_token_ids: ids that end the sequence, the model's own ones included.
-        prompt_logprobs: see `SamplingParams`, as all others.
+        stop_token_ids: as in `SamplingParams`, the model's own ones included.
     """
 
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    stop_token_ids: frozenset[int]
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    min_tokens: int = 0
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, params: SamplingParams, **resolved: Any) -> SamplingPlan:
+        """Return a request's parameters, but for those that are given here."""
+        return cls(**{each.name: getattr(params, each.name) for each in fields(params)} | resolved)
 
     @property
     def adjusts(self) -> bool:

@@ -59,7 +59,7 @@ def test_every_sampling_field_arrives():
             top_k=40,
             seed=11,
             stop=("x", "y"),
-            stop_token_ids=(3,),
+            stop_token_ids=frozenset({3}),
             ignore_eos=True,
             min_p=0.1,
             frequency_penalty=-1.0,

@@ -52,7 +52,7 @@ async def test_speculation_changes_no_token(load, native_cpu):
     sampling = [
         SamplingParams(temperature=0, max_tokens=90, ignore_eos=True),
         SamplingParams(temperature=0.7, seed=3, max_tokens=60, ignore_eos=True),
-        SamplingParams(temperature=0, max_tokens=90, stop_token_ids=(11, 12, 13)),
+        SamplingParams(temperature=0, max_tokens=90, stop_token_ids=frozenset({11, 12, 13})),
         SamplingParams(temperature=0, max_tokens=1, ignore_eos=True),
         SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, frequency_penalty=0.5),
         SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=1),

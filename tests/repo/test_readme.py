@@ -75,3 +75,23 @@ def test_files_named_in_the_readme_exist():
     named = set(re.findall(r"`((?:serve_app|scripts|configs|tests)/[\w./-]+)`", README))
     assert len(named) > 5
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_contributing_names_files_that_exist():
+    """Each file in back quotes is in the package, so that nobody looks for one that has moved."""
+    text = (ROOT / "configs" / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", text))
+    assert len(named) > 30
+    places = [ROOT, *(ROOT / "serve_app").rglob("*/"), ROOT / "serve_app"]
+    lost = [name for name in named if not any((place / name).is_file() for place in places)]
+    assert not lost
+
+
+def test_every_package_maps_its_modules():
+    """Its docstring names each of them, so that a newcomer knows where to look."""
+    for package in sorted((ROOT / "serve_app").rglob("__init__.py"))[1:]:
+        modules = {path.name for path in package.parent.glob("*.py")} - {"__init__.py"}
+        text = package.read_text()
+        folder = package.parent.relative_to(ROOT)
+        lost = {name for name in modules if name not in text}
+        assert not lost or len(modules) <= 2, f"{folder}: {sorted(lost)}"

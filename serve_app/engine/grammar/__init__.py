@@ -4,7 +4,7 @@ What a client's schema, expression or grammar costs is paid in processes of its 
 it, walk it, and die at their limits. The engine only reads the masks that they leave in shared
 memory, and a request whose mask is late sits out a step.
 
-pool.py       START HERE: compile once, reuse, replace, bound
+pool.py       START HERE: compile once, reuse, replace, bound (fair_executor.py: clients take turns)
 processes.py  the server and its workers, as the engine's side holds them
 matcher.py    one completion's way through a grammar, as the engine's thread sees it
 late.py       the same for models that think: it begins behind the thoughts

@@ -276,21 +276,12 @@ class PromptEncoder:
         ignores = params.ignore_eos and params.structure is None
         own = frozenset() if ignores else self.eos_token_ids
         seed = random.getrandbits(64) if params.seed is None else params.seed
-        return SamplingPlan(
-            temperature=params.temperature,
-            top_p=params.top_p,
+        return SamplingPlan.of(
+            params,
             # A k at or above the vocabulary keeps everything.
             top_k=params.top_k if params.top_k < self.vocab_size else 0,
             seed=seed % 2**64,
             stop_token_ids=own.union(params.stop_token_ids, self._special.stop_ids(params.stop)),
-            min_p=params.min_p,
-            frequency_penalty=params.frequency_penalty,
-            presence_penalty=params.presence_penalty,
-            repetition_penalty=params.repetition_penalty,
-            logit_bias=params.logit_bias,
-            min_tokens=params.min_tokens,
-            logprobs=params.logprobs,
-            prompt_logprobs=params.prompt_logprobs,
         )
 
 

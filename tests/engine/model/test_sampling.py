@@ -13,7 +13,7 @@ DRAWS = 4000
 
 
 def plan(temperature=1.0, top_p=1.0, top_k=0, seed=1):
-    return SamplingPlan(temperature, top_p, top_k, seed, frozenset())
+    return SamplingPlan(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
 
 
 def reference(logits, chosen):

@@ -172,11 +172,11 @@ def test_a_prompt_that_fills_the_window_is_refused(limit):
 
 def test_defaults_are_resolved():
     """The model's own ends, a seed of its own, a top_k over the vocabulary off."""
-    chosen = encode(HELLO, stop_token_ids=(9,), top_k=VOCAB, seed=-3).sampling
+    chosen = encode(HELLO, stop_token_ids=frozenset({9}), top_k=VOCAB, seed=-3).sampling
     assert chosen.stop_token_ids == {0, 5, 9}
     assert chosen.top_k == 0
     assert 0 <= chosen.seed < 2**64
-    assert encode(HELLO, ignore_eos=True, stop_token_ids=(9,)).sampling.stop_token_ids == {9}
+    assert encode(HELLO, ignore_eos=True, stop_token_ids=frozenset({9})).sampling.stop_token_ids == {9}
     assert len({encode(HELLO).sampling.seed for _ in range(4)}) == 4
 
 
