@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from ray.exceptions import RayError
 
 from serve_app.access.verdict import UNDETERMINED, Outcome, Verdict
 from serve_app.cluster import kv
-from serve_app.redaction import sanitise
+from serve_app.redaction import sanitise, scrub
 
 log = structlog.get_logger()
 
@@ -261,7 +261,7 @@ def _append(application: str, follow: Callable[[Entry | None], Entry | None]) ->
         count = 1 + (before[entry.what].count if entry.what in before else 0)
         entry = replace(
             entry,
-            why=sanitise(entry.why),
+            why=sanitise(scrub(entry.why)),
             number=1 + (newest.number if newest else 0),
             at=at,
             totals={**before, entry.what.value: Total(count, at, entry.duration_s)},
@@ -290,9 +290,12 @@ def _newest(application: str) -> Entry | None:
 
 
 def _parsed(value: bytes) -> Entry:
+    """Read an entry; what only a newer version of this package knows of it is left out."""
     raw = json.loads(value)
-    known = {what: Total(**total) for what, total in raw["totals"].items()}
-    return Entry(**raw | {"what": What(raw["what"]), "totals": known})
+    known = {each.name: raw[each.name] for each in fields(Entry) if each.name in raw}
+    what = What(raw["what"]) if raw["what"] in set(What) else raw["what"]
+    counted = {kind: Total(**total) for kind, total in raw["totals"].items()}
+    return Entry(**known | {"what": what, "totals": counted})
 
 
 def _prefix(application: str) -> str:

@@ -147,17 +147,31 @@ def test_a_cluster_that_does_not_answer_costs_the_entry_alone(kv_store):
 
 def test_the_reason_is_one_clean_line():
     """A traceback's lines become one; a token is none."""
-    token = "hf_" + "a" * 34
+    token, key = "hf_" + "a" * 34, "Bearer " + "k" * 20
     entry = Entry(
-        application="llm", what=What.FAILED, why=f"a\n  b {token}\x1b[31m" + "x" * 900, who="me"
+        application="llm",
+        what=What.FAILED,
+        why=f"a\n  b {token} {key}\x1b[31m" + "x" * 900,
+        who="me",
     )
     with capture_logs() as logs:
         rollout_history.record(entry)
     (kept,) = rollout_history.entries("llm")
-    assert kept.why.startswith("a b [secret]")
+    assert kept.why.startswith("a b [secret] Bearer [secret]")
     assert len(kept.why) <= 400
     assert kept.why.isprintable()
     assert token not in json.dumps(logs)
+
+
+def test_an_entry_of_a_newer_version_of_the_package_is_read(kept):
+    """A cluster outlives an upgrade, and while it lasts both versions read and write."""
+    record(What.DONE)
+    (key,) = kept
+    newer = json.loads(kept[key]) | {"what": "canary_failed", "region": "eu"}
+    kept[key] = json.dumps(newer).encode()
+    record(What.BLOCKED)
+    assert [entry.what for entry in rollout_history.entries("llm")] == ["canary_failed", "blocked"]
+    assert counts() == {"done": 1, "blocked": 1}
 
 
 def verdict(**outcomes):
