@@ -5,6 +5,6 @@ plan.py          what it would do, line by line (diff.py: what differs and what 
 scope.py         which applications it is about
 serve_client.py  the Serve instance: its goal, its state, a question to it
 progress.py      lines about replicas that start
-history.py       what served well before
+history.py       what a rollback can go back to, by the rollout history in telemetry/
 lock.py          one rollout of a cluster at a time
 """
