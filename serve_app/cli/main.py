@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
@@ -128,14 +128,12 @@ def _check(options: argparse.Namespace) -> int:
     from serve_app import serve_config
     from serve_app.access.preflight import check_cluster, check_this_machine
     from serve_app.cli import check
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
     try:
         wait_s = check.parse_duration(options.wait)
     except ValueError as error:
         raise ConfigError(f"--wait: {error}") from None
-    logs.configure_cli(LoggingConfig(level="error"))
+    _configure_logs("error")
     if options.repo_id:
         apps = serve_config.read_foreign(
             options.config, repo_id=options.repo_id, revision=options.revision or "main"
@@ -182,18 +180,23 @@ def _rollback(options: argparse.Namespace) -> int:
         return deploy.roll_back(good, how)
 
 
+def _configure_logs(level: Literal["error", "info"]) -> None:
+    from serve_app.config import LoggingConfig
+    from serve_app.telemetry import logs
+
+    logs.configure_cli(LoggingConfig(level=level))
+
+
 def _rollout_options(options: argparse.Namespace) -> Options:
     from serve_app.cli import check
     from serve_app.cli.deploy import Options
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
     try:
         timeout_s = check.parse_duration(options.timeout)
     except ValueError as error:
         raise ConfigError(f"--timeout: {error}") from None
     # A script gets each entry of the history as a line; a person has read it already.
-    logs.configure_cli(LoggingConfig(level="error" if sys.stderr.isatty() else "info"))
+    _configure_logs("error" if sys.stderr.isatty() else "info")
     return Options(
         timeout_s, as_json=options.json, dry_run=options.dry_run, remove=tuple(options.remove)
     )
@@ -226,29 +229,23 @@ def _gate_before_rollout(
 def _receipt(options: argparse.Namespace) -> int:
     from serve_app import serve_config
     from serve_app.cli import receipt
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
-    logs.configure_cli(LoggingConfig(level="error"))
+    _configure_logs("error")
     audit = _everywhere(options, receipt.of_cluster, receipt.of_this_machine)
     return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
 
 
 def _history(options: argparse.Namespace) -> int:
     from serve_app.cli import history
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
-    logs.configure_cli(LoggingConfig(level="error"))
+    _configure_logs("error")
     return history.run(options.application, options.address, as_json=options.json)
 
 
 def _coldstart(options: argparse.Namespace) -> int:
     from serve_app.cli import coldstart
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
-    logs.configure_cli(LoggingConfig(level="error"))
+    _configure_logs("error")
     return coldstart.run(options.address, as_json=options.json)
 
 

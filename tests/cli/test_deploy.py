@@ -1,12 +1,14 @@
 """What going back is about, before anything is touched."""
 
+import json
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
-from serve_app.cli import deploy
+from serve_app.cli import deploy, main
 from serve_app.config import parse_args
 from serve_app.errors import ConfigError
 from serve_app.rollout import history
@@ -186,6 +188,21 @@ def test_a_rollout_that_ends_at_the_gate_is_recorded(kv_store):
     assert entry.why == "Access BLOCKED: 1 of 1 node cannot read acme/tiny (main)."
     assert entry.who == rollout_history.whoami()
     assert rollout_history.entries("b") == []
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_script_gets_each_entry_as_a_line(kv_store, monkeypatch, capsys, is_terminal):
+    """On stderr; a person at a terminal has read how it ended already."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    given = SimpleNamespace(timeout="1m", json=False, dry_run=False, remove=[])
+    assert main._rollout_options(given).timeout_s == 60
+    rollout_history.record(version("a", app("a", 1), 1))
+    lines = capsys.readouterr().err.splitlines()
+    if is_terminal:
+        assert lines == []
+    else:
+        (line,) = map(json.loads, lines)
+        assert (line["event"], line["what"], line["who"]) == ("history.recorded", "done", "me")
 
 
 def test_a_token_that_serves_already_is_not_printed(monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """`serve-app deploy`: what is red never reaches Serve, what fails goes back, nobody notices."""
 
-import getpass
 import json
 import re
 import shutil
@@ -204,7 +203,7 @@ def test_one_rollout_at_a_time(service, deploy):
     with turn():
         code, _, told = deploy(replicas=1)
     assert code == 2
-    assert f"another rollout is under way: {getpass.getuser()} on" in told
+    assert f"another rollout is under way: {whoami()} (process" in told
 
     script = "import time\nwith deploy.connected(sys.argv[1]), turn():\n print(1, flush=True)"
     holder = subprocess.Popen(
