@@ -26,8 +26,8 @@ from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.server import LLMServer
 from serve_app.errors import ConfigError
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
-from serve_app.telemetry import logs, rollout_counts
-from serve_app.telemetry.rollout_counts import Result
+from serve_app.telemetry import logs, rollout_history
+from serve_app.telemetry.rollout_history import Entry, What, config_hash
 
 log = structlog.get_logger()
 
@@ -63,11 +63,11 @@ def build_app(args: dict[str, Any]) -> Application:
     began = time.monotonic()
     try:
         verdict = require_access(config)
-    except RolloutBlocked:
+    except RolloutBlocked as error:
         log.error("rollout.blocked", repo_id=config.model.source)
-        _count(config, Result.BLOCKED, time.monotonic() - began)
+        _record(config, What.BLOCKED, str(error), duration_s=time.monotonic() - began)
         raise
-    _count(config, Result.APPROVED, verdict.duration_s)
+    _record(config, What.APPROVED, verdict.table(), verdict.commit, duration_s=verdict.duration_s)
     log.info(
         "rollout.approved",
         repo_id=config.model.source,
@@ -80,10 +80,25 @@ def build_app(args: dict[str, Any]) -> Application:
     return bind(config, verdict)
 
 
-def _count(config: AppConfig, result: Result, duration_s: float) -> None:
+def _record(
+    config: AppConfig, what: What, table: str, commit: str | None = None, *, duration_s: float
+) -> None:
+    """Record what the gate decided; the first line of its table says why."""
+    why = table.partition("\n")[0]
+    hashed = config_hash(config.model_dump(mode="json"))
     # Serve does not tell a builder the name of its application.
     for name in applications_of(config):
-        rollout_counts.note(name, result, duration_s=duration_s)
+        rollout_history.record(
+            Entry(
+                application=name,
+                what=what,
+                why=why,
+                who="build",
+                commit=commit,
+                config_hash=hashed,
+                duration_s=duration_s,
+            )
+        )
 
 
 def bind(config: AppConfig, verdict: Verdict) -> Application:

@@ -2,9 +2,13 @@
 
 import pytest
 
-from serve_app.access.verdict import Verdict
+from serve_app import app
+from serve_app.access.preflight import RolloutBlocked
+from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
 from serve_app.app import bind
 from serve_app.config import parse_args
+from serve_app.telemetry import rollout_history
+from serve_app.telemetry.rollout_history import What
 
 VERDICT = Verdict("acme/tiny", "main", "0" * 40, "https://hub", 1.0, ())
 
@@ -22,3 +26,51 @@ def test_no_line_of_serves_forms_before_an_ingress():
     """`/health` would wait in it, behind bodies that come slowly: its own limits come first."""
     application = bind(parse_args({"model": {"repo_id": "acme/tiny"}}), VERDICT)
     assert application._bound_deployment.max_ongoing_requests >= 100_000
+
+
+@pytest.fixture
+def gate(monkeypatch, kv_store):
+    """A gate that says what the test wants, of a build of two applications with the same args."""
+    outcome = [Outcome.GRANTED]
+
+    def preflight(config, **_):
+        node = NodeVerdict("id", "n1", outcome[0], "fix", commit="c" * 40)
+        return Verdict("acme/tiny", "main", "c" * 40, "http://hub", 0.5, (node,))
+
+    monkeypatch.setattr("serve_app.access.preflight.preflight", preflight)
+    monkeypatch.setattr(app, "applications_of", lambda config: ["a", "b"])
+    return outcome
+
+
+ARGS = {"model": {"repo_id": "acme/tiny"}}
+
+
+def test_an_approved_build_is_recorded(gate):
+    """For each application that is built from these args, with the gate's own words."""
+    app.build_app(ARGS)
+    for name in "ab":
+        (entry,) = rollout_history.entries(name)
+        assert (entry.what, entry.who, entry.commit) == (What.APPROVED, "build", "c" * 40)
+        assert entry.why.startswith("Access granted: acme/tiny (main, commit cccccccccccc)")
+        assert entry.duration_s == 0.5
+
+
+def test_a_blocked_build_is_recorded_and_blocks(gate):
+    """A store that is lost does not turn the refusal into another error."""
+    gate[0] = Outcome.EXPIRED_TOKEN
+    with pytest.raises(RolloutBlocked):
+        app.build_app(ARGS)
+    (entry,) = rollout_history.entries("a")
+    assert entry.what == What.BLOCKED
+    assert entry.why.startswith("Access BLOCKED: 1 of 1 node cannot read acme/tiny")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.GRANTED, Outcome.EXPIRED_TOKEN])
+def test_a_store_that_does_not_answer_changes_no_decision(gate, kv_store, outcome):
+    """Neither a yes nor a no."""
+    gate[0], kv_store.is_lost = outcome, True
+    if outcome is Outcome.GRANTED:
+        app.build_app(ARGS)
+    else:
+        with pytest.raises(RolloutBlocked, match="Access BLOCKED"):
+            app.build_app(ARGS)

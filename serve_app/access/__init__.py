@@ -12,5 +12,4 @@ remedies.py     one sentence for each outcome: what to do about it
 report.py       the table that people read
 receipt.py      what a node proved, when, under which license
 recheck.py      the grant while serving: asked again, shown, never acted upon
-audit.py        asks every node for its receipt
 """

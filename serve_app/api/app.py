@@ -36,7 +36,7 @@ from serve_app.api.paths import PlainPath, lost
 from serve_app.api.request_record import RequestRecord
 from serve_app.api.shared import Shared
 from serve_app.api.sse import dump
-from serve_app.api.status_page import Board, Whole
+from serve_app.api.status_page import StatusPage, Whole
 from serve_app.api.tokenize import token_routes
 from serve_app.config import ApiConfig
 from serve_app.errors import (
@@ -55,6 +55,11 @@ FRESH_S = 1.0  # age up to which a page is handed out again, however many ask
 PROBES = frozenset({"/health", "/ping", "/ready", "/version"})
 OPEN = PROBES | {"/"}  # the page holds no data; what it asks for needs the key
 QUIET = OPEN | {"/metrics", "/status"}
+GENERATION = {
+    "/v1/chat/completions": CHAT_COMPLETIONS,
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+}
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _EXPOSED = ("x-request-id", "retry-after")
 
@@ -88,7 +93,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         max_context_tokens: the model's window, for `/v1/models`; None asks `whole`.
         access: returns the last verdict of every node; None leaves `/access` out.
         metrics: returns Prometheus' text for `/metrics`; None leaves it out.
-        whole: the rest of the service, for `/status`; None if this is all of it.
+        whole: the whole service, for `/status`; None if nobody knows it.
         on_finished: called once at the end of every request that is not a healthy probe.
         direct: clients connect to this server itself; False where a proxy on this machine is
             always between, so that the connection says nothing of where a request comes from.
@@ -98,18 +103,17 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     """
     names = Names(tuple(dict.fromkeys((model_name, *aliases))))
     about = {"version": version, "model": model_name, "commit": commit}
-    board = Board(engine, about, whole)
     models = Models(names, created=created, window=max_context_tokens, whole=whole)
     pages = _Pages(engine, about, access, metrics)
     intake = Intake(max_bytes=api.max_request_bytes, timeout_s=api.body_timeout_s)
     offload = Offload()
     app = Starlette(
         routes=[
-            *_generation_routes(board, names, api, intake, offload),
+            *_generation_routes(engine, names, api, intake, offload),
             *token_routes(engine, names, intake=intake, offload=offload),
             *models.routes(),
             *pages.routes(),
-            *board.routes(),
+            *StatusPage(about, whole).routes(),
         ],
         middleware=_layers(api, on_finished, direct=direct),
         exception_handlers={HTTPException: _refuse_route},
@@ -121,11 +125,6 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
 def _generation_routes(
     engine: LLMEngine, names: Names, api: ApiConfig, intake: Intake, offload: Offload
 ) -> list[Route]:
-    endpoints = {
-        "/v1/chat/completions": CHAT_COMPLETIONS,
-        "/v1/completions": COMPLETIONS,
-        "/v1/responses": RESPONSES,
-    }
     return [
         Route(
             path,
@@ -139,7 +138,7 @@ def _generation_routes(
             ),
             methods=["POST"],
         )
-        for path, endpoint in endpoints.items()
+        for path, endpoint in GENERATION.items()
     ]
 
 

@@ -19,7 +19,7 @@ class Models:
         names: of the one model; the owner of each is the part before its slash.
         created: when the model was made available, in Unix seconds.
         window: prompt and completion together, in tokens; None asks `whole`, until it knows.
-        whole: the rest of the service.
+        whole: the whole service.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,22 +9,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import ray
-
 from serve_app.access.verdict import Verdict
-from serve_app.cluster.connection import find_cluster
+from serve_app.cluster.connection import joined
 from serve_app.errors import ConfigError
-from serve_app.redaction import sanitise
 from serve_app.rollout import history
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.diff import by_name, changes
+from serve_app.rollout.history import Rollout
 from serve_app.rollout.lock import turn
 from serve_app.rollout.plan import needs
 from serve_app.rollout.scope import Scope, pinned, restored, scope_of
 from serve_app.rollout.serve_client import Instance
-from serve_app.serve_config import IMPORT_PATH, ServedApp
-from serve_app.telemetry import rollout_counts
-from serve_app.telemetry.rollout_counts import Result
+from serve_app.serve_config import ServedApp
+from serve_app.telemetry import rollout_history
+from serve_app.telemetry.rollout_history import Entry, What, config_hash, whoami
 
 NOTHING: dict[str, Any] = {"applications": []}
 
@@ -52,29 +49,29 @@ class Return:
     """What going back would do.
 
     Args:
-        versions: the former one of each application that goes back.
+        versions: the former one of each application that goes back; each has a config.
         moved: those whose branch means another commit by now than the one that served.
     """
 
-    versions: tuple[history.Version, ...]
+    versions: tuple[Entry, ...]
     moved: frozenset[str] = frozenset()
 
     @property
     def apps(self) -> dict[str, dict[str, Any]]:
         """Return these applications by name, each as it loads the commit that it served."""
         return {
-            version.name: pinned(
-                version.app, version.commit if version.name in self.moved else None
+            version.application: pinned(
+                version.config, version.config_commit if version.application in self.moved else None
             )
             for version in self.versions
-            if version.app is not None
+            if version.config is not None
         }
 
     def at_commits(self, verdicts: Mapping[str, Verdict]) -> Return:
         """Return the same with those pinned whose branch has moved, by what the gate resolved."""
         now = {name: verdict.commit for name, verdict in verdicts.items()}
-        known = [version for version in self.versions if version.commit is not None]
-        moved = {v.name for v in known if now.get(v.name, v.commit) != v.commit}
+        known = {v.application: v.config_commit for v in self.versions if v.config_commit}
+        moved = {name for name, commit in known.items() if now.get(name, commit) != commit}
         return replace(self, moved=frozenset(moved))
 
     @property
@@ -123,7 +120,7 @@ def run(
         scope = scope_of(file, before, options.remove)  # again: somebody else may have been faster
         commits = {name: verdict.commit for name, verdict in verdicts.items()}
         good = _good(before, scope, _failing(serving, scope.names), commits)
-        return _roll(serving, scope, good, options, commits)
+        return _roll(serving, Rollout(scope, good, commits), options)
 
 
 def _good(
@@ -138,7 +135,8 @@ def _good(
     for name, app in by_name(before or NOTHING).items():
         if name in failing:
             version = history.former(name, app)
-            good |= {name: pinned(version.app, version.commit)} if version and version.app else {}
+            if version and version.config:
+                good[name] = pinned(version.config, version.config_commit)
         elif name in commits and _source(app) == _source(goal[name]):
             # The same branch: if it has moved, the same config would load the new commit. While it
             # has not, its replicas run, and another revision would replace them.
@@ -159,19 +157,30 @@ def _failing(serving: Instance, names: Collection[str]) -> set[str]:
     return {name for name in names if name in states and states[name].status in FAILED}
 
 
-def blocked(code: int, verdicts: Mapping[str, Verdict]) -> int:
-    """Count a rollout that ended at the gate, on the connected cluster.
+def blocked(code: int, apps: Sequence[ServedApp], verdicts: Mapping[str, Verdict]) -> int:
+    """Record a rollout that ended at the gate, on the connected cluster.
 
     Args:
         code: the gate's exit code.
+        apps: that were to be rolled out.
         verdicts: by the name of the application.
 
     Returns:
         The exit code.
     """
-    for name, verdict in verdicts.items():
-        if not verdict.approved:
-            rollout_counts.note(name, Result.BLOCKED, duration_s=verdict.duration_s)
+    for app in apps:
+        verdict = verdicts.get(app.name)
+        if verdict and not verdict.approved:
+            entry = Entry(
+                application=app.name,
+                what=What.BLOCKED,
+                why=verdict.table().partition("\n")[0],
+                who=whoami(),
+                commit=verdict.commit,
+                config_hash=config_hash(app.config.model_dump(mode="json")),
+                duration_s=verdict.duration_s,
+            )
+            rollout_history.record(entry)
     return code
 
 
@@ -184,7 +193,7 @@ def former(name: str | None) -> Return:
     Raises:
         ConfigError: none is remembered.
     """
-    known = sorted({version.name for version in history.read()})
+    known = sorted(history.read())
     # Without a memory Serve is not even asked, which would start it.
     now = by_name(Instance(NOTHING).goal() or NOTHING) if known else {}
     names = [name] if name is not None else history.last_rollout(now)
@@ -215,10 +224,11 @@ def roll_back(good: Return, options: Options) -> int:
         ConfigError: another rollout is under way.
     """
     for version in good.versions:
-        since = datetime.fromtimestamp(version.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        _say(f"{version.name}: going back to the config that served since {since}")
+        since = datetime.fromtimestamp(version.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        _say(f"{version.application}: going back to the config that served since {since}")
     serving = Instance(good.applications)
-    names = frozenset(version.name for version in good.versions)
+    back = {version.application: version for version in good.versions}
+    names = frozenset(back)
     with turn():
         before = serving.goal()
         goal = restored(before, dict(good.apps))
@@ -228,35 +238,20 @@ def roll_back(good: Return, options: Options) -> int:
         for name in scope.others:
             _say(f"{name}: stays as it is")
         well = None if _failing(serving, names) else before
-        commits = {version.name: version.commit for version in good.versions}
-        code = _roll(serving, scope, well, options, commits)
-        if code == 0:
-            history.go_back(good.versions, by_name(serving.goal() or NOTHING))
-    return code
+        commits = {name: version.config_commit for name, version in back.items()}
+        return _roll(serving, Rollout(scope, well, commits, back), options)
 
 
-def _roll(
-    serving: Instance,
-    scope: Scope,
-    before: dict[str, Any] | None,
-    options: Options,
-    commits: Mapping[str, str | None],
-) -> int:
-    served = by_name(serving.goal() or NOTHING)
+def _roll(serving: Instance, rollout: Rollout, options: Options) -> int:
+    scope = rollout.scope
     result = deploy(
-        serving, scope.goal, timeout_s=options.timeout_s, former=before, names=scope.names
+        serving,
+        scope.goal,
+        timeout_s=options.timeout_s,
+        former=rollout.former,
+        names=scope.names,
     )
-    for name, app in by_name(scope.goal).items():
-        if name in scope.names and app.get("import_path") == IMPORT_PATH:
-            rollout_counts.note(name, Result(result.status), duration_s=result.duration_s)
-    if result.status == "rolled_back":
-        back = {
-            name: app for name, app in by_name(before or NOTHING).items() if name in scope.names
-        }
-        history.restate(by_name(serving.goal() or NOTHING), back)
-    if result.status == "done":
-        history.remember(served, scope.removed)  # what goes can come back
-        history.remember(by_name(serving.goal() or NOTHING), scope.names, commits)
+    history.record(result, rollout, by_name(serving.goal() or NOTHING))
     return report(result, as_json=options.as_json)
 
 
@@ -274,20 +269,9 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         ConfigError: no cluster runs there.
     """
-    if ray.is_initialized():
-        yield
-        return
-    found = find_cluster(address)
-    if found is None:
-        raise ConfigError("no Ray cluster is running here; name one with --address")
-    try:
-        ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"no Ray cluster at {found}: {sanitise(str(error))}") from None
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("no longer watching; what was applied goes on", file=sys.stderr)
-        raise
-    finally:
-        ray.shutdown()
+    with joined(address):
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("no longer watching; what was applied goes on", file=sys.stderr)
+            raise

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from serve_app import __version__
 from serve_app.errors import ConfigError
@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
 
     _add_rollouts(commands)
+
+    history = commands.add_parser("history", help="what gates, deploys and rollbacks decided")
+    history.add_argument("application", nargs="?", metavar="APP", help="this one (default: all)")
+    history.add_argument("--address", help="address of the Ray cluster (default: the running one)")
+    history.add_argument("--json", action="store_true", help="print one JSON object per entry")
+    history.set_defaults(command=_history)
 
     receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
     receipt.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
@@ -122,14 +128,12 @@ def _check(options: argparse.Namespace) -> int:
     from serve_app import serve_config
     from serve_app.access.preflight import check_cluster, check_this_machine
     from serve_app.cli import check
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
     try:
         wait_s = check.parse_duration(options.wait)
     except ValueError as error:
         raise ConfigError(f"--wait: {error}") from None
-    logs.configure_cli(LoggingConfig(level="error"))
+    _configure_logs("error")
     if options.repo_id:
         apps = serve_config.read_foreign(
             options.config, repo_id=options.repo_id, revision=options.revision or "main"
@@ -154,7 +158,7 @@ def _deploy(options: argparse.Namespace) -> int:
         return code
     with deploy.connected(options.address):
         if code:
-            return deploy.blocked(code, verdicts)
+            return deploy.blocked(code, apps, verdicts)
         return deploy.run(goal, apps, verdicts, how)
 
 
@@ -165,26 +169,34 @@ def _rollback(options: argparse.Namespace) -> int:
     how = _rollout_options(options)
     with deploy.connected(options.address):
         good = deploy.former(options.application)
-    code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
+    apps = serve_config.served(good.applications)
+    code, verdicts = _gate_before_rollout(apps, options)
     if code == 0 and (good := good.at_commits(verdicts)).moved:  # then that commit is to be proven
-        code, verdicts = _gate_before_rollout(serve_config.served(good.applications), options)
+        apps = serve_config.served(good.applications)
+        code, verdicts = _gate_before_rollout(apps, options)
     with deploy.connected(options.address):
         if code:
-            return deploy.blocked(code, verdicts)
+            return deploy.blocked(code, apps, verdicts)
         return deploy.roll_back(good, how)
+
+
+def _configure_logs(level: Literal["error", "info"]) -> None:
+    from serve_app.config import LoggingConfig
+    from serve_app.telemetry import logs
+
+    logs.configure_cli(LoggingConfig(level=level))
 
 
 def _rollout_options(options: argparse.Namespace) -> Options:
     from serve_app.cli import check
     from serve_app.cli.deploy import Options
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
     try:
         timeout_s = check.parse_duration(options.timeout)
     except ValueError as error:
         raise ConfigError(f"--timeout: {error}") from None
-    logs.configure_cli(LoggingConfig(level="error"))
+    # A script gets each entry of the history as a line; a person has read it already.
+    _configure_logs("error" if sys.stderr.isatty() else "info")
     return Options(
         timeout_s, as_json=options.json, dry_run=options.dry_run, remove=tuple(options.remove)
     )
@@ -216,22 +228,24 @@ def _gate_before_rollout(
 
 def _receipt(options: argparse.Namespace) -> int:
     from serve_app import serve_config
-    from serve_app.access.audit import audit_cluster, audit_this_machine
     from serve_app.cli import receipt
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
-    logs.configure_cli(LoggingConfig(level="error"))
-    audit = _everywhere(options, audit_cluster, audit_this_machine)
+    _configure_logs("error")
+    audit = _everywhere(options, receipt.of_cluster, receipt.of_this_machine)
     return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
+
+
+def _history(options: argparse.Namespace) -> int:
+    from serve_app.cli import history
+
+    _configure_logs("error")
+    return history.run(options.application, options.address, as_json=options.json)
 
 
 def _coldstart(options: argparse.Namespace) -> int:
     from serve_app.cli import coldstart
-    from serve_app.config import LoggingConfig
-    from serve_app.telemetry import logs
 
-    logs.configure_cli(LoggingConfig(level="error"))
+    _configure_logs("error")
     return coldstart.run(options.address, as_json=options.json)
 
 

@@ -1,23 +1,32 @@
 """The `receipt` command: what each node has proven, under which license, since when.
 
-For auditors and their scripts: prints a table or one JSON object for each application. Asks
-the nodes and their receipts, never the Hub.
+For auditors and their scripts: asks every node for its receipt, never the Hub, and prints a table
+or one JSON object for each application.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from serve_app.access.receipt import NodeReceipt, Receipt
+from ray.serve.schema import DeploymentSchema
+
+from serve_app.access.receipt import NodeReceipt, Receipt, receipt_here
 from serve_app.access.report import aligned
 from serve_app.access.verdict import EXIT_GRANTED, EXIT_UNDETERMINED
+from serve_app.cluster.connection import connected
+from serve_app.cluster.nodes import Lost
+from serve_app.cluster.placement import placement_of
+from serve_app.cluster.tasks import NodeTasks, node_task
+from serve_app.config import AppConfig
 from serve_app.serve_config import ServedApp
 
 Audit = Callable[[ServedApp], Sequence[NodeReceipt]]
 
+_RECEIPT = node_task(receipt_here)
 HEAD = ("NODE", "COMMIT", "LICENSE SHA-256", "TOKEN", "ACCOUNT", "FIRST PROVEN", "LAST PROVEN")
 
 
@@ -39,6 +48,47 @@ def run(apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False) -> in
         if not _is_complete(nodes):
             code = EXIT_UNDETERMINED
     return code
+
+
+def of_cluster(
+    config: AppConfig,
+    *,
+    runtime_env: Mapping[str, Any] | None = None,
+    deployments: Sequence[DeploymentSchema] = (),
+    address: str | None = None,
+) -> tuple[NodeReceipt, ...] | None:
+    """Ask every node that may host a replica, in the replicas' environment.
+
+    Args:
+        config: the application.
+        runtime_env: of the application, as the Serve config has it.
+        deployments: overrides of single deployments, as the Serve config has them.
+        address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
+
+    Returns:
+        One entry for each eligible node; None if no cluster is named in any of these ways.
+
+    Raises:
+        ConfigError: there is no cluster at the address.
+    """
+    environment = dict(runtime_env or {})
+    asked = placement_of(config, environment, deployments)
+    with connected(asked, environment, address) as placement:
+        if placement is None:
+            return None
+        tasks = NodeTasks(_RECEIPT, NodeReceipt, placement)
+        answers = tasks.ask_all(config.model, config.access, timeout_s=config.access.deadline_s)
+    return tuple(
+        NodeReceipt(node.node_id, node.name, None, str(answer))
+        if isinstance(answer, Lost)
+        else replace(answer, node_id=node.node_id, node_name=node.name)
+        for node, answer in answers
+    )
+
+
+def of_this_machine(config: AppConfig) -> tuple[NodeReceipt, ...]:
+    """Look at this machine alone, without Ray."""
+    return (receipt_here(config.model, config.access),)
 
 
 def _is_complete(nodes: Sequence[NodeReceipt]) -> bool:

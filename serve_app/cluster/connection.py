@@ -48,19 +48,45 @@ def connected(
     if found is None:
         yield None
         return
+    with _session(found, dict(job_env) or None):
+        asked = placement.runtime_env.items()
+        rest = {key: value for key, value in asked if job_env.get(key) != value}
+        yield replace(placement, runtime_env=rest)
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Connect to a running cluster, unless this process is connected already.
+
+    Args:
+        address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
+
+    Raises:
+        ConfigError: there is no cluster at the address, or none is named in any of these ways.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    found = find_cluster(address)
+    if found is None:
+        raise ConfigError("no Ray cluster is running here; name one with --address")
+    with _session(found):
+        yield
+
+
+@contextmanager
+def _session(address: str, runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
     try:
         ray.init(
-            address=found,
-            runtime_env=dict(job_env) or None,
+            address=address,
+            runtime_env=runtime_env,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"no Ray cluster at {found}: {sanitise(str(error))}") from None
+        raise ConfigError(f"no Ray cluster at {address}: {sanitise(str(error))}") from None
     try:
-        asked = placement.runtime_env.items()
-        rest = {key: value for key, value in asked if job_env.get(key) != value}
-        yield replace(placement, runtime_env=rest)
+        yield
     finally:
         ray.shutdown()
 

@@ -3,10 +3,10 @@
 Every name in it is ours, in one namespace. The store lives in the head node's memory; it ends
 with the cluster.
 
-    rollouts/, history    what rollouts came to        rollout/history.py
+    history/              what was decided, and when   telemetry/rollout_history.py
     coldstart/, phases/   starts of replicas           telemetry/cold_start.py
     weights/              which node has which commit  weights/announcements.py
-    board/, access/...    what ingresses share         deployments/status.py
+    license/, window/     what replicas found          deployments/status.py
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from serve_app.deployments.status import Fleet, living_nodes
 from serve_app.errors import (
     RequestCancelled,
 )
-from serve_app.telemetry import logs, rollout_counts
+from serve_app.telemetry import logs, rollout_history
 from serve_app.telemetry.metrics import REPEAT_S, AccessMetrics, IngressMetrics, RolloutMetrics
 from serve_app.telemetry.prometheus import Exposition
 from serve_app.watchdog import LoopWatchdog, stack_of
@@ -90,7 +90,7 @@ class Ingress:
         self._commit = verdict.commit
         access = AccessMetrics()
         self._watch = Watch(
-            partial(recheck, config, verdict.commit),
+            partial(recheck, serve.get_replica_context().app_name, config, verdict.commit),
             verdict,
             interval_s=config.access.watch_interval_s,
             on_verdict=access.show,
@@ -105,7 +105,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
-        context = serve.get_replica_context()
+        metrics = Exposition().page
         app = create_app(
             self._engine,
             model_name=self._config.model.name,
@@ -115,8 +115,8 @@ class Ingress:
             version=__version__,
             commit=self._commit,
             access=self._watch.snapshot,
-            metrics=Exposition().page,
-            whole=Fleet(context.app_name, context.replica_tag),
+            metrics=metrics,
+            whole=Fleet(serve.get_replica_context().app_name, metrics),
             on_finished=self._finished,
             direct=not through_haproxy(),
         )
@@ -143,8 +143,9 @@ async def tell_rollouts() -> None:
     name = serve.get_replica_context().app_name
     while True:
         with suppress(RayError):
-            for result, ends in (await asyncio.to_thread(rollout_counts.told, name)).items():
-                shown.show(result, **asdict(ends))
+            totals = await asyncio.to_thread(rollout_history.totals, name)
+            for result in rollout_history.ROLLOUTS & totals.keys():
+                shown.show(result, **asdict(totals[result]))
         await asyncio.sleep(REPEAT_S)
 
 
@@ -154,10 +155,16 @@ def _end_process(loop_thread: int, seconds: float) -> None:
     os._exit(1)
 
 
-def recheck(config: AppConfig, commit: str | None) -> Verdict:
-    """Ask every node again about the commit that is served, whatever the branch means by now."""
+def recheck(application: str, config: AppConfig, commit: str | None) -> Verdict:
+    """Ask every node again about the commit that is served, whatever the branch means by now.
+
+    Which nodes lost or regained their grant goes into the application's rollout history.
+    """
     model = config.model if commit is None else config.model.model_copy(update={"revision": commit})
-    return preflight(config.model_copy(update={"model": model}), placements=placements_of(config))
+    pinned = config.model_copy(update={"model": model})
+    verdict = preflight(pinned, placements=placements_of(config))
+    rollout_history.record_grants(application, verdict)
+    return verdict
 
 
 def write_record(record: RequestRecord) -> None:

@@ -1,7 +1,7 @@
-"""The application as a whole, for its status page: all replicas, and what all ingresses count.
+"""The application as a whole, for its status page: its replicas, and what its metrics say.
 
-Each ingress counts what passes through it, and puts its counts into Ray's key-value store; Serve
-says which ingresses live.
+Serve says which replicas live, and Ray exports every replica's metrics, so nothing is counted for
+the page and every ingress answers the same. Ray exports every ten seconds: so old are the numbers.
 """
 
 from __future__ import annotations
@@ -9,91 +9,146 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayError
 
-from serve_app.api.status_page import Counts, View
+from serve_app.api.app import GENERATION
+from serve_app.api.shared import Shared
+from serve_app.api.status_page import Load, View
 from serve_app.cluster import kv
 from serve_app.cluster.controller import replicas
 from serve_app.cluster.placement import all_nodes
-from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
+from serve_app.errors import RequestCancelled
+from serve_app.protocol import FinishReason
+from serve_app.serve_config import SERVER_DEPLOYMENT
 from serve_app.telemetry import cold_start
 
 FRESH_S = 1.0  # however many people look
+LOAD_FRESH_S = 5.0  # each look asks every node for its metrics
+RATE_WINDOW_S = 30.0  # three of Ray's exports
 CONTROLLER_TIMEOUT_S = 2.0
-PREFIX = "board/"
 LICENSE = "license/"
 WINDOW = "window/"
+REQUESTS = "ray_serve_app_requests_total"
+QUEUED = "ray_serve_deployment_queued_queries"  # in Serve's line; its replica does not know it yet
+SUMMED = {
+    "ray_serve_app_num_requests_waiting": "waiting",
+    "ray_serve_app_num_requests_running": "running",
+    "ray_serve_app_generation_tokens_total": "generation_tokens",
+}
+_USED = tuple(f"{name}{{" for name in (REQUESTS, QUEUED, *SUMMED))
 
 
 class Fleet:
-    """One ingress' way to the others.
+    """All replicas and ingresses of one application.
 
     Args:
         application: Serve's name of it.
-        ingress: Serve's id of this replica of the ingress.
+        metrics: returns the metrics of all nodes, as Prometheus reads them.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, application: str, ingress: str, clock: Callable[[], float] = time.monotonic
+        self,
+        application: str,
+        metrics: Callable[[], Awaitable[str]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._application, self._ingress = application, ingress
+        self._application = application
+        self._metrics = metrics
         self._clock = clock
-        self._asking = asyncio.Lock()
-        self._asked_at = -FRESH_S
-        self._view = View(None, ())
-
-    def tell(self, counts: Counts) -> None:
-        """Let the other ingresses see this one's counts; blocks, and never raises for Ray."""
-        key = f"{PREFIX}{self._application}/{self._ingress}"
-        with suppress(RayError):
-            kv.put(key, json.dumps(counts))
+        self._view = Shared(self._ask, fresh_s=FRESH_S)
+        self._load = Shared(self._measure, fresh_s=LOAD_FRESH_S)
+        self._tokens: deque[tuple[float, int]] = deque()  # when looked at, and how many there were
 
     async def look(self) -> View:
-        """Return the replicas and the other ingresses' counts; asks at most once a second."""
-        async with self._asking:
-            if self._clock() - self._asked_at >= FRESH_S:
-                self._view = await asyncio.to_thread(self._ask)
-                self._asked_at = self._clock()
-        return self._view
+        """Return the replicas; asks at most once a second."""
+        return await self._view.get()
 
-    def _ask(self) -> View:
+    async def load(self) -> Load | None:
+        """Return what the metrics say, at most five seconds old; None if there are none."""
+        return await self._load.get()
+
+    async def _ask(self) -> View:
+        return await asyncio.to_thread(_view_of, self._application)
+
+    async def _measure(self) -> Load | None:
         try:
-            found = replicas(self._application, CONTROLLER_TIMEOUT_S)
-            phases = cold_start.running(
-                self._application, since=cold_start.now() - cold_start.LOST_S
-            )
-            names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
-            counts = self._counts({each["replica_id"] for each in found[INGRESS_DEPLOYMENT]})
-            text = self._kept(LICENSE)
-            window = self._kept(WINDOW)
-        except (RayError, ValueError, KeyError):
-            return View(None, ())
-        servers = found.get(SERVER_DEPLOYMENT, ())  # none while the service sleeps
-        described = [_described(replica, phases, names) for replica in servers]
-        return View(described, counts, text, window)
+            page = await self._metrics()
+        except RayError:
+            return None
+        load = await asyncio.to_thread(load_of, page, self._application)
+        now = self._clock()
+        self._tokens.append((now, load.generation_tokens))
+        while self._tokens[0][0] < now - RATE_WINDOW_S:
+            self._tokens.popleft()
+        seconds = now - self._tokens[0][0]
+        if seconds <= 0:
+            return load
+        # A replica that ended takes its count with it; what others added since counts.
+        new = sum(max(0, after - before) for (_, before), (_, after) in pairwise(self._tokens))
+        return replace(load, tokens_per_s=round(new / seconds, 1))
 
-    def _kept(self, prefix: str) -> Any:
-        """Return what a replica has left for all; None if none has."""
-        key = f"{prefix}{self._application}"
-        value = kv.get(key)
-        return json.loads(value) if value else None
 
-    def _counts(self, living: set[str]) -> tuple[Counts, ...]:
-        """Return the counts of the other living ingresses, and forget those of the dead."""
-        prefix, found = f"{PREFIX}{self._application}/", []
-        for key in kv.keys(prefix):
-            name = key.removeprefix(prefix)
-            if name not in living:
-                kv.delete(key)
-            elif name != self._ingress:
-                value = kv.get(key)
-                found += [json.loads(value)] if value else []
-        return tuple(found)
+def load_of(page: str, application: str) -> Load:
+    """Add up the metrics of an application's replicas and ingresses.
+
+    Args:
+        page: of all nodes, as Prometheus reads it.
+        application: Serve's name of it.
+    """
+    sums: Counter[str] = Counter()
+    lines = "\n".join(line for line in page.splitlines() if line.startswith(_USED))
+    for family in text_string_to_metric_families(lines):
+        for sample in family.samples:
+            kind = _kind(sample.name, sample.labels)
+            if kind is not None and sample.labels.get("application") == application:
+                sums[kind] += int(sample.value)
+    return Load(
+        waiting=sums["waiting"],
+        running=sums["running"],
+        finished=sums["finished"],
+        failed=sums["failed"],
+        generation_tokens=sums["generation_tokens"],
+    )
+
+
+def _kind(metric: str, labels: Mapping[str, str]) -> str | None:
+    """Return the number of `Load` that a sample is a part of; None for no number."""
+    if metric == QUEUED:
+        return "waiting" if labels.get("deployment") == SERVER_DEPLOYMENT else None
+    if metric != REQUESTS:
+        return SUMMED[metric]
+    if labels["outcome"] in set(FinishReason):
+        return "finished"
+    if labels["path"] not in GENERATION or labels["outcome"] == RequestCancelled.code:
+        return None
+    return "failed" if int(labels["status"]) >= 400 else None
+
+
+def _view_of(application: str) -> View:
+    try:
+        found = replicas(application, CONTROLLER_TIMEOUT_S)
+        phases = cold_start.running(application, since=cold_start.now() - cold_start.LOST_S)
+        names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
+        text, window = (_kept(f"{prefix}{application}") for prefix in (LICENSE, WINDOW))
+    except (RayError, ValueError, KeyError):
+        return View(None)
+    servers = found.get(SERVER_DEPLOYMENT, ())  # none while the service sleeps
+    return View([_described(replica, phases, names) for replica in servers], text, window)
+
+
+def _kept(key: str) -> Any:
+    """Return what a replica has left for all; None if none has."""
+    value = kv.get(key)
+    return json.loads(value) if value else None
 
 
 def living_nodes() -> set[str]:

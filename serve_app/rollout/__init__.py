@@ -4,7 +4,7 @@ deploy.py        START HERE: one rollout from the gate to its end
 plan.py          what it would do, line by line (diff.py: what differs and what Serve does about it)
 scope.py         which applications it is about
 serve_client.py  the Serve instance: its goal, its state, a question to it
-progress.py      lines about replicas that start (forecast.py: how long it will take)
-history.py       what served well before
+progress.py      lines about replicas that start
+history.py       what a rollback can go back to, by the rollout history in telemetry/
 lock.py          one rollout of a cluster at a time
 """

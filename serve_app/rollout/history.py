@@ -1,4 +1,4 @@
-"""What served well before, application by application, in the cluster's memory.
+"""What a rollout can go back to, application by application, by the rollout history.
 
 Several people may share a cluster, each with a file of their own, so going back is a matter of
 one rollout's applications and never of all. A config holds no secret (`config.refuse_secrets`).
@@ -7,118 +7,99 @@ An application's newest version is the one that serves, as long as nobody went p
 
 from __future__ import annotations
 
-import json
-import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serve_app.cluster import kv
-from serve_app.rollout.scope import pinned
-
-KEY = "rollout/versions"
-OLD_KEY = "rollout/history"  # of versions that kept one config of all applications
-KEPT = 10  # versions of one application
+from serve_app.config import parse_args
+from serve_app.rollout.deploy import Result
+from serve_app.rollout.diff import by_name
+from serve_app.rollout.scope import Scope, pinned
+from serve_app.serve_config import IMPORT_PATH
+from serve_app.telemetry import rollout_history
+from serve_app.telemetry.rollout_history import Entry, What, config_hash, whoami
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """An application's config that ran and answered.
+class Rollout:
+    """What a rollout is about.
 
     Args:
-        name: of the application.
-        app: its config, as Serve reports it; None where it was removed.
-        since: Unix seconds; the same for all that one rollout set.
-        commit: of the model, as the gate before the rollout resolved it; None if that is unknown.
+        scope: what is applied.
+        former: the config that it goes back to if it fails; None if there is nothing.
+        commits: of the models, by application, as the gate resolved them.
+        back: the version that an application goes back to, by name, where a rollback asked for it.
     """
 
-    name: str
-    app: dict[str, Any] | None
-    since: float
-    commit: str | None = None
+    scope: Scope
+    former: dict[str, Any] | None
+    commits: Mapping[str, str | None]
+    back: Mapping[str, Entry] = field(default_factory=dict)
 
 
-def read() -> list[Version]:
-    """Return the good versions of all applications, oldest first."""
-    value = kv.get(KEY)
-    return [Version(**entry) for entry in json.loads(value)] if value else _converted()
+def read() -> dict[str, list[Entry]]:
+    """Return the versions that served well of each application that has any, oldest first.
+
+    Raises:
+        RayError: the cluster does not answer; so do all functions here.
+    """
+    names = rollout_history.applications()
+    found = {name: rollout_history.versions(rollout_history.entries(name)) for name in names}
+    return {name: versions for name, versions in found.items() if versions}
 
 
-def remember(
-    serving: Mapping[str, dict[str, Any]],
-    names: Iterable[str],
-    commits: Mapping[str, str | None] | None = None,
-) -> None:
-    """Note what a rollout set.
+def record(result: Result, rollout: Rollout, serving: Mapping[str, dict[str, Any]]) -> None:
+    """Record how a rollout ended, for each of its applications.
 
     Args:
-        serving: every application's config by its name.
-        names: of those that the rollout was about; one that does not serve was removed.
-        commits: of the models, by application.
+        result: how it ended.
+        rollout: what it was about.
+        serving: every application's config by its name, as Serve reports it now.
     """
-    versions, now = read(), time.time()
-    newest = _newest(versions)
-    for name in sorted(names):
-        app = serving.get(name)
-        if (name not in newest and app is not None) or newest.get(name, app) != app:
-            versions.append(Version(name, app, now, (commits or {}).get(name)))
-    _write(versions)
+    known = read()
+    count = 1 + max((e.rollout for versions in known.values() for e in versions), default=0)
+    goal, former = by_name(rollout.scope.goal), by_name(rollout.former or {"applications": []})
+    for name in sorted(rollout.scope.names):
+        entry = Entry(
+            application=name,
+            what=What(result.status),
+            why=result.reason or _reason(rollout, name),
+            who=whoami(),
+            commit=rollout.commits.get(name),
+            config_hash=_hash(goal[name]) if name in goal else None,
+            duration_s=result.duration_s,
+        )
+        if entry.what is What.DONE:
+            config = serving.get(name)
+            entry = replace(
+                entry,
+                rollout=count,
+                config=former.get(name) if config is None else config,
+                config_commit=entry.commit,
+                removed=config is None,
+                returns_to=rollout.back[name].number if name in rollout.back else None,
+            )
+        elif entry.what is What.ROLLED_BACK and name in serving:
+            newest = known[name][-1] if name in known else None
+            entry = _restated(entry, newest, former.get(name), serving[name])
+        rollout_history.record(entry)
 
 
-def go_back(gone_back_to: Iterable[Version], serving: Mapping[str, dict[str, Any]]) -> None:
-    """Let what serves now stand for the old versions that were gone back to.
-
-    What came between served worse; without this, going back twice would go to it again.
-    """
-    old = {version.name: version for version in gone_back_to}
-    now = time.time()
-    kept, ended = [], set()
-    for version in read():
-        ended |= {version.name} if old.get(version.name) == version else set()
-        if version.name not in ended:
-            kept.append(version)
-    new = (Version(name, serving.get(name), now, old[name].commit) for name in sorted(old))
-    _write([*kept, *new])
-
-
-def restate(serving: Mapping[str, dict[str, Any]], back: Mapping[str, dict[str, Any]]) -> None:
-    """Write the newest versions as they serve after a failed rollout went back to them.
-
-    What is gone back to is nudged and may be pinned; without this it would look like something
-    that nobody remembers, and the next way back would lead to the same version again.
-
-    Args:
-        serving: every application's config by its name.
-        back: the configs that the rollout went back to, before they were nudged.
-    """
-    versions = read()
-    newest = {version.name: index for index, version in enumerate(versions)}
-    for name, app in back.items():
-        index = newest.get(name)
-        if index is None or name not in serving:
-            continue
-        version = versions[index]
-        if version.app is not None and app in (version.app, pinned(version.app, version.commit)):
-            versions[index] = replace(version, app=serving[name])
-    _write(versions)
-
-
-def former(name: str, app: Mapping[str, Any] | None) -> Version | None:
+def former(name: str, app: Mapping[str, Any] | None) -> Entry | None:
     """Return an application's newest good version that is not the one that serves.
 
     Args:
         name: of the application.
         app: its config that serves; None if it does not.
     """
-    found = (version for version in reversed(read()) if version.name == name)
-    return next((version for version in found if version.app not in (None, app)), None)
+    found = reversed(read().get(name, []))
+    return next((version for version in found if version.config != app), None)
 
 
 def commit_of(name: str, app: Mapping[str, Any]) -> str | None:
     """Return the commit that a good version of an application served; None if it is none."""
-    own = [version for version in read() if (version.name, version.app) == (name, app)]
-    return own[-1].commit if own else None
+    own = [version.config_commit for version in read().get(name, []) if version.config == app]
+    return own[-1] if own else None
 
 
 def last_rollout(serving: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -131,37 +112,51 @@ def last_rollout(serving: Mapping[str, dict[str, Any]]) -> list[str]:
         Those that serve something else than what is remembered as good, because a rollout failed
         or somebody went past this command; if there are none, those that the last rollout set.
     """
-    versions = read()
-    newest = _newest(versions)
-    if off := sorted(name for name, app in newest.items() if serving.get(name) != app):
+    known = read()
+    newest = {name: versions[-1] for name, versions in known.items()}
+    if off := [n for n, e in newest.items() if serving.get(n) != (None if e.removed else e.config)]:
         return off
-    # The last in order: clocks of two machines may differ, or be set back.
-    last = versions[-1].since if versions else None
-    return sorted(version.name for version in versions if version.since == last)
+    last = max((version.rollout for version in newest.values()), default=0)
+    return [name for name, version in newest.items() if version.rollout == last]
 
 
-def _newest(versions: Iterable[Version]) -> dict[str, dict[str, Any] | None]:
-    return {version.name: version.app for version in versions}
+def _restated(
+    entry: Entry, newest: Entry | None, back: dict[str, Any] | None, serving: dict[str, Any]
+) -> Entry:
+    """Let the newest version stand as it serves after a failed rollout went back to it.
+
+    What is gone back to is nudged and may be pinned; without this it would look like something
+    that nobody remembers, and the next way back would lead to the same version again.
+
+    Args:
+        entry: of the failed rollout.
+        newest: the newest good version.
+        back: the config that was gone back to, before it was nudged.
+        serving: the same as it serves now.
+    """
+    if newest is None or newest.config is None or newest.removed:
+        return entry
+    if back not in (newest.config, pinned(newest.config, newest.config_commit)):
+        return entry
+    return replace(
+        entry,
+        config=serving,
+        config_commit=newest.config_commit,
+        rollout=newest.rollout,
+        returns_to=newest.number,
+    )
 
 
-def _converted() -> list[Version]:
-    """Return what an older version of this package remembered."""
-    value = kv.get(OLD_KEY)
-    versions: list[Version] = []
-    for entry in json.loads(value) if value else ():
-        newest = _newest(versions)
-        apps = {app.get("name", "default"): app for app in entry["goal"]["applications"]}
-        changed = [name for name in sorted({*apps, *newest}) if newest.get(name) != apps.get(name)]
-        versions += [Version(name, apps.get(name), entry["since"]) for name in changed]
-    return versions
+def _reason(rollout: Rollout, name: str) -> str:
+    if name in rollout.back:
+        return f"gone back to the version of entry {rollout.back[name].number}"
+    if name in rollout.scope.removed:
+        return "removed by name; its requests have ended"
+    return "it runs and answered"
 
 
-def _write(versions: list[Version]) -> None:
-    counted: dict[str, int] = defaultdict(int)
-    kept: list[Version] = []
-    for version in reversed(versions):
-        counted[version.name] += 1
-        if counted[version.name] <= KEPT:
-            kept.append(version)
-    value = json.dumps([asdict(version) for version in reversed(kept)])
-    kv.put(KEY, value)
+def _hash(app: Mapping[str, Any]) -> str:
+    """Return the hash of ours by its `args:` with the defaults, as the gate of a build has it."""
+    if app.get("import_path") != IMPORT_PATH:
+        return config_hash(app)
+    return config_hash(parse_args(app.get("args") or {}).model_dump(mode="json"))

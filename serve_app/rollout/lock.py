@@ -6,9 +6,7 @@ it, so Ray takes it away when that process ends, however it ends.
 
 from __future__ import annotations
 
-import getpass
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ from ray.exceptions import RayError
 
 from serve_app.cluster.kv import NAMESPACE
 from serve_app.errors import ConfigError
+from serve_app.telemetry.rollout_history import whoami
 
 NAME = "rollout"
 ANSWER_TIMEOUT_S = 10.0
@@ -41,7 +40,7 @@ def turn() -> Iterator[None]:
         ConfigError: somebody else does; says who, and since when. Or the cluster starts nothing.
     """
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    holder = f"{getpass.getuser()} on {socket.gethostname()} (process {os.getpid()}), since {since}"
+    holder = f"{whoami()} (process {os.getpid()}), since {since}"
     actor: Any = ray.remote(num_cpus=0)(_Turn)
     try:
         held: Any = actor.options(name=NAME, namespace=NAMESPACE).remote(holder)

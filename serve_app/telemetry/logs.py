@@ -29,6 +29,8 @@ EVENTS = {
     "access.conflict": "another token here disagrees with the one in use, or no receipt is kept",
     "rollout.approved": "every node that may host a replica proved its access",
     "rollout.blocked": "at least one node did not; what served goes on serving",
+    "history.recorded": "an entry of the rollout history: what was decided, when, why, by whom; "
+    "`kept` is false where the cluster did not take it",
     "model.downloading": "weights of the pinned commit are fetched into the node's cache",
     "weights.copied": "another node of the cluster gave the files",
     "weights.peer_failed": "a node did not give what it was said to have; another source is asked",

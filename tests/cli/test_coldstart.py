@@ -1,12 +1,13 @@
-"""The `coldstart` command on its way to a cluster; what it prints is in `test_ledger.py`."""
+"""The `coldstart` command on its way to a cluster; and what it prints."""
 
 import json
 from dataclasses import replace
 
 import pytest
 
-from serve_app.cli import coldstart
 from serve_app.cli.main import main
+from serve_app.cluster import connection
+from serve_app.telemetry import cold_start
 from serve_app.telemetry.cold_start import Span, Start
 
 START = Start("llm", "abc", "node-a", (Span("check", 100.0, 1.0),), 1.0, {"hub": 1})
@@ -16,14 +17,14 @@ START = Start("llm", "abc", "node-a", (Span("check", 100.0, 1.0),), 1.0, {"hub":
 def starts(monkeypatch):
     """What the cluster remembers."""
     known = []
-    monkeypatch.setattr(coldstart.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(coldstart.cold_start, "recent", lambda: known)
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cold_start, "recent", lambda: known)
     return known
 
 
 def test_without_a_cluster_it_says_how_to_name_one(monkeypatch, capsys):
     """A config error, exit 2."""
-    monkeypatch.setattr(coldstart, "find_cluster", lambda address: None)
+    monkeypatch.setattr(connection, "find_cluster", lambda address: None)
     assert main(["coldstart"]) == 2
     assert "--address" in capsys.readouterr().err
 
@@ -35,38 +36,33 @@ def test_a_cluster_without_a_start_is_no_success(starts, capsys):
 
 
 def test_every_start_is_shown(starts, capsys):
-    """For people as a waterfall, for machines as one object a line."""
+    """For people as a row, for machines as one object a line."""
     starts += [START, START]
     assert main(["coldstart"]) == 0
-    assert capsys.readouterr().out.count("llm abc on node-a: 1.0 s") == 2
+    assert capsys.readouterr().out.count("llm") == 2
     assert main(["coldstart", "--json"]) == 0
     first, _ = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["spans"] == [{"phase": "check", "at_s": 0.0, "duration_s": 1.0}]
     assert first["weights_bytes"] == {"hub": 1}
 
 
-def test_each_start_stands_beside_what_those_before_it_foretold(starts, capsys):
-    """The first has none; the second has the first's, and its own never."""
-    later = replace(START, spans=(Span("check", 200.0, 3.0),), ready_s=3.0, weights_bytes={})
-    starts += [replace(START, weights_bytes={}), later]
+def test_table_has_a_column_for_each_phase(starts, capsys):
+    """A start that spared a phase, such as the download, shows a dash there."""
+    fetched = replace(
+        START,
+        replica="xyz",
+        spans=(Span("check", 200.0, 0.5), Span("download", 200.5, 60.0)),
+        ready_s=61.25,
+        weights_bytes={"hub": 1_500, "peer": 0, "cache": 7},
+    )
+    starts += [replace(START, weights_bytes={}), fetched]
     assert main(["coldstart"]) == 0
-    first, second = capsys.readouterr().out.strip().split("\n\n")
-    assert "no earlier start to forecast it from" in first
-    assert "forecast [1.0 s] from 1 earlier start\n" in second
-    assert "3.00 s    [1.00]" in second
-    assert main(["coldstart", "--json"]) == 0
-    told = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
-    assert told == [None, {"ready_s": 1.0, "phases": {"check": 1.0, "download": 0.0}, "starts": 1}]
-
-
-def test_a_start_that_fetched_stands_beside_those_that_fetched(starts, capsys):
-    """By their rate, ten bytes a second; where none did, nothing is foretold."""
-
-    def fetched(at, seconds, size):
-        spans = (Span("download", at, seconds),)
-        return replace(START, spans=spans, ready_s=seconds, weights_bytes={"peer": size})
-
-    starts += [fetched(100.0, 1.0, 0), fetched(200.0, 60.0, 600), fetched(300.0, 9.0, 200)]
-    assert main(["coldstart", "--json"]) == 0
-    told = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
-    assert told == [None, None, {"ready_s": 20.0, "phases": {"download": 20.0}, "starts": 2}]
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == [
+        *("STARTED", "APPLICATION", "REPLICA", "NODE", "WEIGHTS", "FROM", "READY"),
+        *("check", "download"),
+    ]
+    shown = ["1970-01-01T00:01:40Z", "llm", "abc", "node-a", "-", "1.0", "1.00", "-"]
+    assert first.split() == shown
+    shown = ["llm", "xyz", "node-a", "hub", "1,500,", "cache", "7", "61.2", "0.50", "60.00"]
+    assert second.split()[1:] == shown

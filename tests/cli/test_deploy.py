@@ -1,23 +1,42 @@
 """What going back is about, before anything is touched."""
 
+import json
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from serve_app.access.verdict import Verdict
-from serve_app.cli import deploy
+from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
+from serve_app.cli import deploy, main
+from serve_app.config import parse_args
 from serve_app.errors import ConfigError
 from serve_app.rollout import history
 from serve_app.rollout.deploy import Result
-from serve_app.rollout.history import Version
 from serve_app.rollout.scope import scope_of
 from serve_app.rollout.serve_client import AppState
-from serve_app.serve_config import IMPORT_PATH, served
+from serve_app.serve_config import IMPORT_PATH, ServedApp, served
+from serve_app.telemetry import rollout_history
+from serve_app.telemetry.rollout_history import Entry, What
 
 
 def app(name, version):
     return {"name": name, "import_path": "x:y", "args": {"version": version}}
+
+
+def version(name, config, number, commit=None):
+    """Return the entry of a rollout that served well."""
+    return Entry(
+        application=name,
+        what=What.DONE,
+        why="it runs",
+        who="me",
+        number=number,
+        rollout=number,
+        at=float(number),
+        config=config,
+        config_commit=commit,
+    )
 
 
 @pytest.fixture
@@ -29,7 +48,11 @@ def cluster(monkeypatch):
         there.asked += 1
         return SimpleNamespace(goal=lambda: {"applications": list(there.serving.values())})
 
-    monkeypatch.setattr(history, "read", lambda: there.versions)
+    def read():
+        names = sorted({entry.application for entry in there.versions})
+        return {n: [e for e in there.versions if e.application == n] for n in names}
+
+    monkeypatch.setattr(history, "read", read)
     monkeypatch.setattr(deploy, "Instance", instance)
     return there
 
@@ -45,7 +68,7 @@ def test_without_a_memory_nothing_is_started_and_nothing_gone_back_to(cluster):
 
 def test_an_application_without_a_former_version_names_those_that_may_have_one(cluster):
     """Nobody else's is gone back with by guess."""
-    cluster.versions = [Version("a", app("a", 1), 1.0), Version("b", app("b", 1), 2.0)]
+    cluster.versions = [version("a", app("a", 1), 1), version("b", app("b", 1), 2)]
     cluster.serving = {name: app(name, 1) for name in "ab"}
     with pytest.raises(ConfigError, match=r"of b that .* `serve-app rollback APP` .*: a$"):
         deploy.former(None)
@@ -54,9 +77,9 @@ def test_an_application_without_a_former_version_names_those_that_may_have_one(c
 def test_the_gate_asks_for_what_goes_back_alone(cluster):
     """What others serve needs no grant of whoever goes back."""
     cluster.versions = [
-        Version("a", app("a", 1), 1.0),
-        Version("b", app("b", 1), 2.0),
-        Version("b", app("b", 2), 3.0),
+        version("a", app("a", 1), 1),
+        version("b", app("b", 1), 2),
+        version("b", app("b", 2), 3),
     ]
     cluster.serving = {"a": app("a", 1), "b": app("b", 2)}
     good = deploy.former(None)
@@ -80,7 +103,7 @@ def ours(version, **model):
 )
 def test_a_branch_that_moved_is_not_followed_back(cluster, commit, revision, goes_back_to):
     """A rollout that fails because of a new commit must not go back to that commit."""
-    cluster.versions = [Version("a", ours(1), 1.0, "old")]
+    cluster.versions = [version("a", ours(1), 1, "old")]
     scope = scope_of({"applications": [ours(2, revision=revision)]}, {"applications": [ours(1)]})
     good = deploy._good({"applications": [ours(1)]}, scope, set(), {"a": commit})
     (app,) = good["applications"]
@@ -90,7 +113,7 @@ def test_a_branch_that_moved_is_not_followed_back(cluster, commit, revision, goe
 def test_from_a_version_that_fails_the_way_back_is_to_a_good_one(cluster):
     """At the commit that it served; others' applications stay, failing or not."""
     other = {"name": "b", "import_path": "x:y", "route_prefix": "/b"}
-    cluster.versions = [Version("a", ours(1), 1.0, "old"), Version("b", app("b", 1), 1.0)]
+    cluster.versions = [version("a", ours(1), 1, "old"), version("b", app("b", 1), 1)]
     before = {"applications": [ours(9), other]}
     scope = scope_of({"applications": [ours(2)]}, before)
     good = deploy._good(before, scope, {"a"}, {"a": "new"})
@@ -102,7 +125,7 @@ def test_from_a_version_that_fails_the_way_back_is_to_a_good_one(cluster):
 )
 def test_going_back_by_hand_loads_the_commit_that_served(cluster, resolved, revision):
     """By its branch while that means it, and pinned when the branch has moved."""
-    cluster.versions = [Version("a", ours(1), 1.0, "old"), Version("a", ours(2), 2.0, "new")]
+    cluster.versions = [version("a", ours(1), 1, "old"), version("a", ours(2), 2, "new")]
     cluster.serving = {"a": ours(2)}
     good = deploy.former(None)
     assert good.applications == {"applications": [ours(1)]}
@@ -114,7 +137,7 @@ def test_going_back_by_hand_loads_the_commit_that_served(cluster, resolved, revi
 
 def test_what_the_gate_says_nothing_of_is_not_pinned(cluster):
     """An application of others, and one whose commit nobody noted."""
-    cluster.versions = [Version("a", ours(1), 1.0), Version("b", app("b", 1), 1.0)]
+    cluster.versions = [version("a", ours(1), 1), version("b", app("b", 1), 1)]
     good = deploy.Return(tuple(cluster.versions))
     verdict = Verdict("r", "main", "new", "e", 0.1, ())
     good = good.at_commits({"a": verdict})
@@ -123,9 +146,11 @@ def test_what_the_gate_says_nothing_of_is_not_pinned(cluster):
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "DEPLOY_FAILED"])
-def test_a_former_version_that_does_not_serve_any_more_gives_way(cluster, monkeypatch, status):
+def test_a_former_version_that_does_not_serve_any_more_gives_way(
+    cluster, kv_store, monkeypatch, status
+):
     """To what served well until somebody went back; what failed already is left as it failed."""
-    cluster.versions = [Version("a", app("a", 1), 1.0)]
+    cluster.versions = [version("a", app("a", 1), 1)]
     cluster.serving = {"a": app("a", 2)}
     given = {}
 
@@ -143,5 +168,60 @@ def test_a_former_version_that_does_not_serve_any_more_gives_way(cluster, monkey
     monkeypatch.setattr(deploy, "turn", nullcontext)
     good = deploy.former("a")
     assert deploy.roll_back(good, deploy.Options(1.0)) == 5
+    (entry,) = rollout_history.entries("a")
+    assert (entry.what, entry.why) == (What.FAILED, "nonsense")
     served = {"applications": [app("a", 2)]}
     assert given["former"] == (served if status == "RUNNING" else None)
+
+
+def test_a_rollout_that_ends_at_the_gate_is_recorded(kv_store):
+    """With the first line of the table; an application that passed has no entry."""
+    args = {"model": {"repo_id": "acme/tiny"}}
+    apps = [ServedApp(name, parse_args(args), {}) for name in "ab"]
+    node = NodeVerdict("id", "n1", Outcome.NO_TOKEN, "fix")
+    red = Verdict("acme/tiny", "main", None, "http://hub", 0.5, (node,))
+    yes = NodeVerdict("id", "n1", Outcome.GRANTED, "fix", commit="c" * 40)
+    green = Verdict("acme/tiny", "main", "c" * 40, "http://hub", 0.5, (yes,))
+    assert deploy.blocked(3, apps, {"a": red, "b": green}) == 3
+    (entry,) = rollout_history.entries("a")
+    assert (entry.what, entry.duration_s, entry.commit) == (What.BLOCKED, 0.5, None)
+    assert entry.why == "Access BLOCKED: 1 of 1 node cannot read acme/tiny (main)."
+    assert entry.who == rollout_history.whoami()
+    assert rollout_history.entries("b") == []
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_script_gets_each_entry_as_a_line(kv_store, monkeypatch, capsys, is_terminal):
+    """On stderr; a person at a terminal has read how it ended already."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    given = SimpleNamespace(timeout="1m", json=False, dry_run=False, remove=[])
+    assert main._rollout_options(given).timeout_s == 60
+    rollout_history.record(version("a", app("a", 1), 1))
+    lines = capsys.readouterr().err.splitlines()
+    if is_terminal:
+        assert lines == []
+    else:
+        (line,) = map(json.loads, lines)
+        assert (line["event"], line["what"], line["who"]) == ("history.recorded", "done", "me")
+
+
+def test_a_token_that_serves_already_is_not_printed(monkeypatch, capsys):
+    """A file with one is refused; what came by `serve deploy` was never looked at."""
+    token = "hf_" + "a" * 34
+    app = {"name": "llm", "import_path": IMPORT_PATH, "args": {}}
+    held = app | {"args": {"access": {"token": f"{'x' * 50}\n{token}"}}}
+
+    class Serving:
+        def __init__(self, goal):
+            pass
+
+        @staticmethod
+        def goal():
+            return {"applications": [held]}
+
+    monkeypatch.setattr(deploy, "Instance", Serving)
+    options = deploy.Options(timeout_s=1.0, dry_run=True)
+    assert deploy.run({"applications": [app]}, (), {}, options) == 0
+    told = capsys.readouterr().err
+    assert "llm: args.access.token:" in told
+    assert token[:10] not in told

@@ -1,6 +1,7 @@
 """Two cold starts of the application: where the bytes came from, where the time went."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -50,10 +51,9 @@ def test_the_application_shares_what_one_node_fetched(service):
 
 
 def test_the_ledger_tells_every_start(service):
-    """`coldstart` draws each replica's phases, which cover the time until it was ready."""
+    """`coldstart --json` has each replica's phases, which cover the time until it was ready."""
     starts = [json.loads(line) for line in run_coldstart(service, "--json").splitlines()]
     assert {start["node"] for start in starts} == {"a", "b"}
-    assert starts[0]["forecast"] is None, "nothing was before the first"
     for start in starts:
         phases = {span["phase"]: span for span in start["spans"]}
         wanted = {"imports", "check", "download", "libraries", "weights", "assemble", "warm_up"}
@@ -65,7 +65,7 @@ def test_the_ledger_tells_every_start(service):
     answered = [start for start in starts if start["spans"][-1]["phase"] == "first_token"]
     assert answered
     assert all(start["spans"][-1]["at_s"] > start["ready_s"] for start in answered)
-    assert "bytes from hub" in run_coldstart(service)
+    assert re.search(r" hub 2\d\d,\d{3},\d{3} ", run_coldstart(service))
 
 
 def run_coldstart(service, *options):

@@ -8,6 +8,7 @@ import pytest
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.cluster.controller import living_replicas
+from serve_app.telemetry import rollout_history
 from serve_app.telemetry.metrics import REPEAT_S
 from tests.integration.conftest import LogicalNode, cluster_of
 from tests.integration.service import REPO, SERVING, Service
@@ -69,6 +70,13 @@ def test_a_withdrawn_grant_is_told_while_every_request_is_answered(service):
     until(lambda: service.logged("access.refused", "Ingress"), 10)
     (line,) = service.logged("access.refused", "Ingress")
     assert (line["outcome"], line["levelname"]) == ("license_not_accepted", "ERROR")
+    recorded = rollout_history.entries("llm")
+    assert [(entry.what, entry.who) for entry in recorded] == [
+        ("approved", "build"),
+        ("access_lost", "watch"),
+        ("access_regained", "watch"),
+    ]
+    assert recorded[1].why == "license_not_accepted on a"
 
 
 def test_a_scale_up_onto_a_denied_node_waits_for_the_grant_and_harms_nobody(service):

@@ -14,9 +14,8 @@ WALL = {
     "deployments/ingress.py": "`created` of the model",
     "telemetry/cold_start.py": "one look when the process starts; from then on the monotonic clock",
     "loadtest/session.py": "the date of a report",
-    "rollout/history.py": "a date to show, and what one rollout set has in common; order counts",
     "rollout/lock.py": "a date to show",
-    "telemetry/rollout_counts.py": "a date that is never before the one counted earlier",
+    "telemetry/rollout_history.py": "a date that is never before that of an earlier entry",
 }
 
 

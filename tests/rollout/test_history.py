@@ -1,13 +1,17 @@
 """What a rollout can go back to."""
 
-import json
 import time
 
 import pytest
 
+from serve_app.config import parse_args
 from serve_app.rollout import history
-from serve_app.rollout.scope import pinned
+from serve_app.rollout.deploy import Result
+from serve_app.rollout.history import Rollout
+from serve_app.rollout.scope import Scope, pinned
 from serve_app.serve_config import IMPORT_PATH
+from serve_app.telemetry import rollout_history
+from serve_app.telemetry.rollout_history import What, config_hash
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +28,25 @@ def app(name, version):
 
 def ours(version):
     model = {"repo_id": "acme/tiny", "revision": "main"}
-    return {"name": "a", "import_path": IMPORT_PATH, "args": {"model": model, "v": version}}
+    api = {"max_queued_requests": version}
+    return {"name": "a", "import_path": IMPORT_PATH, "args": {"model": model, "api": api}}
+
+
+def goal(apps):
+    return {"applications": list(apps.values())}
+
+
+def deployed(serving, names, commits=None, *, before=None, back=None, removed=()):
+    """Record a rollout that was done."""
+    scope = Scope(goal(serving), frozenset(names) - frozenset(removed), frozenset(removed))
+    rollout = Rollout(scope, goal(before or {}), commits or {}, back or {})
+    history.record(Result("done", "", 1.0), rollout, serving)
+
+
+def rolled_back(serving, names, former):
+    """Record a rollout that went back by itself to `former`."""
+    rollout = Rollout(Scope(goal(serving), frozenset(names)), goal(former), {"a": "e" * 40})
+    history.record(Result("rolled_back", "it does not run", 1.0), rollout, serving)
 
 
 class Cluster:
@@ -35,8 +57,10 @@ class Cluster:
 
     def deploy(self, **versions):
         """Set some applications, None removes; remembered as one rollout."""
+        before = dict(self.serving)
         self.past_us(**versions)
-        history.remember(self.serving, versions)
+        removed = [name for name, version in versions.items() if version is None]
+        deployed(self.serving, versions, before=before, removed=removed)
 
     def past_us(self, **versions):
         for name, version in versions.items():
@@ -48,11 +72,11 @@ class Cluster:
         """Go back as the command does; returns what serves then."""
         names = names or history.last_rollout(self.serving)
         found = [history.former(name, self.serving.get(name)) for name in names]
-        versions = [version for version in found if version]
-        for version in versions:
-            self.serving[version.name] = {**version.app, "nudged": time.time()}
-        history.remember(self.serving, [version.name for version in versions])
-        history.go_back(versions, self.serving)
+        versions = {version.application: version for version in found if version}
+        for name, version in versions.items():
+            self.serving[name] = {**version.config, "nudged": time.time()}
+        if versions:
+            deployed(self.serving, versions, back=versions)
         return self.versions()
 
     def versions(self):
@@ -65,17 +89,20 @@ def cluster():
 
 
 def remembered(name):
-    return [v.app and v.app["args"]["version"] for v in history.read() if v.name == name]
+    """The versions of an application, the last one None where it is removed."""
+    versions = history.read().get(name, [])
+    found = [version.config["args"]["version"] for version in versions]
+    return [*found, None] if versions and versions[-1].removed else found
 
 
 def test_the_newest_that_does_not_serve_is_the_former():
     """Whether the newest one serves, or something that nobody remembers."""
     assert history.former("a", None) is None
     for version in (1, 2):
-        history.remember({"a": app("a", version)}, ["a"])
-    assert history.former("a", app("a", 2)).app == app("a", 1)
-    assert history.former("a", app("a", 9)).app == app("a", 2)
-    assert history.former("a", None).app == app("a", 2)
+        deployed({"a": app("a", version)}, ["a"])
+    assert history.former("a", app("a", 2)).config == app("a", 1)
+    assert history.former("a", app("a", 9)).config == app("a", 2)
+    assert history.former("a", None).config == app("a", 2)
     assert history.former("b", None) is None
 
 
@@ -155,33 +182,82 @@ def test_the_last_rollout_is_the_last_whatever_a_clock_says(cluster, monkeypatch
 def test_a_rollout_that_went_back_by_itself_leaves_the_way_back_open(is_pinned):
     """To the version before the one that serves again, which is not quite as it was."""
     first, second = ours(1), ours(2)
-    history.remember({"a": first}, ["a"], {"a": "c" * 40})
-    history.remember({"a": second}, ["a"], {"a": "d" * 40})
+    deployed({"a": first}, ["a"], {"a": "c" * 40})
+    deployed({"a": second}, ["a"], {"a": "d" * 40})
     back = pinned(second, "d" * 40) if is_pinned else second
     serving = {"a": {**back, "nudged": True}}
-    history.restate(serving, {"a": back})
+    rolled_back(serving, ["a"], {"a": back})
     assert history.last_rollout(serving) == ["a"]
-    assert history.former("a", serving["a"]).app == first
+    assert history.former("a", serving["a"]).config == first
     assert history.commit_of("a", serving["a"]) == "d" * 40
+    rolled_back({"a": {**back, "nudged": 2}}, ["a"], {"a": serving["a"]})
+    assert history.former("a", {**back, "nudged": 2}).config == first
+    assert [version.config_commit for version in history.read()["a"]] == ["c" * 40, "d" * 40]
 
 
 def test_going_back_to_what_nobody_remembers_changes_no_memory():
     """Such as what a plain `serve deploy` had put there."""
-    history.remember({"a": ours(1)}, ["a"])
-    history.restate({"a": ours(9)}, {"a": ours(9), "b": ours(1)})
-    assert history.former("a", ours(9)).app == ours(1)
-    history.restate({}, {"a": ours(1)})
-    assert history.former("a", None).app == ours(1)
+    deployed({"a": ours(1)}, ["a"])
+    rolled_back({"a": ours(9)}, ["a", "b"], {"a": ours(9), "b": ours(1) | {"name": "b"}})
+    assert history.former("a", ours(9)).config == ours(1)
+    rolled_back({}, ["a"], {"a": ours(1)})
+    assert history.former("a", None).config == ours(1)
+
+
+def test_many_failures_push_no_good_version_out(monkeypatch, cluster):
+    """The entries of what served well stay, however many of failed rollouts come after them."""
+    monkeypatch.setattr(rollout_history, "KEPT", 5)
+    cluster.deploy(a=1)
+    cluster.deploy(a=2)
+    for number in range(20):
+        before = dict(cluster.serving)
+        cluster.serving["a"] = {**app("a", 2), "nudged": number}
+        rolled_back(cluster.serving, ["a"], before)
+    assert len(rollout_history.entries("a")) == 6
+    assert remembered("a") == [1, 2]
+    assert cluster.back() == {"a": 1}
+    assert remembered("a") == [1]
 
 
 def test_the_commit_of_a_good_version_is_known():
     """The latest one of a config that served twice; none of what was not remembered."""
-    history.remember({"a": ours(1)}, ["a"], {"a": "c" * 40})
-    history.remember({"a": ours(2)}, ["a"])
+    deployed({"a": ours(1)}, ["a"], {"a": "c" * 40})
+    deployed({"a": ours(2)}, ["a"])
     assert history.commit_of("a", ours(1)) == "c" * 40
     assert history.commit_of("a", ours(2)) is None
     assert history.commit_of("a", ours(3)) is None
     assert history.commit_of("b", ours(1)) is None
+
+
+def test_an_entry_says_what_was_tried_and_why_it_ended():
+    """Of one that went back: the reason, the commit and the config that did not serve."""
+    deployed({"a": ours(1)}, ["a"], {"a": "c" * 40})
+    rollout = Rollout(Scope(goal({"a": ours(2)}), frozenset("a")), None, {"a": "e" * 40})
+    history.record(Result("failed", "not running within 5 s: a", 5.5), rollout, {"a": ours(2)})
+    done, failed = rollout_history.entries("a")
+    assert (done.what, done.why) == (What.DONE, "it runs and answered")
+    assert (failed.what, failed.why) == (What.FAILED, "not running within 5 s: a")
+    assert (failed.commit, failed.duration_s, failed.config) == ("e" * 40, 5.5, None)
+    assert done.config_hash != failed.config_hash
+
+
+def test_the_hash_is_of_the_args_as_the_gate_of_a_build_reads_them():
+    """So a default that is written out is the same config, and a nudge of Serve's is too."""
+    config = parse_args(ours(1)["args"])
+    deployed({"a": {**ours(1), "deployments": [{"name": "LLMServer"}]}}, ["a"])
+    (entry,) = rollout_history.entries("a")
+    assert entry.config_hash == config_hash(config.model_dump(mode="json"))
+
+
+def test_a_removal_is_recorded_with_what_served(cluster):
+    """Also of what this command never set; it can come back."""
+    cluster.past_us(theirs=7)
+    cluster.deploy(theirs=None)
+    (entry,) = rollout_history.entries("theirs")
+    assert (entry.what, entry.removed) == (What.DONE, True)
+    assert entry.why == "removed by name; its requests have ended"
+    assert cluster.back() == {"theirs": 7}
+    assert rollout_history.entries("theirs")[-1].why == "gone back to the version of entry 1"
 
 
 def test_only_the_latest_are_kept(cluster):
@@ -191,18 +267,3 @@ def test_only_the_latest_are_kept(cluster):
         cluster.deploy(a=version)
     assert remembered("a") == list(range(20, 30))
     assert remembered("b") == [1]
-
-
-def test_what_an_older_version_of_the_package_remembered_counts(store, cluster):
-    """A cluster outlives an upgrade."""
-    entries = [
-        {"goal": {"applications": [app("a", 1), {"args": {}}]}, "since": 100.0},
-        {"goal": {"applications": [app("a", 2)]}, "since": 200.0},
-    ]
-    store[history.OLD_KEY] = json.dumps(entries)
-    assert history.former("a", app("a", 2)) == history.Version("a", app("a", 1), 100.0)
-    assert history.former("default", None).since == 100.0
-    cluster.serving = {"a": app("a", 2)}
-    assert history.last_rollout(cluster.serving) == ["a", "default"]
-    assert cluster.back("a") == {"a": 1}
-    assert remembered("a") == [1]

@@ -1,100 +1,40 @@
-"""What the plan says of the time that a start takes, and what it never says."""
+"""What the plan says that a rollout needs, before it does anything."""
 
 import pytest
-from ray.exceptions import RayError
 
-from serve_app.cli import deploy
+from serve_app.access.verdict import Verdict
+from serve_app.config import parse_args
 from serve_app.rollout import plan
-from serve_app.serve_config import IMPORT_PATH
-from serve_app.telemetry.cold_start import Span, Start
+from serve_app.serve_config import ServedApp
+
+VERDICT = Verdict("acme/tiny", "main", "c" * 40, "https://hub", 0.1, ())
 
 
-def start(*, download=1.0, size=0, application="llm"):
-    """Return one whose libraries take 3 s beside the download, and its loading 6 s after it."""
-    begins = max(download, 3.0)
-    spans = (
-        Span("download", 0.0, download),
-        Span("libraries", 0.0, 3.0),
-        Span("load", begins, 6.0),
-    )
-    return Start(application, "r", "n", spans, begins + 6.0, {"hub": size})
+def app(**replica):
+    config = parse_args({"model": {"repo_id": "acme/tiny"}, "replica": replica})
+    return ServedApp("llm", config, {})
 
 
-@pytest.fixture
-def starts(monkeypatch):
-    """What the cluster remembers."""
-    known = []
-    monkeypatch.setattr(plan.cold_start, "recent", lambda: known)
-    return known
+@pytest.fixture(autouse=True)
+def cluster(monkeypatch):
+    """Three nodes: without the weights, with them, and one that did not answer."""
+    lacking = [("a", 1_500), ("b", 0), ("c", None)]
+    monkeypatch.setattr(plan, "_lacking", lambda app, verdict: lacking)
+    monkeypatch.setattr(plan.ray, "available_resources", lambda: {"GPU": 1.0})
 
 
-def test_without_an_earlier_start_of_the_application_no_time_is_named(starts):
-    """Another application's say nothing of this one."""
-    starts.append(start(application="other"))
-    assert list(plan.forecasts("llm", 900)) == ["llm: no earlier start to judge the time by"]
-
-
-def test_where_the_weights_are_one_forecast_is_enough(starts):
-    """With nothing to fetch on any node; what overlaps counts once."""
-    starts += [start(), start(download=5.0)]
-    assert list(plan.forecasts("llm", 0)) == [
-        "llm: a replica was ready after 10 s (median of 2 starts, 9 to 11 s)",
-        "llm: forecast where the weights are: 9 s",
+def test_needs_names_the_bytes_of_each_node():
+    """A node that was not seen is not taken for one that has them."""
+    assert list(plan.needs(app(num_gpus=0), VERDICT)) == [
+        "llm: a: 1,500 bytes to fetch",
+        "llm: b: has the weights",
+        "llm: c: its cache could not be read",
     ]
 
 
-def test_the_node_with_most_to_fetch_has_a_forecast_of_its_own(starts):
-    """By the rate of those that fetched: ten bytes a second."""
-    starts += [start(), start(download=60.0, size=600)]
-    assert list(plan.forecasts("llm", 2000))[1:] == [
-        "llm: forecast where the weights are: 9 s",
-        "llm: forecast where 2,000 bytes are to be fetched: 206 s",
-    ]
-
-
-def test_bytes_that_hide_behind_the_libraries_cost_nothing(starts):
-    """Ten bytes a second: 20 bytes are here before the libraries are."""
-    starts.append(start(download=60.0, size=600))
-    *_, last = plan.forecasts("llm", 20)
-    assert last == "llm: forecast where 20 bytes are to be fetched: 9 s"
-
-
-def test_bytes_that_nobody_fetched_before_have_no_forecast(starts):
-    """The warm one stays."""
-    starts.append(start())
-    assert list(plan.forecasts("llm", 2000))[1:] == [
-        "llm: forecast where the weights are: 9 s",
-        "llm: forecast where 2,000 bytes are to be fetched: none, no replica fetched before",
-    ]
-
-
-def test_a_store_that_does_not_answer_fails_no_plan(monkeypatch):
-    """The time is a help; the rollout goes on without."""
-
-    def lost():
-        raise RayError("gone")
-
-    monkeypatch.setattr(plan.cold_start, "recent", lost)
-    assert list(plan.forecasts("llm", 0)) == ["llm: no earlier start to judge the time by"]
-
-
-def test_a_token_that_serves_already_is_not_printed(monkeypatch, capsys):
-    """A file with one is refused; what came by `serve deploy` was never looked at."""
-    token = "hf_" + "a" * 34
-    app = {"name": "llm", "import_path": IMPORT_PATH, "args": {}}
-    held = app | {"args": {"access": {"token": f"{'x' * 50}\n{token}"}}}
-
-    class Serving:
-        def __init__(self, goal):
-            pass
-
-        @staticmethod
-        def goal():
-            return {"applications": [held]}
-
-    monkeypatch.setattr(deploy, "Instance", Serving)
-    options = deploy.Options(timeout_s=1.0, dry_run=True)
-    assert deploy.run({"applications": [app]}, (), {}, options) == 0
-    told = capsys.readouterr().err
-    assert "llm: args.access.token:" in told
-    assert token[:10] not in told
+@pytest.mark.parametrize(("asked", "waits"), [(1, False), (2, True)])
+def test_needs_says_when_no_gpu_is_spare(asked, waits):
+    """Then the rollout waits for one until it goes back."""
+    gpus, *rest = plan.needs(app(num_gpus=asked), VERDICT)
+    assert gpus == f"llm: {asked} GPUs a replica, 1 replicas at the least; 1 GPUs are free now"
+    assert ("no replica can start" in rest[0]) is waits

@@ -5,7 +5,6 @@ import time
 import pytest
 
 from serve_app.cli import coldstart
-from serve_app.rollout.forecast import Forecast
 from serve_app.telemetry import cold_start
 from serve_app.telemetry.cold_start import Ledger, Span, Start
 
@@ -126,30 +125,17 @@ def test_the_log_has_every_phase_with_its_unit():
     assert start.facts() == {"ready_s": 10.0, "check_s": 0.25, "download_s": 4.0}
 
 
-def test_the_waterfall_is_to_scale():
-    """Bars begin where the phase began and are as long as it took; the last one fits."""
-    start = start_of(
-        Span("schedule", 100.0, 5.0), Span("check", 105.0, 2.5), Span("warm_up", 107.5, 2.5)
-    )
-    lines = list(coldstart.waterfall(start, Forecast(9.0, {"check": 2.25}, 3)))
-    assert lines[0] == "llm abc on node-a: 10.0 s, 1970-01-01T00:01:40Z"
-    assert lines[1] == "  forecast [9.0 s] from 3 earlier starts"
-    assert lines[2] == "  5 bytes from hub, 7 bytes from cache"
-    assert [line[25:34].strip() for line in lines[3:]] == ["", "[2.25]", ""]
-    bars = [line[36:] for line in lines[3:]]
-    assert [bar.count("=") for bar in bars] == [24, 12, 12]
-    assert [len(bar) - len(bar.lstrip()) for bar in bars] == [0, 24, 36]
-
-
-def test_the_first_token_stands_behind_the_start_however_late_it_came():
+def test_the_first_token_counts_after_the_start_however_late_it_came():
     """It came with the first request, which may be tomorrow's."""
     start = cold_start.with_first_token(
         start_of(Span("check", 100.0, 10.0)), asked_at=86_500.0, ttft_s=0.1
     )
-    *_, last = coldstart.waterfall(start, None)
-    assert last.startswith("  first_token     0.10 s")
-    assert len(last) < 100
-    assert coldstart.facts(start)["spans"][-1]["at_s"] == 86_400.0
+    assert start.ready_s == 10.0
+    assert coldstart.facts(start)["spans"][-1] == {
+        "phase": "first_token",
+        "at_s": 86_400.0,
+        "duration_s": 0.1,
+    }
 
 
 def test_the_cluster_remembers_the_latest_starts_only(monkeypatch, kv_store):
