@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from serve_app.api.status_page import View
+from serve_app.api.status_page import Load, View
 from tests.api.harness import CHAT, HELLO, Service, listening
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -39,11 +39,11 @@ DENIED = {"outcome": "license_not_accepted", "remedy": "Accept the license.", "u
 class Whole:
     """Two replicas, one of them on its way, and a license."""
 
-    def tell(self, counts):
-        pass
-
     async def look(self):
-        return View(REPLICAS, (), LICENSE)
+        return View(REPLICAS, LICENSE)
+
+    async def load(self):
+        return Load(waiting=0, running=0, finished=1, failed=0, generation_tokens=3)
 
 
 def access():
@@ -81,6 +81,7 @@ async def in_a_real_browser(tmp_path, scheme):
     page = re.sub(r"<script>.*?</script>", "", shown.stdout, flags=re.DOTALL)
     assert re.search(r'id="state"[^>]*>ready, 1 more starting, access lost on 1 node<', page)
     assert re.search(r'id="finished">1<', page)
+    assert re.search(r'id="rate">–<', page)  # not measured yet
     rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
     text = [re.sub(r"<[^>]*>", "|", row) for row in rows]
     assert any("abc" in row and "gpu-1" in row and "running" in row for row in text)

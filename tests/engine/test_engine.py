@@ -76,7 +76,9 @@ async def test_eos_ends_and_has_no_text(engine, model_dir):
     end = next(token for token in ids[3:] if token not in ids[:3])
     at = ids.index(end)
     text, stopped, reason, usage = await run(
-        engine, PROMPT, SamplingParams(temperature=0, max_tokens=400, stop_token_ids=frozenset({end}))
+        engine,
+        PROMPT,
+        SamplingParams(temperature=0, max_tokens=400, stop_token_ids=frozenset({end})),
     )
     assert stopped == ids[: at + 1]
     assert reason is FinishReason.STOP

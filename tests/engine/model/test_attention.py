@@ -15,7 +15,7 @@ from serve_app.errors import ModelLoadError
 
 DIM, VALUE_DIM, POOL = 16, 16, 120
 # Decode rows, whole prompts and later chunks, in regions that are apart in the pool.
-MIXED = (Span(0, 1, 3, 9), Span(1, 6, 20, 6), Span(7, 4, 40, 17), Span(11, 1, 70, 1))
+MIXED = (Span(0, 1, 3, 9), Span(1, 1, 70, 1), Span(2, 6, 20, 6), Span(8, 4, 40, 17))
 DECODE = (Span(0, 1, 3, 9), Span(1, 1, 20, 33), Span(2, 1, 60, 1))
 SCORINGS = (
     Scoring(0.25),
@@ -118,6 +118,24 @@ def test_varlen_asks_for_what_sdpa_does(heads, spans, scoring):
     step = VarlenBackend(documented_varlen_attn).begin(spans)
     out = step.attend(query, keys, values, scoring)
     torch.testing.assert_close(out, written_out(query, keys, values, spans, scoring))
+
+
+@pytest.mark.parametrize("window", [None, 4, 100])
+def test_single_queries_get_the_fast_kernel(window):
+    """A call of their own and no window: then heads share K and V, and long rows are split."""
+    calls = []
+
+    def attend(query, keys, values, **how):
+        rows = how["cu_seq_q"].diff().tolist()
+        calls.append((rows, how["max_q"], how["window_size"], how["seqused_k"].tolist()))
+        return documented_varlen_attn(query, keys, values, **how)
+
+    query, keys, values = tensors(4, 2, MIXED)
+    scoring = Scoring(0.25, window=window)
+    VarlenBackend(attend).begin(MIXED).attend(query, keys, values, scoring)
+    left = -1 if window is None else window - 1
+    used = [min(9, window or 9), 1]
+    assert calls == [([1, 1], 1, (-1, -1), used), ([6, 4], 6, (left, 0), [6, 17])]
 
 
 def test_this_torch_has_varlen_attn_as_it_is_called():

@@ -176,7 +176,9 @@ def test_defaults_are_resolved():
     assert chosen.stop_token_ids == {0, 5, 9}
     assert chosen.top_k == 0
     assert 0 <= chosen.seed < 2**64
-    assert encode(HELLO, ignore_eos=True, stop_token_ids=frozenset({9})).sampling.stop_token_ids == {9}
+    assert encode(
+        HELLO, ignore_eos=True, stop_token_ids=frozenset({9})
+    ).sampling.stop_token_ids == {9}
     assert len({encode(HELLO).sampling.seed for _ in range(4)}) == 4
 
 
