@@ -279,9 +279,9 @@ def _from_pretrained(*args: Any, device_map: Any = None, **kwargs: Any) -> Any:
     model, report = _load(*args, **kwargs)
     if device_map == "auto":  # by accelerate's own rules and hooks, as transformers does it
         size = sum(p.numel() * p.element_size() for p in model.parameters())
-        devices = {index: int(size * 1.2 / card.count) for index in range(card.count)}
+        room = {**dict.fromkeys(range(card.count - 1), size // card.count), card.count - 1: size}
         split = infer_auto_device_map(
-            model, max_memory=devices, no_split_module_classes=model._no_split_modules
+            model, max_memory=room, no_split_module_classes=model._no_split_modules
         )
         dispatch_model(model, {name: named(index) for name, index in split.items()})
     elif device_map is not None:

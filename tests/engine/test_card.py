@@ -1,17 +1,33 @@
 """The CUDA path on a card that is not there: the CPU's tokens, nothing that CUDA refuses."""
 
 import asyncio
+import inspect
 import json
+import math
+import sys
+import textwrap
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from unittest import mock
 
 import pytest
+import torch
 
 from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.engine import Engine
+from serve_app.engine.model import build, logits_processors, sampling
+from serve_app.engine.model.attention import varlen
+from serve_app.engine.model.attention.varlen import VarlenBackend, VarlenStep
+from serve_app.engine.model.cuda_graphs import GraphedForward
+from serve_app.engine.model.loading import load as load_model
+from serve_app.engine.model.probe import probe
+from serve_app.engine.model.transformers_forward import TransformersForward
+from serve_app.engine.sequence import SamplingPlan
+from serve_app.errors import EngineError, ModelLoadError
 from serve_app.protocol import GenerationRequest, SamplingParams, Structure, TokenPrompt
 from tests.engine import card
+from tests.engine.card_kernels import prefix_sum
 from tests.engine.conftest import random_prompts
 from tests.models import VOCAB, make_model
 
@@ -71,13 +87,15 @@ def wide_model_dir(tmp_path_factory):
     return get
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """One completion; two are equal if their logprobs are about the same."""
 
     ids: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+    __hash__ = None
 
     def __eq__(self, other):
         same = (self.ids, self.scored) == (other.ids, other.scored)
@@ -143,21 +161,196 @@ def expected(wide_model_dir):
     return get
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+def assert_same(directory, expected, *, attention="varlen", **engine):
+    """Ask the engine on the card; it computes from graphs where it can."""
+    with card.inserted() as inserted, closing(load(directory, **engine)) as running:
+        got = asyncio.run(answers(running))
+        assert running.stats().prefix_cache_hits > 0
+    assert running.load_report.device == "cuda:0"
+    assert running.load_report.attention == attention
+    assert (inserted.calls["replay"] > 0) == (attention == "varlen")
+    assert got == expected
+
+
+# The others of their kind differ in what no configuration touches.
+FAST = ("llama", "llama-mha-tied", "qwen2", "mistral-window", "gemma3-mixed-window")
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration"),
+    [
+        pytest.param(name, each, marks=[] if each == "plain" or name in FAST else pytest.mark.slow)
+        for name in ARCHITECTURES
+        for each in CONFIGURATIONS
+    ],
+)
 def test_the_cards_answers_are_the_cpus(name, configuration, wide_model_dir, expected):
     """Every kind of request at once; nothing is refused, nothing waits while it is recorded."""
-    made = card.Graph.made
+    assert_same(
+        wide_model_dir(name),
+        expected(name),
+        attention="sdpa" if name.startswith("gemma2") else "varlen",
+        **CONFIGURATIONS[configuration],
+    )
+
+
+@pytest.mark.parametrize("configuration", ["plain", "deterministic", "drafts"])
+def test_a_full_cache_changes_no_answer(configuration, wide_model_dir, monkeypatch):
+    """Requests are put back and moved about; what a graph reads follows them."""
+    directory = wide_model_dir("llama")
+    prompts = random_prompts(8, VOCAB, longest=12)
+
+    def continue_all(engine):
+        engine._loop._scheduler._reserve = 4  # places are to grow, so that some are put back
+        cases = (Sampled(seed=i % 3, temperature=i % 2, max_tokens=40) for i in range(8))
+        return gathered(ask(engine, p, case) for p, case in zip(prompts, cases, strict=True))
+
+    with closing(load(directory, num_gpus=0)) as engine:
+        want = asyncio.run(continue_all(engine))
+    budget = build._Budget(208 * 3 * 2 * (16 + 16) * 4, "")
+    monkeypatch.setattr(build, "_of_gpu", lambda *_: budget)
+    with card.inserted(), closing(load(directory, **CONFIGURATIONS[configuration])) as engine:
+        got = asyncio.run(continue_all(engine))
+        assert engine.stats().preemptions > 0
+    assert got == want
+
+
+async def gathered(tasks):
+    return await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-mha-tied"])
+def test_two_cards_answer_as_one(name, wide_model_dir, expected):
+    """The layers are spread by accelerate's own rules; the logits may come from any card."""
     with (
-        card.inserted() as inserted,
-        closing(load(wide_model_dir(name), **CONFIGURATIONS[configuration])) as engine,
+        card.inserted(count=2) as inserted,
+        closing(load(wide_model_dir(name), num_gpus=2)) as engine,
     ):
         got = asyncio.run(answers(engine))
-        report = engine.load_report
-        assert engine.stats().prefix_cache_hits > 0
-    assert report.device == "cuda:0"
-    assert report.attention == ("sdpa" if name.startswith("gemma2") else "varlen")
-    if report.attention == "varlen":
-        assert card.Graph.made > made
-        assert inserted.calls["replay"] > 0
+    assert inserted.waits["copy cuda to cuda"] > 0
     assert got == expected(name)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_loading_took_for_a_while_is_no_part_of_a_step(count, wide_model_dir):
+    """The peak of a step is its own, on every card."""
+    config = ModelConfig(path="/m", dtype="float32")
+    with card.inserted(count=count) as inserted:
+        loaded = load_model(wide_model_dir("llama"), config, num_gpus=count, num_cpus=1)
+        inserted.peak = 60 * card.GIB
+        probed = probe(loaded, EngineConfig(max_running_requests=4))
+    sampler = 6 * 4 * 4 * VOCAB
+    first, *others = (probed.step_bytes[torch.device("cuda", i)] for i in range(count))
+    assert first == inserted.step + sampler
+    assert others == [inserted.step] * (count - 1)
+
+
+@pytest.mark.parametrize("others_gib", [0, 16.5, 36])
+def test_replicas_share_a_card(others_gib, wide_model_dir):
+    """The second one starts whatever the first holds of its own share."""
+    with card.inserted() as inserted:
+        inserted.others = int(others_gib * card.GIB)
+        with closing(load(wide_model_dir("llama"), num_gpus=0.5)) as engine:
+            (answer,) = asyncio.run(ask(engine, [5, 6, 7], Sampled(temperature=0)))
+    assert len(answer.ids) == 10
+
+
+def test_a_lone_row_never_draws_a_banned_token():
+    """A card's prefix sum gives ids of probability 0 a share of its rounding in float32."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 4096, generator=generator)
+    banned = torch.rand(4096, generator=generator) < 0.75
+    logits[:, banned] = -torch.inf
+    sums = prefix_sum(logits.softmax(-1), -1)[0]
+    # The noises at which float32 sums would draw a banned token.
+    gaps = [i for i in range(1, 4096) if banned[i] and sums[i - 1] < sums[i]]
+    assert gaps
+    noises = {math.ceil(float(sums[i - 1] / sums[-1]) * 2**23) / 2**23 for i in gaps}
+    plan = SamplingPlan(seed=0)
+    with card.inserted():
+        on_card = logits.to("cuda")
+        for noise in noises:
+            with mock.patch.object(sampling, "uniform", lambda *_, noise=noise: noise):
+                (token,) = sampling.sample(on_card, [plan], [0])
+            assert not banned[token]
+
+
+# A fault of the CUDA path: where, what stands there, what stands there instead.
+FAULTS = {
+    "lengths in int64": (GraphedForward._compute, "used[:rows].int()", "used[:rows]"),
+    "a wait in a recording": (
+        GraphedForward._compute,
+        "used = self._inputs\n",
+        "used = self._inputs; int(used.max())\n",
+    ),
+    "ids left on the host": (TransformersForward._tensor, ", device=self._device", ""),
+    "noise left on the host": (
+        sampling._draw,
+        "dtype=dtype,\n        device=device,",
+        "dtype=dtype,",
+    ),
+    "a mask left on the host": (logits_processors.adjusted, "banned.to(logits.device)", "banned"),
+    "a recorded length that is too short": (
+        GraphedForward._compute,
+        "max_k=self._decode.window",
+        "max_k=self._decode.window // 8",
+    ),
+    "recorded positions": (
+        GraphedForward._compute,
+        "positions[:rows]",
+        "torch.zeros_like(positions[:rows])",
+    ),
+    "recorded lengths": (
+        GraphedForward._compute,
+        "used[:rows].int()",
+        "torch.ones_like(used[:rows]).int()",
+    ),
+    "a window of one more": (VarlenStep.attend, "scoring.window - 1", "scoring.window"),
+    "a region of one more": (
+        VarlenStep.attend,
+        "window, cut = (-1, -1), scoring.window",
+        "window, cut = (-1, -1), scoring.window + 1",
+    ),
+    "a region at its old start": (varlen._ends, "starts[:-1] += ", "starts[:-1] += 0 * "),
+    "rows in the cache's order": (
+        TransformersForward.logits,
+        "each[1].count > 1",
+        "0",
+    ),
+    "logits in the batch's order": (
+        TransformersForward.logits,
+        "kept[index] = ",
+        "kept[len(spans) - 1] = ",
+    ),
+    "a chunk's queries at their old place": (
+        VarlenBackend.begin,
+        "span.q_start - count",
+        "span.q_start",
+    ),
+    "moves forgotten": (GraphedForward.move, "self._eager.move(moves)", "pass"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_card_shows_faults(fault, wide_model_dir, expected, monkeypatch):
+    """Each of them is refused, waits while it is recorded, or gives another answer."""
+    function, old, new = FAULTS[fault]
+    break_it(monkeypatch, function, old, new)
+    name = "mistral-window" if "window" in fault or "region" in fault else "llama"
+    with pytest.raises((AssertionError, EngineError, ModelLoadError)):
+        assert_same(wide_model_dir(name), expected(name))
+
+
+def break_it(monkeypatch, function, old, new):
+    """Replace a piece of a function's text for the time of a test."""
+    text = textwrap.dedent(inspect.getsource(function))
+    assert text.count(old) == 1
+    module = inspect.getmodule(function)
+    made = {}
+    exec(compile(text.replace(old, new), function.__qualname__, "exec"), vars(module), made)
+    *owner, name = function.__qualname__.split(".")
+    users = [m for key, m in sys.modules.items() if key.startswith("serve_app.engine")]
+    for user in [getattr(module, owner[0])] if owner else users:
+        if getattr(user, name, None) is function:
+            monkeypatch.setattr(user, name, made[name])

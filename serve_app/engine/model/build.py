@@ -118,13 +118,13 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
 
 def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Assembly:
     probed = probe(loaded, engine)
-    shapes, devices = probed.shapes, probed.devices
+    shapes = probed.shapes
     budgets = _budgets(probed, engine, num_gpus)
     affordable = tokens_for(shapes, {device: budget.size for device, budget in budgets.items()})
     advice = min(budgets.values(), key=lambda budget: budget.size).advice
     backend = choose_backend(shapes.values())
     # Graphs need the whole model on one device.
-    varlen = backend if isinstance(backend, VarlenBackend) and len(devices) == 1 else None
+    varlen = backend if isinstance(backend, VarlenBackend) and not probed.is_spread else None
     if engine.deterministic and varlen is None:
         backend = SdpaBackend()  # eager varlen chooses its kernels by the longest of the batch
     # Padding has places in the cache.
@@ -133,7 +133,7 @@ def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Asse
     tokens, window = _sizes(affordable - rows, loaded, engine, advice)
     cache = KVCache(shapes, tokens + rows)
     eager = TransformersForward(
-        loaded.model, cache, backend, loaded.device, spread=len(devices) > 1
+        loaded.model, cache, backend, loaded.device, spread=probed.is_spread
     )
     started = time.monotonic()
     forward: Forward = eager
@@ -183,7 +183,7 @@ def _budgets(probed: Probed, engine: EngineConfig, num_gpus: float) -> dict[torc
         device: _of_gpu(device, engine, probed.step_bytes[device], min(1.0, num_gpus))
         if device.type == "cuda"
         else _Budget(int(engine.kv_cache_cpu_gib * GIB), CPU_ADVICE)
-        for device in probed.devices
+        for device in {shape.device for shape in probed.shapes.values()}
     }
 
 

@@ -29,9 +29,9 @@ class Probed:
     step_bytes: dict[torch.device, int]
 
     @property
-    def devices(self) -> set[torch.device]:
-        """Where the layers are."""
-        return {shape.device for shape in self.shapes.values()}
+    def is_spread(self) -> bool:
+        """Whether the model is on several GPUs, were it the embedding alone that is apart."""
+        return len(self.step_bytes) > 1
 
 
 @torch.inference_mode()
