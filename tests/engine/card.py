@@ -272,7 +272,9 @@ def put(module: torch.nn.Module, device: torch.device) -> None:
         for store in (part._parameters, part._buffers):
             for name, tensor in store.items():
                 if tensor is not None:
-                    store[name] = labelled.setdefault(id(tensor), label(tensor.detach(), device))
+                    found = labelled.setdefault(id(tensor), label(tensor.detach(), device))
+                    found._is_param = isinstance(tensor, torch.nn.Parameter)
+                    store[name] = found
 
 
 def _from_pretrained(*args: Any, device_map: Any = None, **kwargs: Any) -> Any:

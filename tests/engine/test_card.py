@@ -57,8 +57,8 @@ CASES = {
 }
 CONFIGURATIONS = {
     "plain": {},
-    "drafts": {"speculative_tokens": 3},
-    "deterministic": {"deterministic": True},
+    "one token a row": {"deterministic": True},
+    "drafts": {"deterministic": True, "speculative_tokens": 3},
     "chunks": {"max_running_requests": 5, "max_batch_tokens": 16},
 }
 # Mixtral cannot run here: its experts count tokens by a histogram that CPUs lack for integers.
@@ -194,7 +194,7 @@ def test_the_cards_answers_are_the_cpus(name, configuration, wide_model_dir, exp
     )
 
 
-@pytest.mark.parametrize("configuration", ["plain", "deterministic", "drafts"])
+@pytest.mark.parametrize("configuration", ["plain", "drafts"])
 def test_a_full_cache_changes_no_answer(configuration, wide_model_dir, monkeypatch):
     """Requests are put back and moved about; what a graph reads follows them."""
     directory = wide_model_dir("llama")
@@ -229,6 +229,32 @@ def test_two_cards_answer_as_one(name, wide_model_dir, expected):
         got = asyncio.run(answers(engine))
     assert inserted.waits["copy cuda to cuda"] > 0
     assert got == expected(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chunk", "drafts"),
+    [
+        ({}, 1024, 0),
+        ({"prefill_chunk_tokens": 32}, 32, 0),
+        ({"speculative_tokens": 3}, 1024, 0),
+        ({"speculative_tokens": 3, "deterministic": True}, 1024, 3),
+    ],
+    ids=str,
+)
+def test_what_is_not_set_suits_the_card(settings, chunk, drafts, wide_model_dir):
+    """Chunks that keep it busy; no guess that takes a decode step off its graphs."""
+    with card.inserted(), closing(load(wide_model_dir("llama"), **settings)) as engine:
+        assert engine._loop._scheduler._chunk == chunk
+        assert engine._loop._scheduler._speculative == drafts
+
+
+def test_what_is_not_set_suits_a_cpu(wide_model_dir):
+    """Short chunks, and guesses, which pay there."""
+    for native_cpu in (True, False):
+        settings = {"speculative_tokens": 3, "native_cpu": native_cpu}
+        with closing(load(wide_model_dir("llama"), num_gpus=0, **settings)) as engine:
+            assert engine._loop._scheduler._chunk == 256
+            assert engine._loop._scheduler._speculative == 3
 
 
 @pytest.mark.parametrize("count", [1, 2])

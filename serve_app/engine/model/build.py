@@ -20,6 +20,7 @@ from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.varlen import VarlenBackend
 from serve_app.engine.model.batch_invariant import FixedForward
 from serve_app.engine.model.cuda_graphs import CudaRecorder, DecodeRows, GraphedForward, sizes
+from serve_app.engine.model.fused_norms import fuse_norms
 from serve_app.engine.model.kv_cache import KVCache, tokens_for
 from serve_app.engine.model.loading import LoadedModel
 from serve_app.engine.model.native import library
@@ -35,6 +36,10 @@ log = structlog.get_logger()
 # Outside torch's allocator: the CUDA context, kernels and the recorded graphs. An estimate.
 CONTEXT_BYTES = 1 << 29
 GIB = 2**30
+# Prompt tokens that keep the device busy without stalling those who stream: a CPU computes some
+# hundred of a small model in a tenth of a second, a GPU a thousand of a large one; fewer would
+# take a GPU less time than Python needs to launch their kernels.
+CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 CPU_ADVICE = "raise engine.kv_cache_cpu_gib"
 
 
@@ -48,6 +53,8 @@ class Assembly:
         kv_bytes: of all layers.
         max_context_tokens: the configured window, the model's or the cache's: the least.
         attention: what attends.
+        prefill_chunk_tokens: prompt tokens of one step at the most while anybody streams.
+        speculative_tokens: guesses that a decode row may check; 0 is none.
         graphs_s: seconds it took to record the decode steps as CUDA graphs.
     """
 
@@ -56,6 +63,8 @@ class Assembly:
     kv_bytes: int
     max_context_tokens: int
     attention: str
+    prefill_chunk_tokens: int
+    speculative_tokens: int
     graphs_s: float = 0.0
 
 
@@ -113,10 +122,14 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
         kv_bytes=tokens * per_token,
         max_context_tokens=window,
         attention=NativeForward.name,
+        prefill_chunk_tokens=_chunk(loaded, engine),
+        speculative_tokens=engine.speculative_tokens,
     )
 
 
 def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Assembly:
+    if loaded.device.type == "cuda" and not loaded.is_spread:
+        fuse_norms(loaded.model)
     probed = probe(loaded, engine)
     shapes = probed.shapes
     budgets = _budgets(probed, engine, num_gpus)
@@ -124,7 +137,7 @@ def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Asse
     advice = min(budgets.values(), key=lambda budget: budget.size).advice
     backend = choose_backend(shapes.values())
     # Graphs need the whole model on one device.
-    varlen = backend if isinstance(backend, VarlenBackend) and not probed.is_spread else None
+    varlen = backend if isinstance(backend, VarlenBackend) and not loaded.is_spread else None
     if engine.deterministic and varlen is None:
         backend = SdpaBackend()  # eager varlen chooses its kernels by the longest of the batch
     # Padding has places in the cache.
@@ -133,7 +146,7 @@ def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Asse
     tokens, window = _sizes(affordable - rows, loaded, engine, advice)
     cache = KVCache(shapes, tokens + rows)
     eager = TransformersForward(
-        loaded.model, cache, backend, loaded.device, spread=probed.is_spread
+        loaded.model, cache, backend, loaded.device, spread=loaded.is_spread
     )
     started = time.monotonic()
     forward: Forward = eager
@@ -149,8 +162,23 @@ def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Asse
         kv_bytes=cache.bytes,
         max_context_tokens=window,
         attention=backend.name,
+        prefill_chunk_tokens=_chunk(loaded, engine),
+        speculative_tokens=_speculative(forward, engine),
         graphs_s=time.monotonic() - started,
     )
+
+
+def _chunk(loaded: LoadedModel, engine: EngineConfig) -> int:
+    """Return the tokens of a chunk: as configured, or what suits the device."""
+    return engine.prefill_chunk_tokens or CHUNK_TOKENS[loaded.device.type]
+
+
+def _speculative(forward: Forward, engine: EngineConfig) -> int:
+    """Return how many guesses pay: none where they would take decode steps off their graphs."""
+    if engine.speculative_tokens and isinstance(forward, GraphedForward):
+        log.warning("engine.drafts_off", speculative_tokens=engine.speculative_tokens)
+        return 0
+    return engine.speculative_tokens
 
 
 def _graphed(eager: TransformersForward, decode: DecodeRows, engine: EngineConfig) -> Forward:

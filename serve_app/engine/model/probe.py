@@ -28,11 +28,6 @@ class Probed:
     shapes: dict[int, LayerShape]
     step_bytes: dict[torch.device, int]
 
-    @property
-    def is_spread(self) -> bool:
-        """Whether the model is on several GPUs, were it the embedding alone that is apart."""
-        return len(self.step_bytes) > 1
-
 
 @torch.inference_mode()
 def probe(loaded: LoadedModel, engine: EngineConfig) -> Probed:
@@ -46,7 +41,7 @@ def probe(loaded: LoadedModel, engine: EngineConfig) -> Probed:
         ModelLoadError: the model cannot run here, or not through the attention interface.
     """
     model, device = loaded.model, loaded.device
-    gpus = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+    gpus = loaded.gpus
     tokens = engine.max_batch_tokens if gpus else 2
     kept = list(range(min(tokens, engine.max_running_requests)))
     places = torch.arange(tokens, device=device)
@@ -58,7 +53,7 @@ def probe(loaded: LoadedModel, engine: EngineConfig) -> Probed:
         logits = model(
             input_ids=torch.zeros(1, tokens, dtype=torch.int64, device=device),
             position_ids=places[None] % loaded.window,
-            logits_to_keep=kept if len(gpus) > 1 else torch.tensor(kept, device=device),
+            logits_to_keep=kept if loaded.is_spread else torch.tensor(kept, device=device),
             use_cache=False,
             forward_pass=look,
         ).logits

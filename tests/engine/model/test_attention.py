@@ -2,11 +2,13 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
-from serve_app.engine.model.attention import varlen
+from serve_app.engine.model.attention import interface, varlen
 from serve_app.engine.model.attention.interface import attend, choose_backend
 from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
@@ -163,6 +165,20 @@ def test_a_torch_without_varlen_attn_falls_back(monkeypatch, missing):
 
     monkeypatch.setattr(varlen.importlib, "import_module", find)
     assert find_varlen_attn() is None
+
+
+@pytest.mark.parametrize("found", [None, documented_varlen_attn])
+def test_a_gpu_without_varlen_attn_is_warned_of(monkeypatch, found):
+    """It works, and it is slow; a CPU and an old GPU have nothing to gain by a newer torch."""
+    monkeypatch.setattr(interface, "find_varlen_attn", lambda: found)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    shape = LayerShape(2, 64, 64, torch.device("cuda:0"), torch.bfloat16, softcap=False)
+    with capture_logs() as logs:
+        assert choose_backend([shape]).name == ("varlen" if found else "sdpa")
+        assert choose_backend([replace(shape, device=torch.device("cpu"))]).name == "sdpa"
+        assert choose_backend([replace(shape, softcap=True)]).name == "sdpa"
+    warned = [(log["event"], log["log_level"]) for log in logs]
+    assert warned == ([] if found else [("engine.varlen_unavailable", "warning")])
 
 
 def test_the_cpu_computes_by_sdpa():
