@@ -77,12 +77,10 @@ class TransformersForward:
             slots += range(place + row.start, place + end)
             kept[index] = range(len(ids) - row.kept, len(ids))
         flat = list(itertools.chain.from_iterable(kept))
-        packed = Packed(
-            *map(self._tensor, (ids, positions, slots)),
-            # The logits' device need not be the first, and accelerate's hooks move every tensor
-            # that `model.forward` is given there. Numbers stay as they are.
-            kept=flat if self._spread else self._tensor(flat),
-        )
+        # The logits' device need not be the first, and accelerate's hooks move every tensor that
+        # `model.forward` is given there. Numbers stay as they are.
+        wanted = flat if self._spread else self._tensor(flat)
+        packed = Packed(self._tensor(ids), self._tensor(positions), self._tensor(slots), wanted)
         return self.compute(packed, self._backend.begin(tuple(spans)))
 
     def compute(self, packed: Packed, attention: StepAttention) -> torch.Tensor:
