@@ -180,8 +180,8 @@ class EngineConfig(_Part):
     max_batch_tokens: int = Field(
         2048, ge=16, description="tokens computed in one step at the most"
     )
-    prefill_chunk_tokens: int = Field(
-        256, ge=16, description="prompt tokens of one step at the most while anybody streams"
+    prefill_chunk_tokens: int | None = Field(
+        None, ge=16, description="prompt tokens a step while anybody streams; null: 256, GPU 1,024"
     )
     max_running_requests: int = Field(64, ge=1, description="requests in the batch at the most")
     prefix_cache: bool = Field(
@@ -198,7 +198,7 @@ class EngineConfig(_Part):
         default=True, description="compiled forward on CPU for Llama-like models; needs a compiler"
     )
     speculative_tokens: int = Field(
-        0, ge=0, le=16, description="guesses from the text so far, checked in one step; 0 is off"
+        0, ge=0, le=16, description="guesses from the text so far; off where CUDA graphs decode"
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto",

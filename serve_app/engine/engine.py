@@ -131,9 +131,9 @@ class Engine:
                 kv_tokens=assembly.kv_tokens,
                 max_batch_tokens=engine.max_batch_tokens,
                 max_running_requests=engine.max_running_requests,
-                prefill_chunk_tokens=engine.prefill_chunk_tokens,
+                prefill_chunk_tokens=assembly.prefill_chunk_tokens,
                 prefix_cache=engine.prefix_cache,
-                speculative_tokens=engine.speculative_tokens,
+                speculative_tokens=assembly.speculative_tokens,
             ),
             PromptEncoder(
                 loaded.tokenizer,

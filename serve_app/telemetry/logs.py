@@ -44,8 +44,10 @@ EVENTS = {
     "template.hides_tools": "the chat template shows no tools to the model, so that it calls none "
     "by itself; `model.chat_template` replaces it",
     "model.loaded": "weights are on the device, dtype asserted, warm-up answered",
+    "engine.drafts_off": "decode steps run as CUDA graphs, which guesses would leave",
     "engine.graphs_unavailable": "decode steps are not recorded as CUDA graphs, and why",
     "engine.native_unavailable": "the CPU's compiled forward cannot be used here, and why",
+    "engine.varlen_unavailable": "torch lacks varlen attention: a GPU attends row by row, slowly",
     "engine.started": "the replica takes requests",
     "replica.started": "the cold-start ledger: seconds by phase until the replica takes requests",
     "engine.step_failed": "all that ran is computed again, shorter or one request at a time",

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-MIXED = (Span(0, 1, 3, 900), Span(1, 60, 1000, 60), Span(61, 40, 1100, 170), Span(101, 1, 1300, 1))
+MIXED = (Span(0, 1, 3, 900), Span(1, 1, 1300, 1), Span(2, 60, 1000, 60), Span(62, 40, 1100, 170))
 DECODE = (Span(0, 1, 3, 900), Span(1, 1, 1000, 33), Span(2, 1, 1100, 1))
 
 

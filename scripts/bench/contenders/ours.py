@@ -30,7 +30,8 @@ def load(setup: Setup) -> Run:
         model=ModelConfig(path=setup.model_dir, dtype=dtype),
         engine=EngineConfig(
             max_context_tokens=setup.window,
-            max_batch_tokens=512 if setup.device == "cpu" else 2048,
+            max_batch_tokens=512 if setup.device == "cpu" else 8192,
+            prefill_chunk_tokens=None if setup.device == "cpu" else 2048,
             max_running_requests=setup.streams,
             prefix_cache=False,  # every round has the same prompts
         ),

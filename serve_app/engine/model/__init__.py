@@ -3,6 +3,8 @@
 runner.py               START HERE: one step: rows through the forward, then a token each
 loading.py              a directory of weights to a model on its device
 build.py                which forward, and a cache of the size that memory pays for
+probe.py                one forward that looks: attention layers, memory of a step
+fused_norms.py          RMSNorm by torch's one kernel, where a model's own is the same
 kv_cache.py             the pools of K and V
 native/                 the forward compiled for the CPU, bitwise batch-invariant
 transformers_forward.py transformers' own model, whatever its architecture, over attention/

@@ -15,17 +15,18 @@ import torch
 
 from serve_app.config import EngineConfig
 from serve_app.engine.cache.allocator import BLOCK_TOKENS, whole_blocks
-from serve_app.engine.model.attention.interface import ShapeProbe, choose_backend
+from serve_app.engine.model.attention.interface import choose_backend
 from serve_app.engine.model.attention.sdpa import SdpaBackend
-from serve_app.engine.model.attention.step import LayerShape
 from serve_app.engine.model.attention.varlen import VarlenBackend
 from serve_app.engine.model.batch_invariant import FixedForward
 from serve_app.engine.model.cuda_graphs import CudaRecorder, DecodeRows, GraphedForward, sizes
+from serve_app.engine.model.fused_norms import fuse_norms
 from serve_app.engine.model.kv_cache import KVCache, tokens_for
 from serve_app.engine.model.loading import LoadedModel
 from serve_app.engine.model.native import library
 from serve_app.engine.model.native.forward import NativeForward
 from serve_app.engine.model.native.weights import bytes_per_token, take, unsupported
+from serve_app.engine.model.probe import Probed, probe
 from serve_app.engine.model.runner import Forward
 from serve_app.engine.model.transformers_forward import TransformersForward
 from serve_app.errors import ModelLoadError
@@ -35,6 +36,10 @@ log = structlog.get_logger()
 # Outside torch's allocator: the CUDA context, kernels and the recorded graphs. An estimate.
 CONTEXT_BYTES = 1 << 29
 GIB = 2**30
+# Prompt tokens that keep the device busy without stalling those who stream: a CPU computes some
+# hundred of a small model in a tenth of a second, a GPU a thousand of a large one; fewer would
+# take a GPU less time than Python needs to launch their kernels.
+CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 CPU_ADVICE = "raise engine.kv_cache_cpu_gib"
 
 
@@ -48,6 +53,8 @@ class Assembly:
         kv_bytes: of all layers.
         max_context_tokens: the configured window, the model's or the cache's: the least.
         attention: what attends.
+        prefill_chunk_tokens: prompt tokens of one step at the most while anybody streams.
+        speculative_tokens: guesses that a decode row may check; 0 is none.
         graphs_s: seconds it took to record the decode steps as CUDA graphs.
     """
 
@@ -56,6 +63,8 @@ class Assembly:
     kv_bytes: int
     max_context_tokens: int
     attention: str
+    prefill_chunk_tokens: int
+    speculative_tokens: int
     graphs_s: float = 0.0
 
 
@@ -113,18 +122,22 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
         kv_bytes=tokens * per_token,
         max_context_tokens=window,
         attention=NativeForward.name,
+        prefill_chunk_tokens=_chunk(loaded, engine),
+        speculative_tokens=engine.speculative_tokens,
     )
 
 
 def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Assembly:
-    shapes, activation_bytes = _probe(loaded, engine)
-    budgets = _budgets(shapes, engine, activation_bytes, num_gpus)
+    if loaded.device.type == "cuda" and not loaded.is_spread:
+        fuse_norms(loaded.model)
+    probed = probe(loaded, engine)
+    shapes = probed.shapes
+    budgets = _budgets(probed, engine, num_gpus)
     affordable = tokens_for(shapes, {device: budget.size for device, budget in budgets.items()})
     advice = min(budgets.values(), key=lambda budget: budget.size).advice
     backend = choose_backend(shapes.values())
     # Graphs need the whole model on one device.
-    devices = {shape.device for shape in shapes.values()}
-    varlen = backend if isinstance(backend, VarlenBackend) and len(devices) == 1 else None
+    varlen = backend if isinstance(backend, VarlenBackend) and not loaded.is_spread else None
     if engine.deterministic and varlen is None:
         backend = SdpaBackend()  # eager varlen chooses its kernels by the longest of the batch
     # Padding has places in the cache.
@@ -132,7 +145,9 @@ def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Asse
     rows = rows if varlen or engine.deterministic else 0
     tokens, window = _sizes(affordable - rows, loaded, engine, advice)
     cache = KVCache(shapes, tokens + rows)
-    eager = TransformersForward(loaded.model, cache, backend, loaded.device)
+    eager = TransformersForward(
+        loaded.model, cache, backend, loaded.device, spread=loaded.is_spread
+    )
     started = time.monotonic()
     forward: Forward = eager
     if varlen is not None:
@@ -147,8 +162,23 @@ def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Asse
         kv_bytes=cache.bytes,
         max_context_tokens=window,
         attention=backend.name,
+        prefill_chunk_tokens=_chunk(loaded, engine),
+        speculative_tokens=_speculative(forward, engine),
         graphs_s=time.monotonic() - started,
     )
+
+
+def _chunk(loaded: LoadedModel, engine: EngineConfig) -> int:
+    """Return the tokens of a chunk: as configured, or what suits the device."""
+    return engine.prefill_chunk_tokens or CHUNK_TOKENS[loaded.device.type]
+
+
+def _speculative(forward: Forward, engine: EngineConfig) -> int:
+    """Return how many guesses pay: none where they would take decode steps off their graphs."""
+    if engine.speculative_tokens and isinstance(forward, GraphedForward):
+        log.warning("engine.drafts_off", speculative_tokens=engine.speculative_tokens)
+        return 0
+    return engine.speculative_tokens
 
 
 def _graphed(eager: TransformersForward, decode: DecodeRows, engine: EngineConfig) -> Forward:
@@ -175,57 +205,17 @@ def _sizes(
     return min(affordable, wanted), window
 
 
-@torch.inference_mode()
-def _probe(loaded: LoadedModel, engine: EngineConfig) -> tuple[dict[int, LayerShape], int]:
-    """See every attention layer's shapes and, on a GPU, what the largest step takes.
-
-    Returns:
-        Shapes by layer index, and the bytes a step needs besides weights and KV cache.
-    """
-    model, device = loaded.model, loaded.device
-    tokens = engine.max_batch_tokens if device.type == "cuda" else 2
-    kept = min(tokens, engine.max_running_requests)
-    ids = torch.zeros(1, tokens, dtype=torch.int64, device=device)
-    places = torch.arange(tokens, device=device)
-    probe = ShapeProbe()
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    try:
-        logits = model(
-            input_ids=ids,
-            position_ids=places[None] % loaded.window,
-            logits_to_keep=places[:kept],
-            use_cache=False,
-            forward_pass=probe,
-        ).logits
-    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{type(model).__name__} cannot run here: {error}") from error
-    if logits.shape[1] != kept or not probe.shapes:
-        raise ModelLoadError(f"{type(model).__name__} does not follow the attention interface.")
-    if device.type != "cuda":
-        return probe.shapes, 0
-    # The sampler works in float32 on the kept rows, a few tensors of their size at a time.
-    sampler = 6 * logits.numel() * 4
-    return probe.shapes, torch.cuda.max_memory_allocated(device) - before + sampler
-
-
-def _budgets(
-    shapes: dict[int, LayerShape],
-    engine: EngineConfig,
-    activation_bytes: int,
-    num_gpus: float,
-) -> dict[torch.device, _Budget]:
+def _budgets(probed: Probed, engine: EngineConfig, num_gpus: float) -> dict[torch.device, _Budget]:
     """Return what each device can give to the KV cache."""
     return {
-        device: _of_gpu(device, engine, activation_bytes, min(1.0, num_gpus))
+        device: _of_gpu(device, engine, probed.step_bytes[device], min(1.0, num_gpus))
         if device.type == "cuda"
         else _Budget(int(engine.kv_cache_cpu_gib * GIB), CPU_ADVICE)
-        for device in {shape.device for shape in shapes.values()}
+        for device in {shape.device for shape in probed.shapes.values()}
     }
 
 
-def _of_gpu(
-    device: torch.device, engine: EngineConfig, activation_bytes: int, share: float
-) -> _Budget:
+def _of_gpu(device: torch.device, engine: EngineConfig, step_bytes: int, share: float) -> _Budget:
     """Return what is left of a replica's share of a GPU, and is free there.
 
     Of a share only what this process holds is taken off: others that share the GPU have theirs.
@@ -237,7 +227,7 @@ def _of_gpu(
     own = torch.cuda.memory_reserved(device) + CONTEXT_BYTES
     limit = engine.kv_cache_fraction * share * total
     spare = free - (1 - engine.kv_cache_fraction) * share * total
-    needs = f"weights and CUDA take {own / GIB:.1f}, a step {activation_bytes / GIB:.1f} GiB"
+    needs = f"weights and CUDA take {own / GIB:.1f}, a step {step_bytes / GIB:.1f} GiB"
     other = total - free - own
     if spare < limit - own and other > CONTEXT_BYTES:  # that much may be an error of the estimate
         advice = (
@@ -252,4 +242,4 @@ def _of_gpu(
             f"is {limit / GIB:.1f} of the GPU's {total / GIB:.1f} GiB, and {needs}: raise {more}"
             "engine.kv_cache_fraction, lower engine.max_batch_tokens, or use a larger GPU"
         )
-    return _Budget(int(min(limit - own, spare) - activation_bytes), advice)
+    return _Budget(int(min(limit - own, spare) - step_bytes), advice)

@@ -62,6 +62,17 @@ class LoadedModel:
     tokenizer_s: float
     weights_s: float
 
+    @property
+    def gpus(self) -> tuple[torch.device, ...]:
+        """Those that hold weights, in order; none on a CPU."""
+        found = {each.device for each in self.model.parameters() if each.device.type == "cuda"}
+        return tuple(sorted(found, key=lambda device: device.index))
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether the model is on several GPUs, were it the embedding alone that is apart."""
+        return len(self.gpus) > 1
+
 
 def load(
     model_dir: Path,

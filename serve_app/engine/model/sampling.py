@@ -17,7 +17,7 @@ from serve_app.engine.sequence import SamplingPlan, Score
 # The nucleus of a language model is nearly always among its largest logits; sorting those
 # alone is ten times cheaper than sorting a vocabulary. Wider nuclei sort everything.
 NUCLEUS = 1024
-# 23 bits: the product with a float32 sum stays below the sum after rounding.
+# 23 bits: the product with a sum stays below the sum after rounding, in float32 too.
 _UNIFORM_BITS = 23
 _MASK = 2**64 - 1
 
@@ -97,9 +97,14 @@ def _draw(logits: torch.Tensor, plans: list[SamplingPlan], indices: list[int]) -
     if narrow:
         kept = _narrow(scaled[narrow], [plans[row] for row in narrow])
         scaled[narrow] = kept
-    cumulated = scaled.softmax(dim=-1).cumsum(dim=-1)
+    # A CPU adds up id by id. A GPU does it in an order of its own: in float32 an id of probability
+    # 0 would get a share of the rounding, and what it draws would differ between runs.
+    dtype = torch.float32 if device.type == "cpu" else torch.float64
+    cumulated = scaled.softmax(dim=-1).cumsum(dim=-1, dtype=dtype)
     noise = torch.tensor(
-        [[uniform(plan.seed, i)] for plan, i in zip(plans, indices, strict=True)], device=device
+        [[uniform(plan.seed, i)] for plan, i in zip(plans, indices, strict=True)],
+        dtype=dtype,
+        device=device,
     )
     # The first id whose cumulated probability is above the target; one of probability 0 never is.
     target = noise * cumulated[:, -1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,13 @@ class Packed:
         ids: (tokens,).
         positions: (tokens,), each one's in its sequence.
         slots: (tokens,), each one's place in the cache.
-        kept: which of them need logits.
+        kept: which of them need logits, in the order of the result; a list has no device.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    kept: torch.Tensor
+    kept: torch.Tensor | list[int]
 
 
 class TransformersForward:
@@ -37,13 +38,23 @@ class TransformersForward:
         cache: its KV cache.
         backend: how to attend.
         device: where token ids go in.
+        spread: its layers are on several devices.
     """
 
-    def __init__(self, model: Any, cache: KVCache, backend: Backend, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        cache: KVCache,
+        backend: Backend,
+        device: torch.device,
+        *,
+        spread: bool = False,
+    ) -> None:
         self._model = model
         self._cache = cache
         self._backend = backend
         self._device = device
+        self._spread = spread
 
     def move(self, moves: tuple[Move, ...]) -> None:
         """See `Forward.move`."""
@@ -55,16 +66,21 @@ class TransformersForward:
         positions: list[int] = []
         slots: list[int] = []
         spans: list[Span] = []
-        kept: list[int] = []
-        for row in rows:
+        kept: list[range] = [range(0)] * len(rows)
+        # Single queries first: a backend may have a faster way for them.
+        for index, row in sorted(enumerate(rows), key=lambda each: each[1].count > 1):
             end = row.start + row.count
             place = row.place
             spans.append(Span(len(ids), row.count, place, end))
             ids += row.ids
             positions += range(row.start, end)
             slots += range(place + row.start, place + end)
-            kept += range(len(ids) - row.kept, len(ids))
-        packed = Packed(*map(self._tensor, (ids, positions, slots, kept)))
+            kept[index] = range(len(ids) - row.kept, len(ids))
+        flat = list(itertools.chain.from_iterable(kept))
+        # The logits' device need not be the first, and accelerate's hooks move every tensor that
+        # `model.forward` is given there. Numbers stay as they are.
+        wanted = flat if self._spread else self._tensor(flat)
+        packed = Packed(self._tensor(ids), self._tensor(positions), self._tensor(slots), wanted)
         return self.compute(packed, self._backend.begin(tuple(spans)))
 
     def compute(self, packed: Packed, attention: StepAttention) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
-from serve_app.engine.model.attention import varlen
+from serve_app.engine.model.attention import interface, varlen
 from serve_app.engine.model.attention.interface import attend, choose_backend
 from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
@@ -15,7 +17,7 @@ from serve_app.errors import ModelLoadError
 
 DIM, VALUE_DIM, POOL = 16, 16, 120
 # Decode rows, whole prompts and later chunks, in regions that are apart in the pool.
-MIXED = (Span(0, 1, 3, 9), Span(1, 6, 20, 6), Span(7, 4, 40, 17), Span(11, 1, 70, 1))
+MIXED = (Span(0, 1, 3, 9), Span(1, 1, 70, 1), Span(2, 6, 20, 6), Span(8, 4, 40, 17))
 DECODE = (Span(0, 1, 3, 9), Span(1, 1, 20, 33), Span(2, 1, 60, 1))
 SCORINGS = (
     Scoring(0.25),
@@ -120,6 +122,24 @@ def test_varlen_asks_for_what_sdpa_does(heads, spans, scoring):
     torch.testing.assert_close(out, written_out(query, keys, values, spans, scoring))
 
 
+@pytest.mark.parametrize("window", [None, 4, 100])
+def test_single_queries_get_the_fast_kernel(window):
+    """A call of their own and no window: then heads share K and V, and long rows are split."""
+    calls = []
+
+    def attend(query, keys, values, **how):
+        rows = how["cu_seq_q"].diff().tolist()
+        calls.append((rows, how["max_q"], how["window_size"], how["seqused_k"].tolist()))
+        return documented_varlen_attn(query, keys, values, **how)
+
+    query, keys, values = tensors(4, 2, MIXED)
+    scoring = Scoring(0.25, window=window)
+    VarlenBackend(attend).begin(MIXED).attend(query, keys, values, scoring)
+    left = -1 if window is None else window - 1
+    used = [min(9, window or 9), 1]
+    assert calls == [([1, 1], 1, (-1, -1), used), ([6, 4], 6, (left, 0), [6, 17])]
+
+
 def test_this_torch_has_varlen_attn_as_it_is_called():
     """The installed torch takes every argument that the backend passes."""
     found = find_varlen_attn()
@@ -145,6 +165,20 @@ def test_a_torch_without_varlen_attn_falls_back(monkeypatch, missing):
 
     monkeypatch.setattr(varlen.importlib, "import_module", find)
     assert find_varlen_attn() is None
+
+
+@pytest.mark.parametrize("found", [None, documented_varlen_attn])
+def test_a_gpu_without_varlen_attn_is_warned_of(monkeypatch, found):
+    """It works, and it is slow; a CPU and an old GPU have nothing to gain by a newer torch."""
+    monkeypatch.setattr(interface, "find_varlen_attn", lambda: found)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    shape = LayerShape(2, 64, 64, torch.device("cuda:0"), torch.bfloat16, softcap=False)
+    with capture_logs() as logs:
+        assert choose_backend([shape]).name == ("varlen" if found else "sdpa")
+        assert choose_backend([replace(shape, device=torch.device("cpu"))]).name == "sdpa"
+        assert choose_backend([replace(shape, softcap=True)]).name == "sdpa"
+    warned = [(log["event"], log["log_level"]) for log in logs]
+    assert warned == ([] if found else [("engine.varlen_unavailable", "warning")])
 
 
 def test_the_cpu_computes_by_sdpa():

@@ -13,6 +13,7 @@ from serve_app.engine.model.attention.step import LayerShape
 from serve_app.engine.model.batch_invariant import FixedForward
 from serve_app.engine.model.loading import load
 from serve_app.engine.model.native import library
+from serve_app.engine.model.probe import Probed
 from serve_app.errors import ModelLoadError
 from tests.models import WINDOW
 
@@ -109,7 +110,9 @@ class Card:
 
     def budget(self, *, num_gpus=1.0, step=1.0, fraction=0.9):
         engine = EngineConfig(kv_cache_fraction=fraction)
-        (budget,) = build._budgets({0: SHAPE}, engine, int(step * GIB), num_gpus).values()
+        (budget,) = build._budgets(
+            Probed({0: SHAPE}, {SHAPE.device: int(step * GIB)}), engine, num_gpus
+        ).values()
         return budget
 
     def gib(self, **how):
@@ -192,9 +195,9 @@ def test_the_replicas_share_reaches_the_budget(model_dir, monkeypatch):
     asked = []
     real = build._budgets
 
-    def budgets(shapes, engine, activation_bytes, num_gpus):
+    def budgets(probed, engine, num_gpus):
         asked.append(num_gpus)
-        return real(shapes, engine, activation_bytes, num_gpus)
+        return real(probed, engine, num_gpus)
 
     monkeypatch.setattr(build, "_budgets", budgets)
     loaded = load(model_dir("llama"), ModelConfig(path="/m"), num_gpus=0, num_cpus=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import structlog
 import torch
 from transformers import AttentionInterface
 
@@ -18,6 +19,8 @@ from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.step import Backend, LayerShape, Scoring
 from serve_app.engine.model.attention.varlen import VarlenBackend, find_varlen_attn, supports
 from serve_app.errors import ModelLoadError
+
+log = structlog.get_logger()
 
 NAME = "serve_app"
 
@@ -76,9 +79,10 @@ class ShapeProbe:
 
 def choose_backend(shapes: Iterable[LayerShape]) -> Backend:
     """Pick the fastest backend that does these layers."""
-    shapes = tuple(shapes)
-    if supports(shapes) and (varlen_attn := find_varlen_attn()):
-        return VarlenBackend(varlen_attn)
+    if supports(tuple(shapes)):
+        if varlen_attn := find_varlen_attn():
+            return VarlenBackend(varlen_attn)
+        log.warning("engine.varlen_unavailable", torch=torch.__version__, needs="torch 2.11")
     return SdpaBackend()
 
 

@@ -92,5 +92,10 @@ class Backend(Protocol):
     name: str
 
     def begin(self, spans: tuple[Span, ...]) -> StepAttention:
-        """Prepare a step; spans are in the order of the packed batch and of the pool."""
+        """Prepare a step.
+
+        Args:
+            spans: in the order of the packed batch: those of one query first, then the others,
+                each kind in the order of the pool.
+        """
         ...

@@ -3,6 +3,11 @@
 `torch.nn.attention.varlen.varlen_attn` takes the whole pool as one packed tensor: `cu_seq_k`
 says where each sequence's region starts and `seqused_k` how much of it is filled, so nothing
 is copied or gathered and no other package is needed (built-in FlashAttention 2).
+
+The kernel works on tiles of 128 queries of one row and one head. Only a call without any longer
+row and without a window shares K and V among a group's heads and splits long ones (torch 2.13,
+flash_api.cpp). So single queries get a call of their own, and their window is not the kernel's
+but the end of their region.
 """
 
 from __future__ import annotations
@@ -10,11 +15,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
+from serve_app.engine.model.attention.step import LayerShape, Scoring, Span, StepAttention
 
 # What this backend asks of the API; torch 2.11 has all of it, older ones lack some.
 NEEDED = frozenset({"scale", "window_size", "enable_gqa", "seqused_k"})
@@ -57,8 +63,16 @@ class VarlenBackend:
     def __init__(self, attend: Callable[..., torch.Tensor]) -> None:
         self._attend = attend
 
-    def begin(self, spans: tuple[Span, ...]) -> VarlenStep:
-        """Prepare a step."""
+    def begin(self, spans: tuple[Span, ...]) -> StepAttention:
+        """Prepare a step; see `Backend.begin`."""
+        singles = tuple(span for span in spans if span.q_count == 1)
+        count = len(singles)
+        if count in {0, len(spans)}:
+            return self._step(spans)
+        chunks = tuple(replace(span, q_start=span.q_start - count) for span in spans[count:])
+        return MixedStep(self._step(singles), self._step(chunks), count)
+
+    def _step(self, spans: tuple[Span, ...]) -> VarlenStep:
         last = spans[-1]
         lists = {
             "cu_seq_q": [*(span.q_start for span in spans), last.q_start + last.q_count],
@@ -83,8 +97,35 @@ class VarlenBackend:
         return VarlenStep(self._attend, indices, max_q=1, max_k=max_k)
 
 
+class MixedStep:
+    """One step's attention with two calls a layer.
+
+    Args:
+        singles: of the rows of one query.
+        chunks: of the others, which come after them.
+        count: of the former.
+    """
+
+    def __init__(self, singles: StepAttention, chunks: StepAttention, count: int) -> None:
+        self._singles = singles
+        self._chunks = chunks
+        self._count = count
+
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """See `StepAttention.attend`."""
+        singles, chunks = query[: self._count], query[self._count :]
+        return torch.cat(
+            (
+                self._singles.attend(singles, keys, values, scoring),
+                self._chunks.attend(chunks, keys, values, scoring),
+            )
+        )
+
+
 class VarlenStep:
-    """One step's attention; the index tensors are copied once to each device."""
+    """One step's attention; the index tensors are made once for each device and window."""
 
     def __init__(
         self,
@@ -98,33 +139,45 @@ class VarlenStep:
         self._indices = indices
         self._max_q = max_q
         self._max_k = max_k
-        self._copies: dict[torch.device, dict[str, Any]] = {}
+        self._copies: dict[tuple[torch.device, int | None], dict[str, Any]] = {}
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """See `StepAttention.attend`."""
+        max_k, cut = self._max_k, None
         # (left, right) without the query itself; right = 0 is causal, aligned to the last key in
-        # use. Single queries see all keys in use anyway, and only without any window does the
-        # kernel share K and V among a group's heads and split long ones (flash_api.cpp, 2.13).
-        window = (-1, -1) if self._max_q == 1 else (-1, 0)
-        if scoring.window is not None:
+        # use. A single query sees all keys in use anyway.
+        window = (-1, 0)
+        if self._max_q == 1:
+            window, cut = (-1, -1), scoring.window
+            max_k = max_k if cut is None else min(max_k, cut)
+        elif scoring.window is not None:
             window = (scoring.window - 1, 0)
         return self._attend(
             query,
             keys,
             values,
             max_q=self._max_q,
-            max_k=self._max_k,
+            max_k=max_k,
             scale=scoring.scale,
             window_size=window,
             enable_gqa=query.shape[1] != keys.shape[1],
-            **self._on(query.device),
+            **self._on(query.device, cut),
         )
 
-    def _on(self, device: torch.device) -> dict[str, Any]:
-        if device not in self._copies:
-            self._copies[device] = {
-                name: tensor.to(device) for name, tensor in self._indices.items()
-            }
-        return self._copies[device]
+    def _on(self, device: torch.device, cut: int | None) -> dict[str, Any]:
+        """Return the indices on a device, of regions cut to their last `cut` tokens."""
+        key = (device, cut)
+        if key not in self._copies:
+            indices = {name: tensor.to(device) for name, tensor in self._indices.items()}
+            self._copies[key] = indices if cut is None else _ends(indices, cut)
+        return self._copies[key]
+
+
+def _ends(indices: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
+    """Cut regions to their last tokens; nothing is read on the host, so a graph can hold it."""
+    used = indices["seqused_k"].clamp(max=tokens)
+    starts = indices["cu_seq_k"].clone()
+    starts[:-1] += indices["seqused_k"] - used
+    return {**indices, "cu_seq_k": starts, "seqused_k": used}
