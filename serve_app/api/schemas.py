@@ -105,22 +105,16 @@ def _limit(least: int) -> PlainValidator:
 def _prompts(value: object) -> tuple[TextPrompt | TokenPrompt, ...]:
     """Tell the four forms apart: string, strings, token ids, lists of token ids."""
     if isinstance(value, str):
-        return (_text_prompt(value),)
+        return (TextPrompt(value),)
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string, a list of strings, token ids or lists of token ids")
     if isinstance(value[0], str | list) and len(value) > MAX_CHOICES:
         raise ValueError(f"at most {MAX_CHOICES} prompts in one request")
     if all(isinstance(item, str) for item in value):
-        return tuple(_text_prompt(item) for item in value)
+        return tuple(map(TextPrompt, value))
     if all(isinstance(item, list) for item in value):
         return tuple(_token_prompt(item) for item in value)
     return (_token_prompt(value),)
-
-
-def _text_prompt(text: str) -> TextPrompt:
-    if not text:
-        raise ValueError("must not be empty")
-    return TextPrompt(text)
 
 
 def _token_prompt(ids: list[object]) -> TokenPrompt:
