@@ -140,6 +140,7 @@ class SamplingParams:
         skip_special_tokens: special tokens have no text.
         keep_special_tokens: those that have a text nevertheless.
         return_prompt_ids: the first delta has the prompt's ids.
+        split_thoughts: thoughts are not part of the text, where the engine separates them.
         unset: those of `MODEL_DEFAULTS` that the client left out; a default that the model's
             authors publish replaces theirs.
     """
@@ -165,6 +166,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     keep_special_tokens: tuple[str, ...] = ()
     return_prompt_ids: bool = False
+    split_thoughts: bool = True
     unset: frozenset[str] = frozenset()
 
 

@@ -122,12 +122,15 @@ def plan_chat(body: ChatRequest, *, request_id: str) -> Plan:
     options = body.stream_options or StreamOptions()
     alternatives = (body.top_logprobs or 0) if body.logprobs else None
     sampling = _sampling(body, logprobs=alternatives, structure=structure)
-    if tools:  # their syntax may be special tokens
-        sampling = replace(sampling, keep_special_tokens=MARKS)
+    sampling = replace(
+        sampling,
+        split_thoughts=body.splits_thoughts,
+        keep_special_tokens=MARKS if tools else (),  # a call's syntax may be special tokens
+    )
     return Plan(
         requests=_requests(body, [prompt], sampling, request_id),
         calls=_calls(body, tools) if tools else None,
-        reasoning=body.include_reasoning is not False,
+        reasoning=body.shows_thoughts,
         token_ids=bool(body.return_token_ids),
         structure_field=field,
         stream=bool(body.stream),

@@ -104,6 +104,8 @@ FunctionKind = Annotated[Literal["function"], BeforeValidator(only_functions)]
 def _arguments(value: object) -> str | dict[str, Any] | None:
     if value is None or isinstance(value, str | dict):
         return value
+    if value == []:  # PHP's way to write an object without keys
+        return {}
     raise ValueError("must be an object, or its text")
 
 

@@ -6,7 +6,7 @@ Values are strict, null means absent, and no message ever quotes what the client
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
@@ -105,22 +105,16 @@ def _limit(least: int) -> PlainValidator:
 def _prompts(value: object) -> tuple[TextPrompt | TokenPrompt, ...]:
     """Tell the four forms apart: string, strings, token ids, lists of token ids."""
     if isinstance(value, str):
-        return (_text_prompt(value),)
+        return (TextPrompt(value),)
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string, a list of strings, token ids or lists of token ids")
     if isinstance(value[0], str | list) and len(value) > MAX_CHOICES:
         raise ValueError(f"at most {MAX_CHOICES} prompts in one request")
     if all(isinstance(item, str) for item in value):
-        return tuple(_text_prompt(item) for item in value)
+        return tuple(map(TextPrompt, value))
     if all(isinstance(item, list) for item in value):
         return tuple(_token_prompt(item) for item in value)
     return (_token_prompt(value),)
-
-
-def _text_prompt(text: str) -> TextPrompt:
-    if not text:
-        raise ValueError("must not be empty")
-    return TextPrompt(text)
 
 
 def _token_prompt(ids: list[object]) -> TokenPrompt:
@@ -137,6 +131,8 @@ TokenId = Annotated[Int, Field(ge=0, le=MAX_TOKEN_ID)]
 Limit = Annotated[int | None, _limit(1)]
 Truncation = Annotated[int | None, _limit(1)]  # UNLIMITED is as many as fit
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+# llama.cpp's words and Groq's: where a model's thoughts are shown.
+ReasoningFormat = Literal["none", "auto", "deepseek", "raw", "parsed", "hidden"]
 
 
 class StreamOptions(Schema):
@@ -236,9 +232,22 @@ class ChatRequest(SamplingFields):
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
     include_reasoning: bool | None = None
+    reasoning_format: ReasoningFormat | None = None
+    separate_reasoning: bool | None = None
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether the answer has the model's thoughts."""
+        return self.include_reasoning is not False and self.reasoning_format != "hidden"
+
+    @property
+    def splits_thoughts(self) -> bool:
+        """Whether they are no part of the content; what is hidden never is."""
+        joined = self.separate_reasoning is False or self.reasoning_format in ("none", "raw")
+        return not (joined and self.shows_thoughts)
 
     @model_validator(mode="after")
     def _logprobs_to_have_alternatives(self) -> ChatRequest:

@@ -23,6 +23,10 @@ from serve_app.protocol import Structure
 MAX_WAYS = 16_384  # of a choice
 JSON_OBJECT = Structure("json_object")
 
+# What a schema says and OpenAI's object around it does not.
+_SCHEMA_KEYS = {"properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"}
+_SCHEMA_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+
 
 def _response_format(value: object) -> Structure | None:
     """Read OpenAI's three types, and how llama.cpp and TGI write a schema or an expression."""
@@ -34,6 +38,8 @@ def _response_format(value: object) -> Structure | None:
         case "text":
             return None
         case "json_object" | "json":
+            if isinstance(value.get("json_schema"), dict):
+                return _named_schema(value)
             return JSON_OBJECT if not (form := _schema_of(value)) else json_schema(form)
         case "json_schema":
             return _named_schema(value)
@@ -46,9 +52,13 @@ def _named_schema(value: dict[str, Any]) -> Structure:
     form = value.get("json_schema")
     if form is None and (schema := _schema_of(value)) is not None:
         return json_schema(schema)
+    if isinstance(form, str):  # as some proxies pass it on
+        form = from_json(form)
     if not isinstance(form, dict):
         raise ValueError("`json_schema` must be an object with a `schema`")  # noqa: TRY004
     schema = _schema_of(form)
+    if schema is None and _is_schema(form):  # without the object around it
+        schema = form
     if schema is None and not form.get("name"):
         raise ValueError("`json_schema` must have a `schema`")
     if schema is None:
@@ -64,6 +74,10 @@ def _schema_of(form: dict[str, Any]) -> object:
         if isinstance(schema, dict) and "name" in schema and isinstance(schema.get("schema"), dict):
             schema = schema["schema"]
     return schema
+
+
+def _is_schema(form: dict[str, Any]) -> bool:
+    return bool(form.keys() & _SCHEMA_KEYS) or form.get("type") in _SCHEMA_TYPES
 
 
 def json_schema(schema: object) -> Structure:

@@ -187,9 +187,9 @@ _TABLE: dict[str, Rule | tuple[Rule, Rule, Rule]] = {
     "reasoning": (HINT, HINT, DONE),
     "thinking_token_budget": refused(-1),
     "include_reasoning": (DONE, HINT, DONE),
-    "reasoning_format": HINT,
-    "separate_reasoning": HINT,
-    "stream_reasoning": HINT,
+    "reasoning_format": (DONE, HINT, DONE),
+    "separate_reasoning": (DONE, HINT, DONE),
+    "stream_reasoning": HINT,  # when thoughts come, not what they are
     "verbosity": HINT,
     # Pictures and sound, of which there are none.
     "audio": NO,

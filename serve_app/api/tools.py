@@ -27,7 +27,9 @@ _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 class Function(Schema):
     """A function's name, what it is for, and the JSON schema of its arguments."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]  # OpenAI's rule
+    # OpenAI takes neither dots, slashes and colons nor more than 64; other servers do, and the
+    # names of tools that come over MCP have them.
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,256}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -278,7 +278,7 @@ class Engine:
             scores_prompt=sequence.sampling.prompt_logprobs is not None,
             include_stop=params.include_stop,
             stop_strings=encoded.stop_strings,
-            thinking=encoded.thinking,
+            thinking=encoded.thinking if params.split_thoughts else None,
             shown_prompt=encoded.tokens if params.return_prompt_ids else (),
         )
 

@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.api.formats.table import MARKS
 from serve_app.protocol import FinishReason
-from tests.api.harness import Service, events
+from tests.api.harness import CHAT, HELLO, Service, events, refusal
 from tests.api.specification import conform
 from tests.fakes import FakeEngine, Pause, Thought
 
@@ -216,6 +216,41 @@ async def test_thoughts_can_be_left_out():
     }
     response = await service.chat(include_reasoning=False, stream=True)
     assert "reasoning" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "splits", "shows"),
+    [
+        ({}, True, True),
+        ({"reasoning_format": "auto", "separate_reasoning": True}, True, True),
+        ({"reasoning_format": "deepseek"}, True, True),
+        ({"reasoning_format": "parsed"}, True, True),
+        ({"reasoning_format": "none"}, False, True),
+        ({"reasoning_format": "raw"}, False, True),
+        ({"separate_reasoning": False}, False, True),
+        ({"reasoning_format": "hidden"}, True, False),
+        ({"reasoning_format": "none", "include_reasoning": False}, True, False),
+        ({"separate_reasoning": False, "reasoning_format": "hidden"}, True, False),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+async def test_a_client_says_where_thoughts_are_shown(path, fields, splits, shows):
+    """In a field of their own, in the content (llama.cpp, Groq, SGLang), or not at all."""
+    service = Service(FakeEngine(THINKS))
+    question = HELLO if path == CHAT else {"input": "hi"}
+    answer = await service.post(path, question | fields)
+    assert ("I may call." in answer.text) is shows
+    (request,) = service.engine.requests
+    assert request.sampling.split_thoughts is splits
+
+
+@pytest.mark.parametrize(
+    "fields", [{"reasoning_format": "deepseek-legacy"}, {"separate_reasoning": "no"}]
+)
+async def test_where_else_thoughts_could_be_shown_is_refused(fields):
+    """By name."""
+    error = refusal(await Service().chat(**fields), 400)
+    assert error["param"] == next(iter(fields))
 
 
 async def test_a_call_that_is_only_thought_of_is_none():

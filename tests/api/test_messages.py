@@ -148,7 +148,9 @@ def test_arguments_may_be_an_object(arguments):
     assert show(**asked(arguments))["tool_calls"][0]["function"]["arguments"] == {"a": 1}
 
 
-@pytest.mark.parametrize("function", [{"name": "f"}, {"name": "f", "arguments": None}])
+@pytest.mark.parametrize(
+    "function", [{"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": []}]
+)
 @pytest.mark.parametrize("fields", [{}, {"type": None}, {"id": None}])
 def test_what_a_call_does_not_say_is_what_it_must_be(function, fields):
     """No arguments are empty ones, and a call is one of a function."""

@@ -118,6 +118,8 @@ def test_the_ends_of_each_range_and_null_are_accepted(name, values):
     [
         ("a", (TextPrompt("a"),)),
         (["a", "b"], (TextPrompt("a"), TextPrompt("b"))),
+        ("", (TextPrompt(""),)),  # a document's beginning; the engine knows whether there is one
+        ([""], (TextPrompt(""),)),
         ([1, 2], (TokenPrompt((1, 2)),)),
         ([[1], [2, 3]], (TokenPrompt((1,)), TokenPrompt((2, 3)))),
     ],
@@ -129,11 +131,11 @@ def test_a_prompt_has_four_forms(prompt, parsed):
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", [], [[]], [""], ["a", 1], [1, "a"], [[1], "a"], [True], [1.5], [-1], [2**31], None, {}, 3],
+    [[], [[]], ["a", 1], [1, "a"], [[1], "a"], [True], [1.5], [-1], [2**31], None, {}, 3],
     ids=repr,
 )
 def test_other_prompts_are_refused(prompt):
-    """Empty, mixed and impossible prompts never reach the engine."""
+    """Lists of nothing, mixed and impossible prompts never reach the engine."""
     assert refused(CompletionRequest, {"prompt": prompt}).param == "prompt"
 
 

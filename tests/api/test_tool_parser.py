@@ -148,6 +148,14 @@ FORMS = [
     ("search()\n", call("search", "{}")),
     ('One moment. [search(q="a")]', [Content("One moment."), *call("search", '{"q": "a"}')]),
     # tags with the name in them
+    ('<function name="search">{"q": "a"}</function>', call("search", '{"q": "a"}')),
+    ("<function='search'></function>", call("search", "{}")),
+    (
+        '<function name="weather"><parameter name="city">Bern</parameter></function>',
+        call("weather", '{"city": "Bern"}'),
+    ),
+    ('{"name": "search", "args": {"q": "a"}}', call("search", '{"q": "a"}')),
+    ('{"input": {"q": "a"}, "name": "search"}', call("search", '{"q": "a"}')),
     ('<function=search>{"q": "</function>"}</function>', call("search", '{"q": "</function>"}')),
     (
         "I look.\n<function=search>\n</function>\n<function=weather>{}</function>",
@@ -213,6 +221,10 @@ def test_the_forms_of_calls(text, parts):
         f"{OPEN} search {CLOSE}",
         f'{OPEN}{{"name": "unknown", "arguments": {{}}}}{CLOSE}',
         "<function=unknown>{}</function>",
+        '<function name="unknown">{}</function>',
+        '<function id="search">{}</function>',
+        "<function='search\">{}</function>",
+        "<functions>",
         "<function=search>oops</function>",
         TOOL_CALLS + "unknown{}",
         TOOL_CALLS + "search",

@@ -37,7 +37,9 @@ def schema(*tools, **options):
         ({"tools": [{}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [tool("a b")]}, "tools[0].function.name"),
-        ({"tools": [tool("a" * 65)]}, "tools[0].function.name"),
+        ({"tools": [tool("a" * 257)]}, "tools[0].function.name"),
+        ({"tools": [tool("")]}, "tools[0].function.name"),
+        ({"tools": [tool('a"b')]}, "tools[0].function.name"),
         ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
         ({"tools": [tool(), tool()]}, "tools"),
         ({"tools": [tool(str(n)) for n in range(129)]}, "tools"),
@@ -78,6 +80,13 @@ def test_choices_by_word(choice):
     """All of OpenAI's words."""
     body = validate(ChatRequest, HELLO | {"tools": [tool()], "tool_choice": choice})
     assert body.tool_choice == choice
+
+
+@pytest.mark.parametrize("name", ["files.read", "mcp__github/list-issues", "ns:call", "a" * 65])
+def test_a_name_may_be_one_that_only_openai_refuses(name):
+    """Tools of MCP servers and other providers have dots, slashes and long names."""
+    body = validate(ChatRequest, HELLO | {"tools": [tool(name)], "tool_choice": named(name)})
+    assert body.tools[0].shown()["function"]["name"] == name
 
 
 def test_a_choice_by_name():

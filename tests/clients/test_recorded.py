@@ -23,6 +23,13 @@ GENERATION = {
     "stop": ["Question:", "</s>", "<|im_end|>"],
     "seed": 1234,
 }
+# The same for HumanEval, whose task file names more stop strings than OpenAI takes.
+HUMAN_EVAL = {
+    **GENERATION,
+    "prompt": ["def add(a, b):\n"],
+    "max_tokens": 1024,
+    "stop": ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```", "</s>", "<|im_end|>", ""],
+}
 # `local-chat-completions`: its messages carry a type of their own.
 CHAT_GENERATION = {
     "messages": [{"role": "user", "content": "1 + 1?", "type": "text"}],
@@ -90,6 +97,7 @@ OPEN_WEBUI = {
     [
         (COMPLETIONS, LOGLIKELIHOOD),
         (COMPLETIONS, GENERATION),
+        (COMPLETIONS, HUMAN_EVAL),
         (CHAT, CHAT_GENERATION),
         (CHAT, LLAMA_CPP),
         (CHAT, VLLM_BENCH),

@@ -209,6 +209,8 @@ async def test_thoughts_are_told_from_the_answer_where_that_is_asked_for(load):
         "",
         "<think>" * 4,
     )
+    joined = forced(THOUGHT, split_thoughts=False)  # what a client may ask for
+    assert (await answer(engine, thinking("<think>\n"), joined))[:2] == ("", "</think>" * 4)
     plain = load()
     assert (await answer(plain, thinking("<think>\n"), forced(THOUGHT)))[:2] == (
         "",

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 T = TypeVar("T")
 MAX_SEARCHED = 2**22  # characters
 SPACE = " \t\r\n\f\v"
-_NAME = re.compile(r"[\w.-]")
+_NAME = re.compile(r"[\w./-]")
 _BRACKETS = re.compile(r'[{}\[\]"]')
 _BRACES = re.compile(r'[{}"\\]')
 _QUOTED = re.compile(r'["\\]')

@@ -6,6 +6,7 @@
     </parameter>
     </function>
 
+Some models write the names as attributes: `<function name="f">`, `<parameter name="city">`.
 What stands in a parameter's tag is a text; the tool's schema says whether it means a number, a
 list, or the text itself.
 """
@@ -27,23 +28,23 @@ from serve_app.api.formats.buffer import (
     Wait,
 )
 
-CLOSE, PARAMETER, CLOSE_PARAMETER = "</function>", "<parameter=", "</parameter>"
+OPEN, CLOSE = "<function", "</function>"
+PARAMETER, CLOSE_PARAMETER = "<parameter", "</parameter>"
 
 
 class FunctionTag:
     """One such call."""
 
-    opening = "<function="
+    opening = OPEN
 
     def read(self, buffer: Buffer, at: int, tools: Tools, *, sure: bool) -> Read[bool]:  # noqa: ARG002
         """See `table.Form`."""
         if not (yield from buffer.starts(self.opening, at)):
             return False
-        at += len(self.opening)
-        name = yield from buffer.one_of(tools.names, at)
-        if not name or (yield from buffer.char(at + len(name))) != ">":
+        name, at = yield from _named(buffer, at + len(OPEN), tools)
+        if not name:
             return False
-        at = yield from buffer.skip(at + len(name) + 1)
+        at = yield from buffer.skip(at)
         if (yield from buffer.char(at)) == "{":
             buffer.take(at)
             yield CallBegun(name)
@@ -56,6 +57,28 @@ class FunctionTag:
             return False
         yield from take_tag(buffer, CLOSE)
         return True
+
+
+def _named(buffer: Buffer, at: int, tools: Tools) -> Wait[tuple[str, int]]:
+    """Return the tool that a tag names, and the place behind the tag; "" for none."""
+    mark = "=" if (yield from buffer.char(at)) == "=" else " name="
+    if not (yield from buffer.starts(mark, at)):
+        return "", at
+    at += len(mark)
+    quote = yield from buffer.char(at)
+    quote = quote if quote in ('"', "'") else ""
+    at += len(quote)
+    name = yield from buffer.one_of(tools.names, at)
+    end = f"{quote}>"
+    closes = yield from buffer.starts(end, at + len(name))
+    return (name, at + len(name) + len(end)) if closes else ("", at)
+
+
+def _key(tag: str) -> str:
+    """Return the name in what stands behind `<parameter`: `=city`, ` name="city"`."""
+    text = tag.strip()
+    text = text if text.startswith("=") else text.removeprefix("name").lstrip()
+    return text.removeprefix("=").strip("\"' ")
 
 
 def take_tag(buffer: Buffer, tag: str, *, strays: str = "") -> Wait[None]:
@@ -89,7 +112,7 @@ def _parameters(buffer: Buffer, properties: Mapping[str, Any]) -> Read[None]:
         if stop == len(buffer.text):
             buffer.take(stop)  # cut off: half a value is none
             return
-        key, text = buffer.text[at:end].strip("\"' "), buffer.text[end + 1 : stop]
+        key, text = _key(buffer.text[at:end]), buffer.text[end + 1 : stop]
         buffer.take(stop)
         yield from take_tag(buffer, CLOSE_PARAMETER)
         value = _value(text.removeprefix("\n").removesuffix("\n"), properties.get(key))

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from serve_app.api.formats.buffer import Buffer, CallArguments, CallBegun, Read, Tools, Wait
 
-_NAMES, _ARGUMENTS = ("name", "function"), ("parameters", "arguments")
+_NAMES, _ARGUMENTS = ("name", "function"), ("parameters", "arguments", "args", "input")
 _KEYS = (*_NAMES, *_ARGUMENTS, "type", "id")
 NO_ARGUMENTS = "{}"
 _QUOTED = re.compile(r'["\\]')

@@ -75,7 +75,7 @@ THOUGHTS_END = "</think>"
 # Special tokens in some tokenizers; they must have a text while calls are looked for.
 MARKS = (
     *(mark for tag in TAGS for mark in (tag.opening, tag.closing) if mark.strip("`")),
-    *(ARGUMENTS, CALL_ID, FunctionTag.opening, "<think>", THOUGHTS_END),
+    *(ARGUMENTS, CALL_ID, "<function=", "<think>", THOUGHTS_END),
 )
 # Where content may go over into calls.
 OPENINGS = tuple(dict.fromkeys(

@@ -247,15 +247,18 @@ class _Preparation:
         names = self._listed(node, place, frozenset())
         if names is None:
             return
+        unlisted = _required(node) - names  # may be anything, but have to be there
         if "allOf" in node or "$ref" in node:
             # `additionalProperties` looks at its own neighbours only, so all are listed again.
             closing = {
-                "properties": dict.fromkeys(sorted(names), True),
+                "properties": dict.fromkeys(sorted(names | unlisted), True),
                 "additionalProperties": False,
             }
             out["allOf"] = [*out.get("allOf", ()), closing]
         else:
             out["additionalProperties"] = False
+            if unlisted:
+                out["properties"] = {**out["properties"], **dict.fromkeys(sorted(unlisted), True)}
 
     def _listed(self, node: Any, place: _Place, seen: frozenset[str]) -> set[str] | None:
         """Return the keys that a schema and those beside it list; None leaves the object open."""
@@ -326,6 +329,18 @@ def _describe_one_object(node: dict[str, Any], keyword: str) -> bool:
     beside = {"properties", "allOf", "$ref"} & node.keys() - {keyword}
     several = keyword == "allOf" and len(_members(node, keyword)) > 1
     return keyword in ("allOf", "anyOf", "oneOf") and (several or bool(beside))
+
+
+def _required(node: dict[str, Any]) -> set[str]:
+    """Return the keys that an object must have, by itself and by what stands beside it."""
+    wanted = node.get("required")
+    names = (
+        {name for name in wanted if isinstance(name, str)} if isinstance(wanted, list) else set()
+    )
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        for member in _members(node, keyword):
+            names |= _required(member) if isinstance(member, dict) else set()
+    return names
 
 
 def _says_nothing_of_keys(member: Any) -> bool:

@@ -215,8 +215,6 @@ class PromptEncoder:
         if isinstance(prompt, TokenPrompt):
             return _Encoded(self._checked(prompt.token_ids[-limit:] if limit else prompt.token_ids))
         text, thinking = self._text(prompt)
-        if not text:
-            raise InvalidRequest("The prompt is empty.", param="prompt")
         param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
         self._limit.require_length(len(text), param=param)
         if has_to_fit and limit is None:

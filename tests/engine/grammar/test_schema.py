@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from jsonschema import Draft202012Validator
+from llguidance import LLMatcher
 
-from serve_app.engine.grammar.compile import _is_regular
+from serve_app.engine.grammar.compile import _is_regular, translate
 from serve_app.engine.grammar.schema import SchemaFault, prepare
 from serve_app.protocol import SUBSCHEMA
 
@@ -82,6 +84,27 @@ def test_alternatives_that_only_require_do_not_open():
         {"properties": {"a": STRING}, "anyOf": [{"required": ["a"]}, {"maxProperties": 0}]}
     )
     assert got["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"required": ["a", "b"]},
+        {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"allOf": [{"required": ["b"]}]},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_a_closed_object_has_room_for_every_key_that_is_required(beside):
+    """A key that is required and not listed may be anything; closed without it nothing is valid."""
+    schema = {"type": "object", "properties": {"a": STRING}, **beside}
+    got = prepared(schema)
+    valid = Draft202012Validator(got).is_valid
+    assert valid({"a": "x", "b": 1})
+    assert not valid({"a": "x", "b": 1, "c": 1})
+    assert not LLMatcher.validate_grammar(
+        translate("json_schema", json.dumps(schema), strict=False)
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import threading
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from serve_app.engine.text import text_work
 from serve_app.engine.text.conversation import RESERVED
@@ -85,6 +86,18 @@ def test_text_and_ids_are_taken_as_they_are():
     assert encode(TextPrompt("Hello")).tokens == TOKENIZER("Hello").input_ids
     assert encode(TokenPrompt((7, 0, 7))).tokens == [7, 0, 7]
     assert encode(TextPrompt("Hello")).continues
+
+
+def test_an_empty_text_is_what_the_tokenizer_begins_a_text_with():
+    """As vLLM and llama.cpp take it; a tokenizer that adds nothing leaves no prompt."""
+    tokenizer = make_tokenizer()
+    start = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<start> $A", special_tokens=[("<start>", start)]
+    )
+    assert encode(TextPrompt(""), tokenizer=tokenizer).tokens == [start]
+    with pytest.raises(InvalidRequest, match="empty"):
+        encode(TextPrompt("", add_special_tokens=False), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(
