@@ -7,7 +7,7 @@ import math
 import sys
 import textwrap
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from unittest import mock
 
@@ -281,6 +281,25 @@ def test_replicas_share_a_card(others_gib, wide_model_dir):
     assert len(answer.ids) == 10
 
 
+PENALTIES = Sampled(frequency_penalty=0.3, repetition_penalty=1.2, logit_bias=((5, 1.0),))
+STRUCTURE = SamplingParams(max_tokens=10, structure=Structure("regex", "[a-z ]{60,90}"))
+
+
+@pytest.mark.parametrize("sampling_params", [PENALTIES, STRUCTURE], ids=["penalties", "structure"])
+def test_waits_do_not_grow_with_the_rows(sampling_params, wide_model_dir):
+    """What rows do to their logits reaches the card in one copy."""
+
+    def waits(streams):
+        asked = [replace(sampling_params, seed=i) for i in range(streams)]
+        with card.inserted() as inserted, closing(load(wide_model_dir("llama"))) as engine:
+            inserted.waits.clear()
+            before = engine.stats().steps
+            asyncio.run(gathered(ask(engine, [5, 6, i], each) for i, each in enumerate(asked)))
+            return sum(inserted.waits.values()) / (engine.stats().steps - before)
+
+    assert waits(8) < waits(1) + 1.5
+
+
 def test_a_lone_row_never_draws_a_banned_token():
     """A card's prefix sum gives ids of probability 0 a share of its rounding in float32."""
     generator = torch.Generator().manual_seed(1)
@@ -315,7 +334,11 @@ FAULTS = {
         "dtype=dtype,\n        device=device,",
         "dtype=dtype,",
     ),
-    "a mask left on the host": (logits_processors.adjusted, "banned.to(logits.device)", "banned"),
+    "a mask left on the host": (
+        logits_processors._banned,
+        "torch.from_numpy(rows).to(logits.device)",
+        "torch.from_numpy(rows)",
+    ),
     "a recorded length that is too short": (
         GraphedForward._compute,
         "max_k=self._decode.window",

@@ -1,11 +1,13 @@
-"""What a request does to its logits before a token is drawn: bias, penalties, bans, structure.
+"""What requests do to their logits before a token is drawn: bias, penalties, bans, structure.
 
-The state follows the request's tokens and nothing else, so it survives being put back, and a
-row costs nothing unless it asks for something.
+The state follows a request's tokens and nothing else, so it survives being put back, and a row
+costs nothing unless it asks for something. It is kept on the host and is as long as the tokens
+that the request has used; a step copies what all its rows change to the device at once.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -23,56 +25,49 @@ class Adjuster:
 
     Args:
         plan: the request's.
-        vocabulary: columns of the logits.
-        device: where they lie.
+        prompt: its tokens.
     """
 
-    def __init__(self, plan: SamplingPlan, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, plan: SamplingPlan, prompt: list[int]) -> None:
         self._plan = plan
-        self._seen = 0
         self._penalises = plan.frequency_penalty != 0 or plan.presence_penalty != 0
-        self._counts = torch.zeros(vocabulary if self._penalises else 0, device=device)
         self._repeats = plan.repetition_penalty != 1
-        self._used = torch.zeros(
-            vocabulary if self._repeats else 0, dtype=torch.bool, device=device
-        )
-        self._bias = (
-            torch.tensor([token for token, _ in plan.logit_bias], device=device),
-            torch.tensor([value for _, value in plan.logit_bias], device=device),
-        )
-        self._ends = torch.tensor(sorted(plan.stop_token_ids), device=device, dtype=torch.int64)
+        self._seen = len(prompt)
+        # Tokens used, in the order of their first use, and how often they were sampled.
+        self._used = array("q", dict.fromkeys(prompt) if self._repeats else ())
+        self._counts = array("q", [0] * len(self._used))
+        self._places = {token: place for place, token in enumerate(self._used)}
 
-    def apply(self, logits: torch.Tensor, sequence: Sequence) -> None:
-        """Change one row in place, in the order of vLLM: bias, penalties, then what may not be.
+    def bias(self) -> NDArray[np.float64]:
+        """Return (token, value) of what is added first, (2, tokens)."""
+        return np.array(self._plan.logit_bias, np.float64).reshape(-1, 2).T
 
-        Args:
-            logits: float32, (vocabulary,).
-            sequence: whose row it is.
-        """
-        self._follow(sequence.tokens, sequence.prompt_tokens)
+    def penalties(self, sequence: Sequence) -> NDArray[np.float64]:
+        """Return (token, factor, amount) of what is made less likely, (3, tokens)."""
+        if not (self._penalises or self._repeats):
+            return np.empty((3, 0))
+        self._follow(sequence.tokens)
         plan = self._plan
-        if plan.logit_bias:
-            tokens, values = self._bias
-            logits.index_add_(0, tokens, values)
-        if self._repeats:
-            factor = plan.repetition_penalty
-            changed = torch.where(logits > 0, logits / factor, logits * factor)
-            torch.where(self._used, changed, logits, out=logits)
-        if self._penalises:
-            logits -= plan.frequency_penalty * self._counts
-            logits -= plan.presence_penalty * (self._counts > 0)
-        # Under a structure the mask bans the ends, unless nothing else may come.
-        if sequence.generated < plan.min_tokens and sequence.matcher is None:
-            logits[self._ends] = -torch.inf
+        counts = np.array(self._counts, np.float64)
+        amounts = plan.frequency_penalty * counts + plan.presence_penalty * (counts > 0)
+        factors = np.full(len(counts), plan.repetition_penalty)
+        return np.stack((np.array(self._used, np.float64), factors, amounts))
 
-    def _follow(self, tokens: list[int], prompt_tokens: int) -> None:
+    def bans(self, sequence: Sequence) -> NDArray[np.float64]:
+        """Return the tokens that may not come, (1, tokens)."""
+        plan = self._plan
+        # Under a structure the mask bans the ends, unless nothing else may come.
+        early = sequence.generated < plan.min_tokens and sequence.matcher is None
+        return np.array([sorted(plan.stop_token_ids) if early else ()], np.float64).reshape(1, -1)
+
+    def _follow(self, tokens: list[int]) -> None:
         """Count the tokens that came since the last row."""
-        sampled = tokens[max(self._seen, prompt_tokens) :]
-        if self._penalises and sampled:
-            places = torch.tensor(sampled, device=self._counts.device)
-            self._counts.index_add_(0, places, torch.ones_like(places, dtype=torch.float32))
-        if self._repeats:
-            self._used[torch.tensor(tokens[self._seen :], device=self._used.device)] = True
+        for token in tokens[self._seen :]:
+            place = self._places.setdefault(token, len(self._used))
+            if place == len(self._used):
+                self._used.append(token)
+                self._counts.append(0)
+            self._counts[place] += 1
         self._seen = len(tokens)
 
 
@@ -83,40 +78,77 @@ def adjusted(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
         logits: float, (rows, vocabulary).
         sequences: one for each row; the masks of those with a structure are there.
     """
-    rows = [row for row, sequence in enumerate(sequences) if sequence.adjusts]
-    if not rows:
+    if not any(sequence.adjusts for sequence in sequences):
         return logits
-    logits = logits.to(torch.float32, copy=True)
-    for row in rows:
-        sequence = sequences[row]
-        if not sequence.sampling.adjusts:
-            continue
-        if sequence.adjuster is None:
-            sequence.adjuster = Adjuster(sequence.sampling, logits.shape[1], logits.device)
-        sequence.adjuster.apply(logits[row], sequence)
-    structured = [row for row in rows if sequences[row].matcher is not None]
+    logits = logits.to(torch.float32, copy=True).contiguous()
+    rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.adjusts]
+    if rows:
+        _change(logits, rows, [sequences[row] for row in rows])
+    structured = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
     if structured:
-        banned = _banned([sequences[row] for row in structured], logits.shape[1])
-        places = torch.tensor(structured, device=logits.device)
-        logits[places] = logits[places].masked_fill_(banned.to(logits.device), -torch.inf)
+        banned = _banned([sequences[row] for row in structured], logits)
+        if len(structured) == len(sequences):
+            logits.masked_fill_(banned, -torch.inf)
+        else:
+            places = torch.tensor(structured, device=logits.device)
+            logits[places] = logits[places].masked_fill_(banned, -torch.inf)
     return logits
 
 
-def _banned(sequences: list[Sequence], vocabulary: int) -> torch.Tensor:
-    """Return which tokens may not come; bool, (sequences, vocabulary), on the CPU.
+def _change(logits: torch.Tensor, rows: list[int], sequences: list[Sequence]) -> None:
+    """Change rows in place, in the order of vLLM: bias, penalties, then what may not be.
+
+    Args:
+        logits: float32, (all rows, vocabulary), contiguous.
+        rows: those to change.
+        sequences: whose they are.
+    """
+    kinds: tuple[list[NDArray[np.float64]], ...] = ([], [], [])
+    for row, sequence in zip(rows, sequences, strict=True):
+        if sequence.adjuster is None:
+            prompt = sequence.tokens[: sequence.prompt_tokens]
+            sequence.adjuster = Adjuster(sequence.sampling, prompt)
+        adjuster = sequence.adjuster
+        parts = (adjuster.bias(), adjuster.penalties(sequence), adjuster.bans(sequence))
+        for kind, part in zip(kinds, parts, strict=True):
+            part[0] += row * logits.shape[1]
+            kind.append(part)
+    entries = [np.concatenate(kind, axis=1) for kind in kinds]
+    sizes = [kind.shape[1] for kind in entries]
+    table = np.zeros((3, sum(sizes)))  # float64 holds every place in the logits
+    for entry, end in zip(entries, np.cumsum(sizes), strict=True):
+        table[: len(entry), end - entry.shape[1] : end] = entry
+    bias, penalties, bans = torch.from_numpy(table).to(logits.device).split(sizes, dim=1)
+    flat = logits.view(-1)
+    if sizes[0]:
+        flat.index_add_(0, bias[0].long(), bias[1].float())
+    if sizes[1]:
+        places, factors, amounts = penalties[0].long(), penalties[1].float(), penalties[2].float()
+        values = flat.index_select(0, places)
+        values = torch.where(values > 0, values / factors, values * factors) - amounts
+        flat.index_copy_(0, places, values)
+    if sizes[2]:
+        flat.index_fill_(0, bans[0].long(), -torch.inf)
+
+
+def _banned(sequences: list[Sequence], logits: torch.Tensor) -> torch.Tensor:
+    """Return which tokens may not come; bool, (sequences, vocabulary), on the logits' device.
 
     Before `min_tokens` the ends are banned as well, unless the structure is complete: then
     nothing else may come, and a completion that is shorter is better than none.
     """
-    rows = []
-    for sequence in sequences:
+    vocabulary = logits.shape[1]
+    rows = np.zeros((len(sequences), -(-vocabulary // 8)), np.uint8)
+    for row, sequence in zip(rows, sequences, strict=True):
         assert sequence.matcher is not None  # noqa: S101 - the caller's choice
-        bits = sequence.matcher.mask
+        bits = sequence.matcher.mask[: len(row)]
         if sequence.generated < sequence.sampling.min_tokens:
             bits = _without(bits, sequence.sampling.stop_token_ids)
-        rows.append(bits)
-    allowed = np.unpackbits(np.stack(rows), axis=1, bitorder="little", count=vocabulary)
-    return torch.from_numpy(allowed == 0)
+        row[: len(bits)] = bits
+    # Bits are an eighth of what bytes would be to copy.
+    allowed = torch.from_numpy(rows).to(logits.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    return ((allowed[:, :, None] >> shifts) & 1).view(len(sequences), -1)[:, :vocabulary] == 0
 
 
 def _without(bits: NDArray[np.uint8], tokens: Iterable[int]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import torch
 from serve_app.engine.sequence import SamplingPlan, Score
 
 # The nucleus of a language model is nearly always among its largest logits; sorting those
-# alone is ten times cheaper than sorting a vocabulary. Wider nuclei sort everything.
+# alone is ten times cheaper than sorting a vocabulary. Rows of a wider one sort everything.
 NUCLEUS = 1024
 # 23 bits: the product with a sum stays below the sum after rounding, in float32 too.
 _UNIFORM_BITS = 23
@@ -119,8 +119,9 @@ def _narrow(scaled: torch.Tensor, plans: list[SamplingPlan]) -> torch.Tensor:
     top_p = torch.tensor([[plan.top_p] for plan in plans], device=device)
     width = min(vocabulary, max(NUCLEUS, *(plan.top_k for plan in plans)))
     floor, complete = _floor(scaled, width, top_k, top_p)
-    if width < vocabulary and not bool(complete.all()):
-        floor, _ = _floor(scaled, vocabulary, top_k, top_p)
+    wide = [row for row, (done,) in enumerate(complete.tolist()) if not done]
+    if wide:
+        floor[wide], _ = _floor(scaled[wide], vocabulary, top_k[wide], top_p[wide])
     return scaled.masked_fill(scaled < floor, -torch.inf)
 
 

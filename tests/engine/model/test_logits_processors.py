@@ -93,6 +93,44 @@ def test_a_mixed_batch_changes_only_rows_that_ask():
     assert adjusted(rows, [sequence()] * 3) is rows
 
 
+def test_a_batch_is_its_rows():
+    """Together and alone the same bits, whatever each of them asks for and has used."""
+    settings = [{}, *CASES, {"min_tokens": 90}, {"min_tokens": 90, **CASES[-1]}]
+    some = [
+        sequence((*PROMPT, *COMPLETION[: count % 6]), **each)
+        for count, each in enumerate(settings * 2)
+    ]
+    rows = logits(len(some))
+    together = adjusted(rows, some)
+    for row, each in enumerate(some):
+        alone = Sequence(1, each.tokens, each.prompt_tokens, 100, each.sampling)
+        assert torch.equal(adjusted(rows[row : row + 1], [alone])[0], together[row])
+
+
+class Walk:
+    """A structure that allows some tokens."""
+
+    def __init__(self, allowed, size=VOCABULARY):
+        bits = np.zeros(size, np.uint8)
+        bits[list(allowed)] = 1
+        self.mask = np.packbits(bits, bitorder="little")
+
+
+@pytest.mark.parametrize("columns", [VOCABULARY - 3, VOCABULARY, VOCABULARY + 5])
+def test_masks_leave_what_they_allow(columns):
+    """Each row its own, beside free ones; a mask may be shorter or longer than the logits."""
+    allowed = [{1, 8, 39}, {0, 2, 7, 36}, {0, 2}]
+    some = [sequence(), *(sequence(min_tokens=i * 90) for i in range(3))]
+    for each, tokens in zip(some[1:], allowed, strict=True):
+        each.matcher = Walk(tokens)
+    rows = torch.zeros(4, columns)
+    left = [row.isfinite().nonzero().flatten().tolist() for row in adjusted(rows, some)]
+    # Ends, 0 and 2, may not come before `min_tokens`, unless nothing else may.
+    assert left[0] == list(range(columns))
+    assert left[1:] == [[i for i in (1, 8, 39) if i < columns], [7, 36], [0, 2]]
+    assert torch.equal(adjusted(rows[1:], some[1:]), adjusted(rows, some)[1:])
+
+
 def test_min_tokens_bans_the_ends_until_then():
     """Neither an end-of-sequence id nor a stop id before."""
     row = logits()

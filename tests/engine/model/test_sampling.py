@@ -61,6 +61,24 @@ def test_a_wide_nucleus_is_exact(monkeypatch):
     assert sample(logits, plans, [0] * 64) == quick
 
 
+def test_only_rows_of_a_wide_nucleus_sort_everything(monkeypatch):
+    """One of them costs its neighbours nothing."""
+    sorted_shapes = []
+    floor = sampling._floor
+
+    def spy(scaled, width, *rest):
+        sorted_shapes.append((len(scaled), width))
+        return floor(scaled, width, *rest)
+
+    monkeypatch.setattr(sampling, "_floor", spy)
+    logits = torch.randn(5, 3000, generator=torch.Generator().manual_seed(4)) * 20
+    logits[2] /= 200
+    together = sample(logits, [plan(top_p=0.95, seed=k) for k in range(5)], [0] * 5)
+    assert sorted_shapes == [(5, sampling.NUCLEUS), (1, 3000)]
+    alone = [sample(logits[k : k + 1], [plan(top_p=0.95, seed=k)], [0])[0] for k in range(5)]
+    assert together == alone
+
+
 def test_greedy_is_the_first_largest():
     """Temperature 0 takes the maximum, the lowest id among equals."""
     logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0]])
