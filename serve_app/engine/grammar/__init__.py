@@ -13,5 +13,6 @@ server.py     the process that holds the tokenizer and forks a worker per gramma
 worker.py     compiles one grammar and walks it, under the kernel's limits
 compile.py    a structure to llguidance's form
 schema.py     a JSON schema as its author means it: closed objects, local references
+references.py where the parts of a schema are, and what references call them
 limits.py     what is refused before anything is compiled
 """

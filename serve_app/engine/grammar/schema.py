@@ -13,23 +13,24 @@ Three things are done to a schema before it is compiled:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote, unquote, urldefrag, urljoin
+from urllib.parse import unquote, urldefrag, urljoin
 
-from serve_app.engine.grammar.limits import MAX_DEPTH, MAX_MULTIPLE, is_too_large_a_multiple
+from serve_app.engine.grammar.limits import MAX_MULTIPLE, is_too_large_a_multiple
+from serve_app.engine.grammar.references import (
+    MANY,
+    NAMED,
+    ONE,
+    SchemaFault,
+    base_of,
+    escaped,
+    identifiers,
+    quoted,
+)
 from serve_app.protocol import SUBSCHEMA
 
-# Keywords whose value is a schema, a list of schemas, or an object of schemas.
-_ONE = frozenset({
-    "additionalProperties", "additionalItems", "items", "not", "if", "then", "else", "contains",
-    "propertyNames", "unevaluatedProperties", "unevaluatedItems",
-})  # fmt: skip
-_MANY = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
-_NAMED = frozenset({
-    "properties", "patternProperties", "$defs", "definitions", "dependentSchemas",
-})  # fmt: skip
 _OPENING = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
 _IDENTIFYING = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$schema"})
 # What llguidance 1.9 does not enforce and, in its lenient mode, leaves out.
@@ -50,10 +51,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "dependentSchemas": ({},),
 }
 _NOT_REGULAR = "it is not a regular expression that can be enforced"
-
-
-class SchemaFault(ValueError):
-    """The schema cannot be enforced; the message names the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,52 +88,9 @@ def prepare(
             reference leads nowhere.
     """
     resources: dict[str, str] = {}
-    for uri, pointer in _identifiers(schema, "", "#", 0):
+    for uri, pointer in identifiers(schema, "", "#", 0):
         resources.setdefault(uri, pointer)
     return _Preparation(schema, resources, is_regular).run(strict=strict)
-
-
-def _identifiers(node: Any, base: str, pointer: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Yield every URI that a reference may name, with the pointer to its schema."""
-    if depth > MAX_DEPTH:
-        raise SchemaFault(f"it is nested deeper than {MAX_DEPTH} levels")
-    if not isinstance(node, dict):
-        return
-    if (own := _base(node, base)) != base or pointer == "#":
-        base = own
-        yield base, pointer
-    if isinstance(mark := node.get(SUBSCHEMA), dict) and isinstance(mark.get("id"), str):
-        yield urldefrag(mark["id"]).url, pointer
-    for keyword in ("$anchor", "$dynamicAnchor"):
-        if isinstance(anchor := node.get(keyword), str):
-            yield f"{base}#{anchor}", pointer
-    for step, child in _children(node):
-        yield from _identifiers(child, base, f"{pointer}/{step}", depth + 1)
-
-
-def _base(node: dict[str, Any], base: str) -> str:
-    """Return the URI that references inside a schema are resolved against."""
-    identifier = node.get("$id", node.get("id"))
-    if isinstance(identifier, str) and not identifier.startswith("#"):
-        base = urldefrag(urljoin(base, identifier)).url
-    return base
-
-
-def _children(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the schemas right below one, with their step of a JSON pointer."""
-    for keyword, value in node.items():
-        if keyword in _NAMED and isinstance(value, dict):
-            for name, child in value.items():
-                yield f"{keyword}/{_escaped(name)}", child
-        elif keyword in _MANY and isinstance(value, list):
-            for index, child in enumerate(value):
-                yield f"{keyword}/{index}", child
-        elif keyword in _ONE:
-            yield keyword, value
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 class _Preparation:
@@ -170,7 +124,7 @@ class _Preparation:
                 strict=bool(mark.get("strict", place.strict)),
                 name=str(mark.get("name", place.name)),
             )
-        place = replace(place, base=_base(node, place.base))
+        place = replace(place, base=base_of(node, place.base))
         out = {
             keyword: self._value(node, keyword, place, pointer)
             for keyword, value in node.items()
@@ -183,17 +137,17 @@ class _Preparation:
         value = node[keyword]
         if keyword == "$ref" and isinstance(value, str):
             return self._reference(value, place, shared=place.shared or "properties" in node)
-        if keyword in _NAMED and isinstance(value, dict):
+        if keyword in NAMED and isinstance(value, dict):
             return {
                 name: self._node(
                     child,
                     place.inside(f"{keyword}.{name}"),
-                    f"{pointer}/{keyword}/{_escaped(name)}",
+                    f"{pointer}/{keyword}/{escaped(name)}",
                 )
                 for name, child in value.items()
                 if self._is_kept_name(keyword, name, place)
             }
-        if keyword in _MANY and isinstance(value, list):
+        if keyword in MANY and isinstance(value, list):
             shared = place.shared or _describe_one_object(node, keyword)
             return [
                 self._node(
@@ -203,7 +157,7 @@ class _Preparation:
                 )
                 for index, child in enumerate(value)
             ]
-        if keyword in _ONE:
+        if keyword in ONE:
             return self._node(value, place.inside(keyword), f"{pointer}/{keyword}")
         return value
 
@@ -289,12 +243,12 @@ class _Preparation:
         """Return a reference as a pointer from the root; it is known to lead somewhere."""
         target, node = self._found(reference, place) or ("#", self._root)
         if not shared:
-            return _quoted(target)
+            return quoted(target)
         name = f"open {target}"
         if name not in self._open:
             self._open[name] = True  # it may refer to itself
             self._open[name] = self._node(node, replace(place, shared=True), target)
-        return _quoted(f"#/$defs/{_escaped(name)}")
+        return quoted(f"#/$defs/{escaped(name)}")
 
     def _found(self, reference: str, place: _Place) -> tuple[str, Any] | None:
         """Return what a reference means: the pointer from the root, and the schema there."""
@@ -346,7 +300,3 @@ def _required(node: dict[str, Any]) -> set[str]:
 def _says_nothing_of_keys(member: Any) -> bool:
     keys = {"properties", "$ref", "allOf", "anyOf", "oneOf"} | _OPENING
     return not isinstance(member, dict) or not keys & member.keys()
-
-
-def _quoted(pointer: str) -> str:
-    return "#" + quote(pointer[1:], safe="/~$!&'()*+,;=:@-._")
