@@ -76,16 +76,18 @@ def tiny_files() -> dict[str, bytes | Path]:
     }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests that start Ray begin first, in one process of `pytest -n`.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let one process of `pytest -n` run all tests that start Ray.
 
     They mostly wait, and two clusters at a time would be too much for two cores. The others run
     beside them.
     """
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
+    if item.get_closest_marker("cluster"):
+        item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that start Ray, which take longest together."""
     items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
