@@ -80,10 +80,14 @@ class Sample:
 
     @property
     def tpot_s(self) -> float | None:
-        """Mean time of an output token after the first."""
-        if self.first_s is None or self.output_tokens < 2:
+        """Mean time of an output token after the first, up to the last text.
+
+        What follows the last text (usage, the end of the stream) is none of the tokens' time.
+        None where all of them came at once, so that there is nothing to measure.
+        """
+        if not self.gaps_s or self.output_tokens < 2:
             return None
-        return (self.end_s - self.first_s) / (self.output_tokens - 1)
+        return sum(self.gaps_s) / (self.output_tokens - 1)
 
 
 def session(target: Target) -> aiohttp.ClientSession:

@@ -38,6 +38,21 @@ async def test_times_are_those_of_the_server():
     assert (got.prompt_tokens, got.output_tokens) == (12, 3)
 
 
+async def test_what_follows_the_last_text_is_no_time_of_a_token():
+    """Usage and the end mark may take their time; GuideLLM and AIPerf do not count it either."""
+    with played(0.05, "a", 0.05, "b", 0.3, "") as url:
+        got = await one(url)
+    assert got.tpot_s < 0.1
+    assert got.e2e_s > 0.35
+
+
+async def test_tokens_that_come_at_once_have_no_time_of_their_own():
+    """Zero would flatter a server that holds its tokens back."""
+    with played(0.05, "abc") as url:
+        got = await one(url)
+    assert replace(got, output_tokens=3).tpot_s is None
+
+
 async def test_latency_counts_from_the_intended_time():
     """A request that is sent a second late has a second more of latency."""
     with played(0.05, "a") as url:
