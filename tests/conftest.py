@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -76,19 +77,20 @@ def tiny_files() -> dict[str, bytes | Path]:
     }
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Let one process of `pytest -n` run all tests that start Ray.
 
     They mostly wait, and two clusters at a time would be too much for two cores. The others run
-    beside them.
+    beside them, one by one. (`--dist loadgroup` of pytest-xdist 3.8 does nothing with pytest 9.2.)
     """
-    if item.get_closest_marker("cluster"):
-        item.add_marker(pytest.mark.xdist_group("cluster"))
+    from xdist.scheduler import LoadScopeScheduling
 
+    class OneForRay(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/integration" if nodeid.startswith("tests/integration/") else nodeid
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that start Ray, which take longest together."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    return OneForRay(config, log)
 
 
 @pytest.fixture(autouse=True)
