@@ -82,15 +82,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Let one process of `pytest -n` run all tests that start Ray.
 
     They mostly wait, and two clusters at a time would be too much for two cores. The others run
-    beside them, one by one. (`--dist loadgroup` of pytest-xdist 3.8 does nothing with pytest 9.2.)
+    beside them, file by file. (`--dist loadgroup` of pytest-xdist 3.8 does nothing with pytest
+    9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class OneForRay(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/integration" if nodeid.startswith("tests/integration/") else nodeid
+            file = nodeid.partition("::")[0]
+            return "tests/integration" if file.startswith("tests/integration/") else file
 
+    config.option.loadscopereorder = False  # which would put them behind files of more tests
     return OneForRay(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that start Ray, which take longest together."""
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
 @pytest.fixture(autouse=True)
