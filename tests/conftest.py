@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 
@@ -35,6 +36,10 @@ from scripts.local_hub import LocalHub, Repo  # noqa: E402
 from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: E402
 
 TINY_REPO = "acme/tiny-llama"
+
+# A shared machine may stop any test for longer than 200 ms.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
 
 
 def safetensors(tensors: dict[str, list[int]]) -> bytes:

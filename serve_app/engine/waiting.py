@@ -57,10 +57,11 @@ class WaitingLine:
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._requests: dict[int, deque[Sequence]] = {}
+        self._length = 0  # counted, because other threads ask while the engine's changes the rest
 
     def __len__(self) -> int:
-        """Return how many wait."""
-        return sum(map(len, self._requests.values()))
+        """Return how many wait; any thread."""
+        return self._length
 
     def __iter__(self) -> Iterator[Sequence]:
         """Yield all that wait, by request."""
@@ -70,15 +71,18 @@ class WaitingLine:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait behind those of its request."""
         self._requests.setdefault(sequence.request, deque()).append(sequence)
+        self._length += 1
 
     def put_back(self, sequence: Sequence) -> None:
         """Let a sequence that ran wait before those of its request."""
         self._requests.setdefault(sequence.request, deque()).appendleft(sequence)
+        self._length += 1
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out."""
         line = self._requests[sequence.request]
         line.remove(sequence)
+        self._length -= 1
         if not line:
             del self._requests[sequence.request]
 
