@@ -288,9 +288,7 @@ def _describe_one_object(node: dict[str, Any], keyword: str) -> bool:
 def _required(node: dict[str, Any]) -> set[str]:
     """Return the keys that an object must have, by itself and by what stands beside it."""
     wanted = node.get("required")
-    names = (
-        {name for name in wanted if isinstance(name, str)} if isinstance(wanted, list) else set()
-    )
+    names = {n for n in wanted if isinstance(n, str)} if isinstance(wanted, list) else set()
     for keyword in ("allOf", "anyOf", "oneOf"):
         for member in _members(node, keyword):
             names |= _required(member) if isinstance(member, dict) else set()
