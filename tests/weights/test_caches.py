@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import tempfile
 import threading
 import time
 
@@ -70,7 +71,8 @@ def unprivileged(work):
 @pytest.fixture
 def read_only(hub, tmp_path, own_cache):
     """A complete cache that may only be read, and its commit."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    above = [each for each in tmp_path.parents if each.is_relative_to(tempfile.gettempdir())]
+    for folder in (tmp_path, *above[:-1]):
         folder.chmod(folder.stat().st_mode | 0o055)
     fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
     (tmp_path / "token").chmod(0o444)
@@ -193,7 +195,8 @@ def test_a_copy_that_another_tool_made_serves_while_no_listing_is_to_be_had(
 
 def test_such_a_copy_that_cannot_be_written_serves_as_well(hub, tmp_path, own_cache):
     """Filled by an older huggingface_hub, mounted read-only: no lock, no listing kept."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    above = [each for each in tmp_path.parents if each.is_relative_to(tempfile.gettempdir())]
+    for folder in (tmp_path, *above[:-1]):
         folder.chmod(folder.stat().st_mode | 0o055)
     token, commit = hub.issue_token(), commit_of(hub)
     config = access(hub, tmp_path, token)

@@ -243,12 +243,12 @@ def test_what_the_chunk_store_sends_is_checked_and_fetched_over_http_if_wrong(
     hub._state.repos[TINY_REPO].xet = True
     asked = []
 
-    def fetch(_key, files, *, pace):
+    def transfer(_key, files, *, pace):
         asked.extend(files)
         for file in files:
             Path(file.path).write_bytes(bytes(file.size))
 
-    monkeypatch.setattr(download.xet, "fetch", fetch)
+    monkeypatch.setattr(download.xet, "fetch", transfer)
     fetched = fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
     assert [file.size for file in asked] == [len(single_files()[WEIGHTS])]
     assert (fetched.directory / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
