@@ -104,7 +104,10 @@ class Workers:
         for _ in range(processes):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=serve, args=(theirs,), daemon=True)
+            # Blocked until it ignores it: a Ctrl-C while it imports is the parent's, too.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -170,6 +173,7 @@ class Workers:
 def serve(pipe: Connection) -> None:
     """Work off assignments until the pipe closes; the parent alone answers Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     pipe.send(READY)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
         while True:

@@ -1,5 +1,8 @@
 """The client processes: load that no answer slows, and an end that loses nothing."""
 
+import multiprocessing
+import os
+import signal
 import threading
 import time
 
@@ -79,3 +82,19 @@ def test_answers_that_never_come_are_counted():
         ran, _ = run(url, stage, drain_s=0.5)
     assert len(ran.samples) == len(stage.shots)
     assert {sample.error for sample in ran.samples} == {"unfinished"}
+
+
+def test_a_ctrl_c_while_the_processes_import_is_the_parents_alone(monkeypatch):
+    """A terminal sends it to all of them; they still do their part of the stage."""
+    process = multiprocessing.get_context("spawn").Process
+    start = process.start
+
+    def start_and_interrupt(self):
+        start(self)
+        os.kill(self.pid, signal.SIGINT)
+
+    monkeypatch.setattr(process, "start", start_and_interrupt)
+    with serving(Scripted((0.1, "a"), calibrations=0)) as url:
+        ran, _ = run(url, closed(2, LENGTHS, Span(1, 0), seed=1), processes=2)
+    assert len(ran.strains) == 2
+    assert {sample.error for sample in ran.samples} == {None}
