@@ -8,7 +8,7 @@ from scripts.local_hub.hub import Hub
 from serve_app.access.hub.bounded_client import may_lead
 from serve_app.access.hub.probe import check_here
 from serve_app.access.verdict import Outcome
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from tests.access.cases import MODEL, access, sharded_files, single_files
 from tests.conftest import TINY_REPO
 
@@ -40,7 +40,7 @@ def test_a_mirror_that_loses_headers_serves(tmp_path, monkeypatch, lost, files):
         for pinned in (None, commit):
             assert check_here(MODEL, config, commit=pinned).outcome is Outcome.GRANTED
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        assert bring(MODEL, config, commit).hub_bytes > 0
+        assert fetch(MODEL, config, commit).hub_bytes > 0
 
 
 def test_another_commit_in_the_header_is_a_contradiction(hub, tmp_path, monkeypatch):

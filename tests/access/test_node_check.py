@@ -15,7 +15,7 @@ from serve_app.access.node_check import keep_receipt, prove_here, prove_later
 from serve_app.access.token import ResolvedToken
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig, ModelConfig
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from tests.access.cases import MODEL, fake_token, granted, sharded_files
 from tests.conftest import TINY_REPO
 
@@ -50,7 +50,7 @@ def serve_once(hub, tmp_path, token, **facts):
     patient = access.model_copy(update={"timeout_s": 10.0, "deadline_s": 60.0})
     verdict = prove_here(MODEL, patient)
     assert verdict.outcome is Outcome.GRANTED
-    bring(MODEL, access, verdict.commit)
+    fetch(MODEL, access, verdict.commit)
     keep_receipt(verdict, MODEL, access)
     return access, verdict.commit
 
@@ -101,7 +101,7 @@ def test_the_copy_is_taken_without_the_hub(hub, tmp_path):
     access, commit = serve_once(hub, tmp_path, hub.issue_token())
     hub.stop()
     began = time.monotonic()
-    directory = bring(MODEL, access, commit, offline=True).directory
+    directory = fetch(MODEL, access, commit, offline=True).directory
     assert time.monotonic() - began < 1
     assert {path.name for path in directory.iterdir()} == set(FILES)
 
@@ -122,7 +122,7 @@ def test_offline_mode_counts_as_a_hub_that_does_not_answer(hub, tmp_path, monkey
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.clear_log()
     assert prove_here(MODEL, access).commit == commit
-    assert bring(MODEL, access, commit, offline=True).directory.name == commit
+    assert fetch(MODEL, access, commit, offline=True).directory.name == commit
     other = prove_here(MODEL, node(hub, tmp_path, fake_token()))
     assert other.outcome is Outcome.HUB_UNREACHABLE
     assert "HF_HUB_OFFLINE" in other.hub_message
@@ -169,8 +169,8 @@ def test_a_receipt_counts_where_nobody_said_no(hub, tmp_path, behaviour, outcome
     assert (verdict.outcome, verdict.commit) == (Outcome.GRANTED, commit)
     assert "granted by a receipt" in verdict.hub_message
     hub.clear_log()
-    brought = bring(MODEL, access, commit, offline=verdict.receipt_age_s is not None)
-    assert brought.cache_bytes > 0
+    fetched = fetch(MODEL, access, commit, offline=verdict.receipt_age_s is not None)
+    assert fetched.cache_bytes > 0
     assert hub.log == []
 
 

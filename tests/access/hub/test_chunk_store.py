@@ -14,7 +14,7 @@ from serve_app.access.hub import chunk_store, pace, xet
 from serve_app.access.hub.chunk_store import chunk_hash
 from serve_app.access.hub.probe import check_here
 from serve_app.access.verdict import Outcome
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from tests.access.cases import MODEL, access, sharded_files
 from tests.conftest import TINY_REPO
 
@@ -157,10 +157,10 @@ def test_a_download_that_stands_still_goes_on_over_http(
     hub._state.urls["xet"] = down  # the plan neither
     config = access(hub, tmp_path, hub.issue_token())
     began = time.monotonic()
-    brought = bring(MODEL, config, hub.commits()[TINY_REPO]["main"])
+    fetched = fetch(MODEL, config, hub.commits()[TINY_REPO]["main"])
     assert time.monotonic() - began < 40
     for name, content in FILES.items():
-        assert (brought.directory / name).read_bytes() == content
+        assert (fetched.directory / name).read_bytes() == content
     assert not any(entry.authorization_leaked for entry in hub.log)
     blobs = tmp_path / "cache" / "models--acme--tiny-llama" / "blobs"
     assert not list(blobs.glob("*incomplete*"))

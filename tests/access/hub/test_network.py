@@ -14,7 +14,7 @@ from serve_app.access.hub.probe import check_here
 from serve_app.access.verdict import Outcome
 from serve_app.config import AccessConfig
 from serve_app.errors import ModelLoadError
-from serve_app.weights.fetch import bring
+from serve_app.weights.fetch import fetch
 from tests.access.cases import COMMIT, MODEL, access, single_files
 from tests.conftest import TINY_REPO
 
@@ -133,7 +133,7 @@ def test_an_authority_that_is_not_known_is_told_where_to_put(certificates, tmp_p
         config = access(hub, tmp_path, hub.issue_token(), **LIMITS)
         assert "Set SSL_CERT_FILE" in check_here(MODEL, config).remedy
         with pytest.raises(ModelLoadError, match="Set SSL_CERT_FILE"):
-            bring(MODEL, config, COMMIT)
+            fetch(MODEL, config, COMMIT)
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "SSL_CERT_FILE", "ALL_PROXY"])
@@ -143,7 +143,7 @@ def test_a_download_names_them_as_well(monkeypatch, variable):
     monkeypatch.setenv(variable, values.get(variable, "http://nosuchproxy.invalid:3128"))
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(ModelLoadError, match=variable):
-        bring(MODEL, AccessConfig(endpoint=HUB), COMMIT)
+        fetch(MODEL, AccessConfig(endpoint=HUB), COMMIT)
 
 
 @pytest.mark.parametrize(
