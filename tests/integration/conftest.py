@@ -116,7 +116,13 @@ def cluster_of(
                 "include_dashboard": dashboard,
                 "dashboard_agent_listen_port": 0,
             }
-            cluster = Cluster(initialize_head=True, head_node_args=head)
+            for attempt in range(1, START_TRIES + 1):
+                try:  # Ray gives a node 30 s, which a busy machine may not
+                    cluster = Cluster(initialize_head=True, head_node_args=head)
+                    break
+                except Exception:
+                    if attempt == START_TRIES:
+                        raise
             running = RunningCluster(cluster)
             try:
                 for node in nodes:
