@@ -102,8 +102,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that start Ray, which take longest together."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    """Of two processes, let one begin with the tests that start Ray, which take longest."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
