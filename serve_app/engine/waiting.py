@@ -57,6 +57,7 @@ class WaitingLine:
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._requests: dict[int, deque[Sequence]] = {}
+        self._suspects: dict[int, Sequence] = {}  # of those, by key: asked for at every admission
         self._length = 0  # counted, because other threads ask while the engine's changes the rest
 
     def __len__(self) -> int:
@@ -76,12 +77,15 @@ class WaitingLine:
     def put_back(self, sequence: Sequence) -> None:
         """Let a sequence that ran wait before those of its request."""
         self._requests.setdefault(sequence.request, deque()).appendleft(sequence)
+        if sequence.suspect:
+            self._suspects[sequence.key] = sequence
         self._length += 1
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out."""
         line = self._requests[sequence.request]
         line.remove(sequence)
+        self._suspects.pop(sequence.key, None)
         self._length -= 1
         if not line:
             del self._requests[sequence.request]
@@ -98,6 +102,8 @@ class WaitingLine:
         return min(heads, key=lambda head: (*self._shares.of(head), head.key))
 
     def oldest_suspect(self) -> Sequence | None:
-        """Return the oldest of those that have to run alone; None if there is none."""
-        suspects = [sequence for sequence in self if sequence.suspect]
-        return min(suspects, key=lambda one: one.key) if suspects else None
+        """Return the oldest of those that have to run alone; None if there is none.
+
+        They ran in a step that failed, so each of them was put back.
+        """
+        return self._suspects[min(self._suspects)] if self._suspects else None

@@ -55,7 +55,10 @@ class Simulation:
             start, end = row.sequence.region.start, row.start + row.count
             seen = self.cache[start : start + end]
             assert seen == [tuple(row.sequence.tokens[: token + 1]) for token in range(end)]
-        assert self.scheduler.waiting == sum(1 for _ in self.scheduler._waiting)
+        waiting = list(self.scheduler._waiting)
+        assert self.scheduler.waiting == len(waiting)
+        oldest = min((s.key for s in waiting if s.suspect), default=None)
+        assert getattr(self.scheduler._waiting.oldest_suspect(), "key", None) == oldest
         self.scheduler.commit(plan)
         for row in plan.rows:
             if row.kept and row.sequence.append(1 + row.sequence.key % 3) is not None:
