@@ -21,6 +21,7 @@ from serve_app.api.convert import Plan, plan_chat
 from serve_app.api.schemas import MAX_MESSAGES, ChatRequest, validate
 from serve_app.api.shapes import allowed
 from serve_app.api.supported_fields import CHAT, RESPONSES
+from serve_app.api.validation import with_field_renamed
 from serve_app.errors import InvalidRequest, RequestError, UnsupportedParameter
 
 log = structlog.get_logger()
@@ -103,13 +104,7 @@ _NAMES = (
 
 def renamed(error: RequestError) -> RequestError:
     """Return an error of a chat with the field's name in a response."""
-    if error.param is None:
-        return error
-    param = error.param
-    for pattern, name in _NAMES:
-        param = pattern.sub(name, param)
-    message = error.message.replace(f"`{error.param}`", f"`{param}`")
-    return type(error)(message, param=param, **error.details)
+    return with_field_renamed(error, _NAMES)
 
 
 def _placed(error: RequestError, places: list[int]) -> RequestError:

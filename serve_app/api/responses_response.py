@@ -181,29 +181,26 @@ def _by_token(piece: Piece) -> Iterator[tuple[str, tuple[TokenLogprobs, ...]]]:
         yield rest, waiting
 
 
-class _Thoughts:
-    """What the model thought before its answer."""
+class _TextItem:
+    """An item whose content is one part, a text that grows."""
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, prefix: str, place: int) -> None:
         self._place = place
-        self._id = f"rs_{uuid4().hex}"
+        self._id = f"{prefix}_{uuid4().hex}"
         self._text = ""
         self._status = "in_progress"
 
     @property
     def body(self) -> Event:
-        content = [] if self._status == "in_progress" else [self._part]
-        return {
-            "id": self._id,
-            "type": "reasoning",
-            "status": self._status,
-            "summary": [],
-            "content": content,
-        }
+        raise NotImplementedError
 
     @property
     def _part(self) -> Event:
-        return {"type": "reasoning_text", "text": self._text}
+        raise NotImplementedError
+
+    @property
+    def _content(self) -> list[Event]:
+        return [] if self._status == "in_progress" else [self._part]
 
     @property
     def _where(self) -> Event:
@@ -214,6 +211,32 @@ class _Thoughts:
         yield {"type": added, "output_index": self._place, "item": self.body}
         yield {"type": "response.content_part.added", **self._where, "part": self._part}
 
+    def _ended(self) -> Iterator[Event]:
+        yield {"type": "response.content_part.done", **self._where, "part": self._part}
+        kind = "response.output_item.done"
+        yield {"type": kind, "output_index": self._place, "item": self.body}
+
+
+class _Thoughts(_TextItem):
+    """What the model thought before its answer."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__("rs", place)
+
+    @property
+    def body(self) -> Event:
+        return {
+            "id": self._id,
+            "type": "reasoning",
+            "status": self._status,
+            "summary": [],
+            "content": self._content,
+        }
+
+    @property
+    def _part(self) -> Event:
+        return {"type": "reasoning_text", "text": self._text}
+
     def more(self, text: str) -> Event:
         self._text += text
         return {"type": "response.reasoning_text.delta", **self._where, "delta": text}
@@ -221,30 +244,24 @@ class _Thoughts:
     def done(self, status: str) -> Iterator[Event]:
         self._status = status
         yield {"type": "response.reasoning_text.done", **self._where, "text": self._text}
-        yield {"type": "response.content_part.done", **self._where, "part": self._part}
-        kind = "response.output_item.done"
-        yield {"type": kind, "output_index": self._place, "item": self.body}
+        yield from self._ended()
 
 
-class _Message:
+class _Message(_TextItem):
     """Text for the reader."""
 
     def __init__(self, place: int) -> None:
-        self._place = place
-        self._id = f"msg_{uuid4().hex}"
-        self._text = ""
+        super().__init__("msg", place)
         self.logprobs: list[ChatTokenLogprob] = []
-        self._status = "in_progress"
 
     @property
     def body(self) -> Event:
-        content = [] if self._status == "in_progress" else [self._part]
         return {
             "id": self._id,
             "type": "message",
             "role": "assistant",
             "status": self._status,
-            "content": content,
+            "content": self._content,
         }
 
     @property
@@ -256,15 +273,6 @@ class _Message:
             "logprobs": [*self.logprobs],
         }
 
-    @property
-    def _where(self) -> Event:
-        return {"item_id": self._id, "output_index": self._place, "content_index": 0}
-
-    def added(self) -> Iterator[Event]:
-        added = "response.output_item.added"
-        yield {"type": added, "output_index": self._place, "item": self.body}
-        yield {"type": "response.content_part.added", **self._where, "part": self._part}
-
     def more(self, text: str, logprobs: list[ChatTokenLogprob]) -> Event:
         self._text += text
         self.logprobs += logprobs
@@ -275,9 +283,7 @@ class _Message:
         self._status = status
         kind = "response.output_text.done"
         yield {"type": kind, **self._where, "text": self._text, "logprobs": [*self.logprobs]}
-        yield {"type": "response.content_part.done", **self._where, "part": self._part}
-        kind = "response.output_item.done"
-        yield {"type": kind, "output_index": self._place, "item": self.body}
+        yield from self._ended()
 
 
 class _Call:

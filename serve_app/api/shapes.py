@@ -13,6 +13,7 @@ from typing import Any
 
 from serve_app.api.choices import Piece
 from serve_app.api.response_types import ChunkWriter
+from serve_app.api.validation import with_field_renamed
 from serve_app.errors import InvalidRequest, RequestError
 from serve_app.protocol import Usage
 
@@ -117,13 +118,7 @@ _NAMES = (
 
 def renamed(error: RequestError) -> RequestError:
     """Return an error with the field's name in the first form."""
-    if error.param is None:
-        return error
-    param = error.param
-    for pattern, name in _NAMES:
-        param = pattern.sub(name, param)
-    message = error.message.replace(f"`{error.param}`", f"`{param}`")
-    return type(error)(message, param=param, **error.details)
+    return with_field_renamed(error, _NAMES)
 
 
 class OldCalls:

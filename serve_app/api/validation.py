@@ -1,13 +1,15 @@
-"""Validate a body, and say the first fault in plain words."""
+"""Validate a body, and say the first fault in plain words and by the client's own names."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from serve_app.errors import InvalidRequest, UnsupportedParameter
+from serve_app.errors import InvalidRequest, RequestError, UnsupportedParameter
 
 # Pydantic speaks of Python and of validation; these speak of JSON, filled from its context.
 _WORDS = {
@@ -76,3 +78,21 @@ def _path(loc: tuple[int | str, ...]) -> str:
     for step in loc:
         path += f"[{step}]" if isinstance(step, int) else f".{step}"
     return path.removeprefix(".")
+
+
+def with_field_renamed(
+    error: RequestError, names: Iterable[tuple[re.Pattern[str], str]]
+) -> RequestError:
+    """Return an error that calls its field what the client called it.
+
+    Args:
+        error: with the schema's name of the field.
+        names: pairs of a pattern of such a name and what stands in its place; all are tried.
+    """
+    if error.param is None:
+        return error
+    param = error.param
+    for pattern, name in names:
+        param = pattern.sub(name, param)
+    message = error.message.replace(f"`{error.param}`", f"`{param}`")
+    return type(error)(message, param=param, **error.details)

@@ -1,4 +1,4 @@
-"""The forms in which models write tool calls; `api/tool_formats.py` reads a text with them.
+"""The forms in which models write tool calls; `api/tool_parser.py` reads a text with them.
 
 buffer.py        text as it comes, and ways to read it that wait for more
 json_calls.py    {"name": "f", "parameters": {…}}, or a list    Llama 3, Hermes, what is enforced

@@ -8,7 +8,7 @@ depend on how the text was cut into pieces, because nothing else is decided by t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -221,3 +221,23 @@ class _Braces:
                     return at
         self._next = max(at, len(text))
         return None
+
+
+def read_rest_of_list(buffer: Buffer, read: Callable[[int], Read[bool]]) -> Read[None]:
+    """Read what follows the first call of a list, and take it up to the closing bracket.
+
+    Args:
+        buffer: begins behind the first call.
+        read: reads one call at a place; False if there is none.
+    """
+    while True:
+        at = yield from buffer.skip(0)
+        mark = yield from buffer.char(at)
+        if mark == "]":
+            buffer.take(at + 1)
+            return
+        at = yield from buffer.skip(at + 1)
+        buffer.short = False
+        if mark != "," or not (yield from read(at)):
+            buffer.drop_beginning()
+            return

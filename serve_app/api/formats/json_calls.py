@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 from pydantic_core import from_json
 
-from serve_app.api.formats.buffer import Buffer, CallArguments, CallBegun, Read, Tools, Wait
+from serve_app.api.formats.buffer import (
+    Buffer,
+    CallArguments,
+    CallBegun,
+    Read,
+    Tools,
+    Wait,
+    read_rest_of_list,
+)
 
 _NAMES, _ARGUMENTS = ("name", "function"), ("parameters", "arguments", "args", "input")
 _KEYS = (*_NAMES, *_ARGUMENTS, "type", "id")
@@ -46,17 +54,8 @@ class JsonCalls:
         one = JsonCall()
         if not (yield from one.read(buffer, at, tools, sure=sure)):
             return False
-        while True:
-            at = yield from buffer.skip(0)
-            mark = yield from buffer.char(at)
-            if mark == "]":
-                buffer.take(at + 1)
-                return True
-            at = yield from buffer.skip(at + 1)
-            buffer.short = False
-            if mark != "," or not (yield from one.read(buffer, at, tools, sure=True)):
-                buffer.drop_beginning()
-                return True
+        yield from read_rest_of_list(buffer, lambda at: one.read(buffer, at, tools, sure=True))
+        return True
 
 
 @dataclass(slots=True)

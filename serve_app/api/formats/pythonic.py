@@ -10,7 +10,15 @@ import json
 import math
 import re
 
-from serve_app.api.formats.buffer import Buffer, CallArguments, CallBegun, Read, Tools, Wait
+from serve_app.api.formats.buffer import (
+    Buffer,
+    CallArguments,
+    CallBegun,
+    Read,
+    Tools,
+    Wait,
+    read_rest_of_list,
+)
 
 MAX_DEPTH = 32
 _WORDS = {
@@ -51,17 +59,8 @@ class PythonCalls:
         at = yield from buffer.skip(at + 1)
         if not (yield from _call(buffer, at, tools, bare=False)):
             return False
-        while True:
-            at = yield from buffer.skip(0)
-            mark = yield from buffer.char(at)
-            if mark == "]":
-                buffer.take(at + 1)
-                return True
-            at = yield from buffer.skip(at + 1)
-            buffer.short = False
-            if mark != "," or not (yield from _call(buffer, at, tools, bare=False)):
-                buffer.drop_beginning()
-                return True
+        yield from read_rest_of_list(buffer, lambda at: _call(buffer, at, tools, bare=False))
+        return True
 
 
 def _call(buffer: Buffer, at: int, tools: Tools, *, bare: bool) -> Read[bool]:
