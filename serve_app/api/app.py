@@ -36,7 +36,7 @@ from serve_app.api.paths import PlainPath, lost
 from serve_app.api.request_record import RequestRecord
 from serve_app.api.shared import Shared
 from serve_app.api.sse import dump
-from serve_app.api.status_page import StatusPage, Whole
+from serve_app.api.status_page import Service, StatusPage
 from serve_app.api.tokenize import token_routes
 from serve_app.config import ApiConfig
 from serve_app.errors import (
@@ -76,7 +76,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     max_context_tokens: int | None = None,
     access: Callable[[], Mapping[str, Any]] | None = None,
     metrics: Callable[[], Awaitable[str]] | None = None,
-    whole: Whole | None = None,
+    service: Service | None = None,
     on_finished: Callable[[RequestRecord], None] | None = None,
     direct: bool = True,
 ) -> Starlette:
@@ -90,10 +90,10 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         created: when the model was made available, in Unix seconds.
         version: this package's version, for `/version`.
         commit: the commit of the weights, for `/version`.
-        max_context_tokens: the model's window, for `/v1/models`; None asks `whole`.
+        max_context_tokens: the model's window, for `/v1/models`; None asks `service`.
         access: returns the last verdict of every node; None leaves `/access` out.
         metrics: returns Prometheus' text for `/metrics`; None leaves it out.
-        whole: the whole service, for `/status`; None if nobody knows it.
+        service: the service, all of its processes, for `/status`; None if nobody knows it.
         on_finished: called once at the end of every request that is not a healthy probe.
         direct: clients connect to this server itself; False where a proxy on this machine is
             always between, so that the connection says nothing of where a request comes from.
@@ -103,7 +103,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     """
     names = Names(tuple(dict.fromkeys((model_name, *aliases))))
     about = {"version": version, "model": model_name, "commit": commit}
-    models = Models(names, created=created, window=max_context_tokens, whole=whole)
+    models = Models(names, created=created, window=max_context_tokens, service=service)
     pages = _Pages(engine, about, access, metrics)
     intake = Intake(max_bytes=api.max_request_bytes, timeout_s=api.body_timeout_s)
     offload = Offload()
@@ -113,7 +113,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
             *token_routes(engine, names, intake=intake, offload=offload),
             *models.routes(),
             *pages.routes(),
-            *StatusPage(about, whole).routes(),
+            *StatusPage(about, service).routes(),
         ],
         middleware=_layers(api, on_finished, direct=direct),
         exception_handlers={HTTPException: _refuse_route},

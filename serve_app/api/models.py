@@ -9,7 +9,7 @@ from starlette.routing import Route
 from serve_app.api.names import Names
 from serve_app.api.response_types import Model
 from serve_app.api.sse import dump
-from serve_app.api.status_page import Whole
+from serve_app.api.status_page import Service
 
 
 class Models:
@@ -18,17 +18,17 @@ class Models:
     Args:
         names: of the one model; the owner of each is the part before its slash.
         created: when the model was made available, in Unix seconds.
-        window: prompt and completion together, in tokens; None asks `whole`, until it knows.
-        whole: the whole service.
+        window: prompt and completion together, in tokens; None asks `service`, until it knows.
+        service: the service, all of its processes.
     """
 
     def __init__(
-        self, names: Names, *, created: int, window: int | None, whole: Whole | None
+        self, names: Names, *, created: int, window: int | None, service: Service | None
     ) -> None:
         self._names = names
         self._created = created
         self._window = window
-        self._whole = whole
+        self._service = service
 
     def routes(self) -> list[Route]:
         """Return both routes."""
@@ -59,5 +59,5 @@ class Models:
         return card
 
     async def _ask_window(self) -> None:
-        if self._window is None and self._whole is not None:
-            self._window = (await self._whole.look()).max_context_tokens
+        if self._window is None and self._service is not None:
+            self._window = (await self._service.look()).max_context_tokens

@@ -62,8 +62,8 @@ class Load:
     tokens_per_s: float | None = None
 
 
-class Whole(Protocol):
-    """The whole service, of which an application may be one of several processes."""
+class Service(Protocol):
+    """All processes of the service; the application may run in one of several."""
 
     async def look(self) -> View: ...  # noqa: D102
     async def load(self) -> Load | None: ...  # noqa: D102
@@ -74,18 +74,18 @@ class StatusPage:
 
     Args:
         about: what is served: model, commit, version.
-        whole: the service; None if nobody knows it.
+        service: the service; None if nobody knows it.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
         about: dict[str, Any],
-        whole: Whole | None = None,
+        service: Service | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._about = about
-        self._whole = whole
+        self._service = service
         self._clock = clock
         self._started = clock()
         self._page = PAGE.read_bytes()
@@ -118,8 +118,8 @@ class StatusPage:
 
     async def _status(self, _request: Request) -> Response:
         view, load = View(None), None
-        if self._whole:
-            view, load = await asyncio.gather(self._whole.look(), self._whole.load())
+        if self._service:
+            view, load = await asyncio.gather(self._service.look(), self._service.load())
         return Response(dump(self.numbers(view, load)), media_type="application/json")
 
 

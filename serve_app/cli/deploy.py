@@ -16,7 +16,7 @@ from serve_app.rollout import history
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.diff import by_name, changes
 from serve_app.rollout.history import Rollout
-from serve_app.rollout.lock import turn
+from serve_app.rollout.lock import rollout_lock
 from serve_app.rollout.plan import needs
 from serve_app.rollout.scope import Scope, pinned, restored, scope_of
 from serve_app.rollout.serve_client import Instance
@@ -115,7 +115,7 @@ def run(
             _say(line)
     if options.dry_run:
         return 0
-    with turn():
+    with rollout_lock():
         before = serving.goal()
         scope = scope_of(file, before, options.remove)  # again: somebody else may have been faster
         commits = {name: verdict.commit for name, verdict in verdicts.items()}
@@ -229,7 +229,7 @@ def roll_back(good: Return, options: Options) -> int:
     serving = Instance(good.applications)
     back = {version.application: version for version in good.versions}
     names = frozenset(back)
-    with turn():
+    with rollout_lock():
         before = serving.goal()
         goal = restored(before, dict(good.apps))
         scope = Scope(nudged(goal, names), names)

@@ -4,7 +4,7 @@ Every name in it is ours, in one namespace. The store lives in the head node's m
 with the cluster.
 
     history/              what was decided, and when   telemetry/rollout_history.py
-    coldstart/, phases/   starts of replicas           telemetry/cold_start.py
+    coldstart/, phase/    starts of replicas           telemetry/cold_start.py
     weights/              which node has which commit  weights/announcements.py
     license/, window/     what replicas found          deployments/status.py
 """

@@ -116,7 +116,7 @@ class Ingress:
             commit=self._commit,
             access=self._watch.snapshot,
             metrics=metrics,
-            whole=Fleet(serve.get_replica_context().app_name, metrics),
+            service=Fleet(serve.get_replica_context().app_name, metrics),
             on_finished=self._finished,
             direct=not through_haproxy(),
         )

@@ -1,6 +1,6 @@
 """One rollout of a cluster at a time.
 
-The turn is an actor with a name that only one can have. It belongs to the process that holds
+The lock is an actor with a name that only one can have. It belongs to the process that holds
 it, so Ray takes it away when that process ends, however it ends.
 """
 
@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 60.0  # of a process that needs no CPU
 
 
-class _Turn:
+class _Lock:
     def __init__(self, holder: str) -> None:
         self._holder = holder
 
@@ -33,15 +33,15 @@ class _Turn:
 
 
 @contextmanager
-def turn() -> Iterator[None]:
-    """Hold the cluster's turn.
+def rollout_lock() -> Iterator[None]:
+    """Hold the lock.
 
     Raises:
         ConfigError: somebody else does; says who, and since when. Or the cluster starts nothing.
     """
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     holder = f"{whoami()} (process {os.getpid()}), since {since}"
-    actor: Any = ray.remote(num_cpus=0)(_Turn)
+    actor: Any = ray.remote(num_cpus=0)(_Lock)
     try:
         held: Any = actor.options(name=NAME, namespace=NAMESPACE).remote(holder)
     except ValueError:
@@ -59,7 +59,7 @@ def _wait_for(held: Any) -> None:
     except RayError as error:
         kind = type(error).__name__
         raise ConfigError(
-            f"the cluster starts no process for the rollout's turn ({kind})"
+            f"the cluster starts no process for the rollout's lock ({kind})"
         ) from None
 
 

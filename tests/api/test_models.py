@@ -61,7 +61,7 @@ async def test_token_counts_know_the_names_too():
 async def test_the_window_is_what_the_replicas_say():
     """Asked for until it is known, and never again."""
     whole = Whole(None)
-    service = Service(whole=whole)
+    service = Service(service=whole)
     body = (await service.request("GET", "/v1/models")).json()
     assert "max_model_len" not in body["data"][0]
     whole.window = 4096

@@ -71,7 +71,7 @@ def browse(url, tmp_path, scheme, what):
 
 async def in_a_real_browser(tmp_path, scheme):
     """Headline, numbers, replicas, grants and license, in light and in dark."""
-    service = Service(access=access, whole=Whole(), commit=COMMIT)
+    service = Service(access=access, service=Whole(), commit=COMMIT)
     picture = tmp_path / "page.png"
     async with listening(service.app) as url:
         await service.post(CHAT, HELLO)

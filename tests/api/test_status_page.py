@@ -46,7 +46,7 @@ async def test_the_page_runs_its_own_script_and_nothing_else():
 
 async def test_the_numbers_are_an_answer_of_their_own():
     """`/status` is JSON, says what is known of the service, and leaves no record itself."""
-    service = Service(whole=Whole())
+    service = Service(service=Whole())
     assert (await service.post(CHAT, HELLO)).status_code == 200
     assert len(service.records) == 1
     status = (await service.request("GET", "/status")).json()
@@ -57,7 +57,7 @@ async def test_the_numbers_are_an_answer_of_their_own():
     assert len(service.records) == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"whole": Whole(None)}])
+@pytest.mark.parametrize("options", [{}, {"service": Whole(None)}])
 async def test_what_nobody_knows_is_null(options):
     """With the same keys, so that a script or the page reads them all the same."""
     status = (await Service(**options).request("GET", "/status")).json()
@@ -77,7 +77,7 @@ def test_the_uptime_is_of_this_process():
 async def test_a_stream_costs_the_page_nothing():
     """A client that leaves, and an engine that fails, reach the engine without a detour."""
     engine = FakeEngine(("a", Pause()))
-    service = Service(engine, whole=Whole())
+    service = Service(engine, service=Whole())
     connection = Connection.json(CHAT, HELLO | {"stream": True})
     running = connection.run(service.app)
     async with asyncio.timeout(5):
@@ -86,7 +86,7 @@ async def test_a_stream_costs_the_page_nothing():
         connection.disconnect()
         await running
     assert len(engine.closed_early) == 1
-    failing = Service(FakeEngine(("a", EngineError("no"))), whole=Whole())
+    failing = Service(FakeEngine(("a", EngineError("no"))), service=Whole())
     assert (await failing.post(CHAT, HELLO)).status_code == 500
 
 

@@ -165,7 +165,7 @@ def test_a_former_version_that_does_not_serve_any_more_gives_way(
 
     monkeypatch.setattr(deploy, "Instance", instance)
     monkeypatch.setattr(deploy, "deploy", rolled_out)
-    monkeypatch.setattr(deploy, "turn", nullcontext)
+    monkeypatch.setattr(deploy, "rollout_lock", nullcontext)
     good = deploy.former("a")
     assert deploy.roll_back(good, deploy.Options(1.0)) == 5
     (entry,) = rollout_history.entries("a")

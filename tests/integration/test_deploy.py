@@ -17,7 +17,7 @@ from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.cli.main import main
 from serve_app.cluster.controller import replicas
 from serve_app.errors import ConfigError
-from serve_app.rollout.lock import turn
+from serve_app.rollout.lock import rollout_lock
 from serve_app.telemetry import rollout_history
 from serve_app.telemetry.rollout_history import What, whoami
 from tests.integration.conftest import LogicalNode, cluster_of
@@ -199,33 +199,35 @@ def test_ctrl_c_stops_the_watching_alone(service, tmp_path):
 
 
 def test_one_rollout_at_a_time(service, deploy):
-    """The second is told who holds the turn; a holder that is killed holds it no more."""
-    with turn():
+    """The second is told who holds the lock; a holder that is killed holds it no more."""
+    with rollout_lock():
         code, _, told = deploy(replicas=1)
     assert code == 2
     assert f"another rollout is under way: {whoami()} (process" in told
 
-    script = "import time\nwith deploy.connected(sys.argv[1]), turn():\n print(1, flush=True)"
+    script = (
+        "import time\nwith deploy.connected(sys.argv[1]), rollout_lock():\n print(1, flush=True)"
+    )
     holder = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "import sys\nfrom serve_app.cli import deploy\n"
-            f"from serve_app.rollout.lock import turn\n{script}\n time.sleep(99)",
+            f"from serve_app.rollout.lock import rollout_lock\n{script}\n time.sleep(99)",
             ray.get_runtime_context().gcs_address,
         ],
         stdout=subprocess.PIPE,
     )
     assert holder.stdout.readline() == b"1\n"
-    with pytest.raises(ConfigError, match=f"process {holder.pid}"), turn():
+    with pytest.raises(ConfigError, match=f"process {holder.pid}"), rollout_lock():
         pass
     holder.kill()
     holder.wait()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
-            with turn():
+            with rollout_lock():
                 return
         except ConfigError:
             time.sleep(0.2)
-    raise AssertionError("a killed rollout still holds the turn")
+    raise AssertionError("a killed rollout still holds the lock")
