@@ -1,7 +1,7 @@
 """START HERE: the config becomes a Serve application, if the gate agrees.
 
     args ─► parse_args ─► require_access ─► pinned commit ─► LLMServer ─► Ingress
-            config.py     access/           (main -> sha)    server.py    ingress.py
+            config/       access/           (main -> sha)    server.py    ingress.py
 
 `serve run configs/x.yaml` calls `build_app` in a task on some node of the cluster. A refusal
 raises `RolloutBlocked`, the one kind of exception that Serve shows as it is and does not

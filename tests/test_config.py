@@ -57,6 +57,60 @@ def test_a_fault_names_its_key_and_the_mend(args, words):
     assert words in refused(args)
 
 
+VLLM = {"backend": "vllm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("model", "other/model", "model belongs to the gate; set model.repo_id"),
+        ("tokenizer", "other/model", "model.repo_id"),
+        ("revision", "v2", "set model.revision"),
+        ("hf_token", True, "see access.token_file"),
+        ("trust_remote_code", True, "would load code"),
+        ("download_dir", "/tmp", "HF_HOME"),
+        ("load_format", "pt", "must be one of safetensors"),
+        ("load_format", "auto", "must be one of safetensors"),
+        ("max_model_len", 64, "engine.max_context_tokens"),
+        ("max_num_seqs", 64, "engine.max_running_requests"),
+        ("dtype", "half", "model.dtype"),
+        ("served_model_name", "x", "model.served_name"),
+        ("tensor_parallel_size", 2, "replica.num_gpus"),
+        ("speculative_config", {"model": "other/draft"}, "has not proven"),
+        ("enable_log_requests", True, "would log prompts"),
+    ],
+)
+def test_what_another_key_owns_is_no_argument_of_vllm(name, value, words):
+    """The message names the key that says it, and never the value."""
+    message = refused({"model": MODEL, "engine": VLLM | {"vllm": {name: value}}})
+    assert message.startswith("args.engine.vllm: ")
+    assert words in message
+
+
+def test_vllms_own_arguments_are_taken_as_they_are():
+    """Those that nobody else owns."""
+    own = {
+        "enforce_eager": True,
+        "kv_cache_dtype": "fp8",
+        "load_format": "fastsafetensors",
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
+    }
+    config = parse_args({"model": MODEL, "engine": VLLM | {"vllm": own}})
+    assert config.engine.vllm == own
+    assert parse_args({"model": MODEL}).engine.backend == "builtin"
+
+
+def test_what_only_vllm_does_needs_it():
+    """Its arguments, and weights in whatever form they are stored."""
+    assert "set backend: vllm" in refused({"model": MODEL, "engine": {"vllm": {"seed": 1}}})
+    auto = MODEL | {"dtype": "auto"}
+    assert "model.dtype auto needs engine.backend vllm" in refused({"model": auto})
+    assert parse_args({"model": auto, "engine": VLLM}).model.dtype == "auto"
+    gpus = {"model": MODEL, "engine": VLLM, "replica": {"num_gpus": 1.5}}
+    assert "replica.num_gpus must be whole" in refused(gpus)
+    assert parse_args(gpus | {"replica": {"num_gpus": 0.5}}).replica.num_gpus == 0.5
+
+
 def test_all_faults_are_told_at_once():
     """A person corrects the file once, not once per fault."""
     message = refused({"model": MODEL | {"revison": "x"}, "engine": {"max_batch_tokens": -1}})

@@ -38,8 +38,9 @@ def room_fault(weights_bytes: int, loader: Loader) -> Refusal | None:
         where = f"memory on {gpus} GPU{'s' if gpus > 1 else ''}"
     if room is None or weights_bytes <= room:
         return None
+    form = "as they are stored" if loader.dtype == "auto" else f"in {loader.dtype}"
     message = (
-        f"the weights take {weights_bytes / GIB:.1f} GiB in {loader.dtype}, and this node has "
+        f"the weights take {weights_bytes / GIB:.1f} GiB {form}, and this node has "
         f"{room / GIB:.1f} GiB of {where}"
     )
     more = "raise replica.num_gpus" if loader.num_gpus else "give the node more memory"

@@ -36,7 +36,9 @@ MESSAGE_CHARS = 600  # what the network said, and what the receipt says to it
 
 def loader_of(config: AppConfig) -> Loader:
     """Return what an application's replicas load the weights with."""
-    return Loader(dtype=config.model.dtype, num_gpus=config.replica.num_gpus)
+    return Loader(
+        backend=config.engine.backend, dtype=config.model.dtype, num_gpus=config.replica.num_gpus
+    )
 
 
 def prove_here(

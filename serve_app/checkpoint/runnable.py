@@ -50,7 +50,7 @@ class Loader:
 
     Args:
         backend: the engine.
-        dtype: that the weights are held in; `bfloat16` or `float32`.
+        dtype: that the weights are held in; `bfloat16`, `float32`, or `auto` as they are stored.
         num_gpus: of one replica; 0 computes on the CPU.
     """
 
@@ -84,9 +84,8 @@ def refusal(
     """
     if not isinstance(config, dict):
         return Refusal(f"{CONFIG} is no JSON object", "Choose a revision with a whole config.json.")
-    if loader.backend != "builtin":
-        return None
-    for fault in (_quantised, _architecture, _shape):
+    faults = (_quantised, _architecture, _shape) if loader.backend == "builtin" else (_shape,)
+    for fault in faults:
         if found := fault(config, names):
             return found
     return _tokenizer(names, installed or _is_installed)
@@ -100,8 +99,14 @@ def weights_bytes(listed: int, config: Mapping[str, Any], loader: Loader) -> int
         config: the parsed config.json, which names their dtype.
         loader: the dtype they are held in.
     """
+    if loader.dtype == "auto" or _is_quantised(config):
+        return listed
     stored = str(_stored_dtype(config)).removeprefix("torch.")
     return listed * (32 if loader.dtype == "float32" else 16) // _BITS_OF.get(stored, 16)
+
+
+def _is_quantised(config: Mapping[str, Any]) -> bool:
+    return next(_quantisations(config, ()), None) is not None
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> object:
@@ -117,7 +122,8 @@ def _quantised(config: Mapping[str, Any], names: Collection[str]) -> Refusal | N
     if method is None:
         return None
     message = f"the weights are quantised ({method}), and engine.backend builtin loads none such"
-    return Refusal(message, f"{DENSE}; {CONFIG} of a quantised one often names its original.")
+    original = f"{CONFIG} of a quantised one often names its original"
+    return Refusal(message, f"{DENSE} ({original}), or set engine.backend vllm.")
 
 
 def _quantisations(config: Mapping[str, Any], names: Collection[str]) -> Iterator[str]:

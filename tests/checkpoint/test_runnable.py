@@ -1,5 +1,7 @@
 """What an engine can load, by config.json and the names of the files."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,3 +224,13 @@ def test_any_config_is_loaded_or_one_sentence(config):
         assert found.message.isprintable()
         assert found.message.isascii()
         assert len(found.message) < 400
+
+
+def test_vllm_takes_quantised_weights_as_they_are_stored():
+    """What it refuses it says itself; numbers that no model has are refused for both."""
+    quantised = LLAMA | {"quantization_config": {"quant_method": "fp8"}, "dtype": "bfloat16"}
+    loader = Loader(backend="vllm", dtype="auto", num_gpus=4)
+    assert refusal(quantised, NAMES, loader) is None
+    assert weights_bytes(70 << 30, quantised, loader) == 70 << 30
+    assert weights_bytes(70 << 30, quantised, replace(loader, dtype="bfloat16")) == 70 << 30
+    assert "no model has" in refusal(LLAMA | {"num_hidden_layers": -1}, NAMES, loader).message

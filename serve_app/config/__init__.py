@@ -12,11 +12,15 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from serve_app.config.engine import EngineConfig
+from serve_app.config.part import Part
 from serve_app.endpoint import CLEAR_TEXT, check_endpoint, is_plain_http
 from serve_app.errors import ConfigError
 from serve_app.redaction import SECRET
+
+__all__ = ("ApiConfig", "AppConfig", "EngineConfig", "ModelConfig", "parse_args", "refuse_secrets")
 
 TOKEN_VARIABLES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 HAND_OVER = (
@@ -25,18 +29,16 @@ HAND_OVER = (
 )
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class ModelConfig(_Part):
+class ModelConfig(Part):
     """Which weights are served, and under which name."""
 
     repo_id: str | None = Field(None, description="Hub repository, `owner/name`")
     revision: str = Field(
         "main", min_length=1, description="branch, tag or commit; pinned by the gate"
     )
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="asserted after loading")
+    dtype: Literal["bfloat16", "float32", "auto"] = Field(
+        "bfloat16", description="asserted after loading; `auto`: as stored, with backend vllm"
+    )
     served_name: str | tuple[str, ...] | None = Field(
         None, description="name in the API, or a list of them; default, and always taken: repo_id"
     )
@@ -98,7 +100,7 @@ class ModelConfig(_Part):
         return self.names[0]
 
 
-class AccessConfig(_Part):
+class AccessConfig(Part):
     """How every node proves that it can read the weights."""
 
     token_file: str | None = Field(
@@ -141,7 +143,7 @@ class AccessConfig(_Part):
         return self
 
 
-class ReplicaConfig(_Part):
+class ReplicaConfig(Part):
     """What one replica needs, and how many there are."""
 
     num_gpus: float = Field(1, ge=0, description="GPUs of one replica")
@@ -171,49 +173,7 @@ class ReplicaConfig(_Part):
         return self
 
 
-class EngineConfig(_Part):
-    """How one replica batches."""
-
-    max_context_tokens: int = Field(
-        8192, ge=16, description="window: prompt and completion together"
-    )
-    max_batch_tokens: int = Field(
-        2048, ge=16, description="tokens computed in one step at the most"
-    )
-    prefill_chunk_tokens: int | None = Field(
-        None, ge=16, description="prompt tokens a step while anybody streams; null: 256, GPU 1,024"
-    )
-    max_running_requests: int = Field(64, ge=1, description="requests in the batch at the most")
-    prefix_cache: bool = Field(
-        default=True, description="prompts that begin alike share work, and so their timing"
-    )
-    kv_cache_fraction: float = Field(
-        0.9,
-        gt=0,
-        lt=1,
-        description="of the GPU, or of its share by num_gpus: for weights and KV cache together",
-    )
-    kv_cache_cpu_gib: float = Field(1.0, gt=0, description="KV cache size on CPU, in GiB")
-    native_cpu: bool = Field(
-        default=True, description="compiled forward on CPU for Llama-like models; needs a compiler"
-    )
-    speculative_tokens: int = Field(
-        0, ge=0, le=16, description="guesses from the text so far; off where CUDA graphs decode"
-    )
-    generation_config: Literal["auto", "none"] = Field(
-        "auto",
-        description="`auto`: sampling defaults of the model's generation_config.json; "
-        "`none`: temperature 1, all else off",
-    )
-    deterministic: bool = Field(
-        default=False, description="bitwise the same logits alone and in any batch"
-    )
-    step_timeout_s: float = Field(
-        120, gt=0, description="a step that takes longer hangs, and the replica is replaced"
-    )
-
-
-class ApiConfig(_Part):
+class ApiConfig(Part):
     """Limits of the HTTP surface."""
 
     api_keys_file: str | None = Field(None, description="file of key hashes; null: no keys asked")
@@ -255,7 +215,7 @@ class ApiConfig(_Part):
     )
 
 
-class LoggingConfig(_Part):
+class LoggingConfig(Part):
     """What is logged, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level")
@@ -264,7 +224,7 @@ class LoggingConfig(_Part):
     )
 
 
-class AppConfig(_Part):
+class AppConfig(Part):
     """The `args:` of the Serve application."""
 
     model: ModelConfig
@@ -273,6 +233,18 @@ class AppConfig(_Part):
     engine: EngineConfig = EngineConfig()
     api: ApiConfig = ApiConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _fits_the_engine(self) -> AppConfig:
+        if self.engine.backend == "builtin" and self.model.dtype == "auto":
+            raise ValueError(
+                "model.dtype auto needs engine.backend vllm; the builtin engine holds the weights "
+                "in bfloat16 or float32"
+            )
+        gpus = self.replica.num_gpus
+        if self.engine.backend == "vllm" and gpus > 1 and gpus != int(gpus):
+            raise ValueError("replica.num_gpus must be whole, or below 1, with engine.backend vllm")
+        return self
 
 
 def parse_args(args: dict[str, Any]) -> AppConfig:
