@@ -20,7 +20,15 @@ from serve_app.endpoint import CLEAR_TEXT, check_endpoint, is_plain_http
 from serve_app.errors import ConfigError
 from serve_app.redaction import SECRET
 
-__all__ = ("ApiConfig", "AppConfig", "EngineConfig", "ModelConfig", "parse_args", "refuse_secrets")
+__all__ = (
+    "TOKEN_VARIABLES",
+    "ApiConfig",
+    "AppConfig",
+    "EngineConfig",
+    "ModelConfig",
+    "parse_args",
+    "refuse_secrets",
+)
 
 TOKEN_VARIABLES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 HAND_OVER = (
@@ -242,6 +250,8 @@ class AppConfig(Part):
                 "in bfloat16 or float32"
             )
         gpus = self.replica.num_gpus
+        if self.engine.backend == "vllm" and self.engine.deterministic and not gpus:
+            raise ValueError("engine.deterministic needs GPUs, or engine.backend builtin")
         if self.engine.backend == "vllm" and gpus > 1 and gpus != int(gpus):
             raise ValueError("replica.num_gpus must be whole, or below 1, with engine.backend vllm")
         return self

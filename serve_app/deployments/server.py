@@ -30,7 +30,8 @@ from serve_app.config import AppConfig
 from serve_app.deployments import status
 from serve_app.deployments.autoscaling import load_of
 from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
-from serve_app.errors import AccessDenied, ServeAppError
+from serve_app.engine import backends
+from serve_app.errors import AccessDenied, ModelLoadError, ServeAppError
 from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.telemetry import cold_start, logs, metrics
 from serve_app.weights.fetch import Fetched, fetch
@@ -38,7 +39,7 @@ from serve_app.weights.peers import Peers
 
 if TYPE_CHECKING:
     from serve_app.access.verdict import NodeVerdict
-    from serve_app.engine.engine import Engine
+    from serve_app.engine.backends import ReplicaEngine
 
 log = structlog.get_logger()
 
@@ -61,7 +62,7 @@ class LLMServer:
         ModelLoadError: the weights are unusable.
     """
 
-    _engine: Engine
+    _engine: ReplicaEngine
 
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
@@ -204,27 +205,18 @@ def _this_node() -> tuple[str, str]:
 
 def _load(
     config: AppConfig, proven: NodeVerdict, commit: str | None, spans: cold_start.Ledger
-) -> tuple[Engine, Fetched]:
+) -> tuple[ReplicaEngine, Fetched]:
     # After the check and not at the top: importing torch takes seconds, a refusal must not wait
     # for it. While the files come there is time for it.
-    libraries = threading.Thread(target=_import_libraries, args=(spans,), daemon=True)
+    libraries = threading.Thread(target=_import_libraries, args=(config, spans), daemon=True)
     libraries.start()
     with spans.span("download"):
         fetched = _fetch(config, proven, commit, spans)
     spans.tell("libraries")
     libraries.join()
-    from serve_app.engine.engine import Engine  # noqa: PLC0415
-
     spans.tell("load")
     loading_at = cold_start.now()
-    engine = Engine.load(
-        fetched.directory,
-        model=config.model,
-        engine=config.engine,
-        num_gpus=config.replica.num_gpus,
-        num_cpus=config.replica.num_cpus,
-        api=config.api,
-    )
+    engine = backends.load(fetched.directory, config)
     spans.follow(engine.load_report.phases(), started_at=loading_at)
     log.info(
         "model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts()
@@ -233,11 +225,11 @@ def _load(
     return engine, fetched
 
 
-def _import_libraries(spans: cold_start.Ledger) -> None:
+def _import_libraries(config: AppConfig, spans: cold_start.Ledger) -> None:
     # Not a `span`: it would tell the cluster of this phase in place of the download beside it.
     started_at = cold_start.now()
-    import serve_app.engine.engine  # noqa: F401, PLC0415
-
+    with suppress(ModelLoadError):  # told when it is loaded
+        backends.import_libraries(config.engine)
     spans.follow({"libraries": cold_start.now() - started_at}, started_at=started_at)
 
 

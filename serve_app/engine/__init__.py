@@ -1,6 +1,6 @@
 """One replica's engine: prompts in, tokens out, one forward a step. Imports nothing.
 
-    Engine.generate             engine.py      check, encode, submit; deltas back to the reader
+    FrontEnd.generate           front_end.py   check, encode, submit; deltas back to the reader
       PromptEncoder             text/          text to ids; every fault of a client ends here
       GrammarPool               grammar/       structures, compiled in processes of their own
       Admission                 admission.py   how much may wait, in requests and in tokens
@@ -12,6 +12,9 @@
         Runner.step             model/           moves, forward, sampling
       Stream ◄── updates        stream.py      one reader's queue
       Completion ──► TokenDelta text/          ids to text, stops, reasoning
+
+backends.py: which engine a replica runs. engine.py: the one above. vllm/: vLLM below the same front
+end, in place of loop.py and what it calls.
 
 `Engine.load`: model/loading.py (files to a model), model/build.py (which forward, how large a
 cache), warm_up.py (it must give numbers and text), defaults.py (sampling defaults of its authors).

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
-from serve_app.engine.loop import EngineLoop
+from serve_app.engine.drain import DrainRate
+from serve_app.engine.stats import EngineStats
 from serve_app.errors import InvalidRequest, Overloaded
 
 MAX_RETRY_AFTER_S = 600
@@ -36,6 +38,23 @@ class Limits:
         return self.running + self.queued
 
 
+class Load(Protocol):
+    """What an engine has to do, and how fast it does it; any thread asks."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that found no place in the batch."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Return the present numbers."""
+        ...
+
+    def drain_rate(self) -> DrainRate | None:
+        """Return how fast requests finish; None before two have."""
+        ...
+
+
 class Admission:
     """Counts what is open; calls come from one thread at a time.
 
@@ -44,7 +63,7 @@ class Admission:
         limits: what is taken on.
     """
 
-    def __init__(self, loop: EngineLoop, limits: Limits) -> None:
+    def __init__(self, loop: Load, limits: Limits) -> None:
         self._loop = loop
         self._limits = limits
         self._open: dict[int, int] = {}  # tokens at the most, by the sequence's key

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from serve_app.engine.grammar.matcher import Matcher
     from serve_app.engine.model.logits_processors import Adjuster
     from serve_app.engine.speculative import Drafter
+    from serve_app.engine.text.reasoning import Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,11 @@ class SamplingPlan(SamplingParams):
     Args:
         seed: 64 bits; with a token's index it fixes that token's noise.
         stop_token_ids: as in `SamplingParams`, the model's own ones included.
+        is_seeded: the seed is the client's.
     """
 
     seed: int = 0
+    is_seeded: bool = False
 
     @classmethod
     def of(cls, params: SamplingParams, **resolved: Any) -> SamplingPlan:
@@ -70,6 +73,7 @@ class Sequence:
         suspect: ran in a step that failed; its next one is for it alone.
         scored: prompt tokens after the first whose logprobs are known.
         matcher: its walk through the structure that it must have; None leaves it free.
+        thinking: what it begins with, where thoughts are separated from answers.
         adjuster: what else changes its logits; made when first needed.
         drafter: guesses its next tokens; made when first needed.
         arrived_s: on the monotonic clock, as the next three.
@@ -94,6 +98,7 @@ class Sequence:
     suspect: bool = False
     scored: int = 0
     matcher: Matcher | None = None
+    thinking: Thinking | None = None
     adjuster: Adjuster | None = None
     drafter: Drafter | None = None
     arrived_s: float = field(default_factory=time.monotonic)

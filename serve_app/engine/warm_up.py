@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from serve_app.engine.loop import EngineLoop
-from serve_app.engine.sequence import Sequence
+from typing import Protocol
+
+from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.text.prompt import EncodedRequest, PromptEncoder
 from serve_app.errors import ModelLoadError, RequestError
 from serve_app.protocol import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
@@ -12,7 +13,15 @@ TOKENS = 8
 PROMPTS = (ChatPrompt(({"role": "user", "content": "Say hello."},)), TextPrompt("Hello"))
 
 
-def warm_up(loop: EngineLoop, encoder: PromptEncoder, *, key: int) -> None:
+class Alone(Protocol):
+    """A loop before its start."""
+
+    def run_alone(self, sequence: Sequence) -> list[Update]:
+        """Run one sequence to its end on the calling thread."""
+        ...
+
+
+def warm_up(loop: Alone, encoder: PromptEncoder, *, key: int) -> None:
     """Generate a few tokens on the calling thread, before the loop's own one starts.
 
     Raises:

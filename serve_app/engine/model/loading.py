@@ -8,7 +8,7 @@ the architecture must attend through transformers' attention interface.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from serve_app.checkpoint.architectures import LAYER_TYPES
-from serve_app.checkpoint.directory import check_checkpoint
+from serve_app.checkpoint.directory import Checkpoint, check_checkpoint
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import ModelConfig
 from serve_app.engine.defaults import read_defaults
@@ -95,15 +95,13 @@ def load(
     torch.set_num_threads(max(1, int(num_cpus)))
     device_map = _device_map(num_gpus)
     started = time.monotonic()
-    _check_files(model_dir, Loader(dtype=model.dtype, num_gpus=num_gpus))
+    check_files(model_dir, Loader(dtype=model.dtype, num_gpus=num_gpus))
     dtype: torch.dtype = getattr(torch, model.dtype)
     loaded = _load_weights(model_dir, dtype, device_map)
     weights_s = time.monotonic() - started
 
     started = time.monotonic()
-    tokenizer = _load_tokenizer(model_dir)
-    if model.chat_template is not None:
-        tokenizer.chat_template = read_template(Path(model.chat_template))
+    tokenizer = load_tokenizer(model_dir, model)
     tokenizer_s = time.monotonic() - started
 
     vocab_size = loaded.get_input_embeddings().num_embeddings
@@ -111,9 +109,13 @@ def load(
         model=loaded,
         tokenizer=tokenizer,
         device=loaded.get_input_embeddings().weight.device,
-        window=_model_window(loaded.config),
+        window=model_window(loaded.config),
         vocab_size=vocab_size,
-        eos_token_ids=_eos_token_ids(loaded, tokenizer, vocab_size),
+        eos_token_ids=eos_token_ids(
+            (loaded.generation_config, loaded.config.get_text_config(), tokenizer),
+            tokenizer,
+            vocab_size,
+        ),
         defaults=read_defaults(model_dir),
         weights_bytes=sum(p.numel() * p.element_size() for p in loaded.parameters()),
         tokenizer_s=tokenizer_s,
@@ -132,10 +134,14 @@ def _device_map(num_gpus: float) -> str | None:
     return "auto" if num_gpus > 1 else "cuda:0"
 
 
-def _check_files(model_dir: Path, loader: Loader) -> None:
-    """Look at every file before a library does: strangers wrote them."""
+def check_files(model_dir: Path, loader: Loader) -> Checkpoint:
+    """Look at every file before a library does: strangers wrote them.
+
+    Raises:
+        ModelLoadError: the first thing that is wrong, and what to do.
+    """
     try:
-        check_checkpoint(model_dir, loader)
+        return check_checkpoint(model_dir, loader)
     except ModelLoadError as fault:
         remedy = f" {fault.details['remedy']}" if "remedy" in fault.details else ""
         message = fault.message.rstrip(".")
@@ -145,7 +151,7 @@ def _check_files(model_dir: Path, loader: Loader) -> None:
 
 
 def _load_weights(model_dir: Path, dtype: torch.dtype, device_map: str | None) -> Any:
-    with _in_one_sentence("The model"), _no_progress_bar():
+    with in_one_sentence("The model"), _no_progress_bar():
         model, report = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=dtype,
@@ -179,17 +185,24 @@ def _check_model(model: Any, dtype: torch.dtype) -> None:
             raise ModelLoadError("The weights do not fit the replica's GPUs; raise num_gpus.")
 
 
-def _load_tokenizer(model_dir: Path) -> Any:
-    with _in_one_sentence("The tokenizer"):
+def load_tokenizer(model_dir: Path, model: ModelConfig) -> Any:
+    """Return a directory's tokenizer, with the chat template that is to be used.
+
+    Raises:
+        ModelLoadError: there is no fast one, or the template cannot be read.
+    """
+    with in_one_sentence("The tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             model_dir, local_files_only=True, trust_remote_code=False
         )
     if not tokenizer.is_fast:
         raise ModelLoadError("The repository has no tokenizer.json, or it cannot be made.")
+    if model.chat_template is not None:
+        tokenizer.chat_template = read_template(Path(model.chat_template))
     return tokenizer
 
 
-def _model_window(config: Any) -> int:
+def model_window(config: Any) -> int:
     """Return the tokens that the model can place, one rule for all of them."""
     text = config.get_text_config()
     window: int = getattr(text, "max_position_embeddings", None) or 2**31
@@ -226,14 +239,19 @@ def read_template(path: Path) -> str:
     return text
 
 
-def _eos_token_ids(model: Any, tokenizer: Any, vocab_size: int) -> frozenset[int]:
+def eos_token_ids(sources: Iterable[Any], tokenizer: Any, vocab_size: int) -> frozenset[int]:
     """Return every id that the files call an end: of a sequence, a turn, or a message.
 
     Fine-tunes often keep their base model's config and teach another end, which only the
     tokenizer names.
+
+    Args:
+        sources: objects with an `eos_token_id`, or without.
+        tokenizer: the model's.
+        vocab_size: ids are below it.
     """
     ids: set[int] = set()
-    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
+    for source in sources:
         value = getattr(source, "eos_token_id", None)
         stated = value if isinstance(value, list) else [value]
         ids.update(each for each in stated if isinstance(each, int) and not isinstance(each, bool))
@@ -243,7 +261,7 @@ def _eos_token_ids(model: Any, tokenizer: Any, vocab_size: int) -> frozenset[int
 
 
 @contextmanager
-def _in_one_sentence(what: str) -> Iterator[None]:
+def in_one_sentence(what: str) -> Iterator[None]:
     """Raise whatever a library raises over a stranger's files as one sentence.
 
     A file, a shape, an unknown architecture, a lack of memory, a number where a mapping was

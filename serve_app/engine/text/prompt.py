@@ -279,6 +279,7 @@ class PromptEncoder:
             # A k at or above the vocabulary keeps everything.
             top_k=params.top_k if params.top_k < self.vocab_size else 0,
             seed=seed % 2**64,
+            is_seeded=params.seed is not None,
             stop_token_ids=own.union(params.stop_token_ids, self._special.stop_ids(params.stop)),
         )
 
