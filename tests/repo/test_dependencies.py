@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def test_what_is_installed_agrees_with_itself():
     assert faults in ([], ["No broken requirements found."]), done.stderr
 
 
-def pins():
+def pins(constraints=CONSTRAINTS):
     """Return version by name, for whatever machine a line of the constraints is."""
-    lines = [line.partition("#")[0].strip() for line in CONSTRAINTS.read_text().splitlines()]
+    lines = [line.partition("#")[0].strip() for line in constraints.read_text().splitlines()]
     wanted = [Requirement(line) for line in lines if line]
     assert all([s.operator for s in pin.specifier] == ["=="] for pin in wanted), wanted
     return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in wanted}
@@ -53,3 +54,14 @@ def test_everything_installed_is_pinned():
     }
     assert len(ours) > 100
     assert {name: v for name, v in ours.items() if pinned.get(name) != v} == {}
+
+
+def test_vllms_environment_fits_the_package():
+    """Its exact versions are within the ranges that the package asks for, with the extra."""
+    pinned = pins(CONSTRAINTS.with_name("constraints-vllm.txt"))
+    project = tomllib.loads((CONSTRAINTS.parents[1] / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
+    wanted = {canonicalize_name(need.name): need for need in map(Requirement, asked)}
+    assert {n for n, need in wanted.items() if pinned[n] not in need.specifier} == set()
+    assert pinned["torch"] == pins()["torch"]  # the image's first layer is the same
+    assert pinned["ray"] == pins()["ray"]  # and all nodes of a cluster have one Ray

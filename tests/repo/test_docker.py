@@ -36,7 +36,7 @@ def test_the_images_target_is_the_one_that_is_told():
     stages = [rest.rpartition(" AS ")[2] for name, rest in instructions() if name == "FROM"]
     told = (BASE / "kustomization.yaml").read_text() + DOCKERFILE.read_text()
     targets = re.findall(r"--target (\S+)", told)
-    assert targets == ["builtin"] * 2
+    assert sorted(targets) == ["builtin", "builtin", "vllm"]
     assert set(targets) <= set(stages)
     assert str(DOCKERFILE.relative_to(REPOSITORY)) in told
 
@@ -44,11 +44,14 @@ def test_the_images_target_is_the_one_that_is_told():
 def test_the_image_has_the_pinned_versions_and_the_pods_user():
     """Torch first, as it is installed everywhere; nobody is root in it."""
     installs = re.findall(r"pip install ([^&]+)", "&".join(rest for _, rest in instructions()))
-    assert len(installs) >= 2
-    assert all(line.startswith("-c scripts/constraints.txt ") for line in installs)
+    assert len(installs) >= 3
+    with_vllm = [line for line in installs if "vllm" in line]
+    assert with_vllm == ["-c scripts/constraints-vllm.txt '.[vllm]' "]
+    ours = [line for line in installs if line not in with_vllm]
+    assert all(line.startswith("-c scripts/constraints.txt ") for line in ours)
     assert installs[0].split()[-1] == "torch"
     (user,) = {rest for name, rest in instructions() if name == "USER"}
-    assert instructions("builtin")[-2] == ("USER", user)
+    assert instructions("builtin")[-2] == instructions("vllm")[-2] == ("USER", user)
     cluster = yaml.safe_load((BASE / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert str(group["template"]["spec"]["securityContext"]["runAsUser"]) == user

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +181,9 @@ class VllmEngine(FrontEnd[VllmLoop]):
         return None
 
     def _check(self, encoded: EncodedRequest) -> None:
-        """Refuse parameters that vLLM does not take, before any work."""
+        """Refuse parameters that vLLM does not take; structures are looked at elsewhere."""
         try:
-            params_of(encoded.sampling, encoded.max_tokens)
+            params_of(replace(encoded.sampling, structure=None), encoded.max_tokens)
         except VLLMClientError as error:
             words = " ".join(str(error).split())
             param = getattr(error, "parameter", None)

@@ -25,7 +25,7 @@ def updates_of(output: Any, sequence: Sequence) -> list[Update]:
     _note(output, sequence)
     (part,) = output.outputs
     updates: list[Update] = []
-    if output.prompt_logprobs is not None and sequence.sampling.prompt_logprobs is not None:
+    if output.prompt_logprobs and sequence.sampling.prompt_logprobs is not None:
         updates.append(Update(sequence.key, prompt=_prompt_scores(output, sequence)))
     tokens = list(part.token_ids)
     scores = list(part.logprobs or ())[-len(tokens) :] if tokens else []
@@ -52,9 +52,12 @@ def _note(output: Any, sequence: Sequence) -> None:
 
 
 def _prompt_scores(output: Any, sequence: Sequence) -> tuple[Score, ...]:
+    """Return the scores of the prompt's tokens that are new; its first one has none."""
     count = sequence.sampling.prompt_logprobs or 0
-    pairs = zip(sequence.tokens[1:], output.prompt_logprobs[1:], strict=True)
-    return tuple(_score(found, token, count) for token, found in pairs)
+    new = [found for found in output.prompt_logprobs if found is not None]
+    tokens = sequence.tokens[1 + sequence.scored :]
+    sequence.scored += len(new)
+    return tuple(_score(found, token, count) for token, found in zip(tokens, new, strict=False))
 
 
 def _score(found: Mapping[int, Any], token: int, count: int) -> Score:

@@ -1,0 +1,1 @@
+"""What every `LLMEngine` has to do: the builtin one, vLLM, and the double of the other tests."""

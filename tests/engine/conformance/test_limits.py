@@ -1,0 +1,133 @@
+"""Limits, cancelling, draining and death: engines of their own, since each is broken or ended."""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from serve_app.errors import EngineDead, EngineError, Overloaded
+from serve_app.protocol import GenerationRequest, SamplingParams, TokenPrompt
+from tests.engine.conformance.conftest import load_backend
+from tests.engine.conftest import run
+
+PROMPT = list(range(10, 30))
+LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+
+
+@pytest.fixture
+def small(kind, directory):
+    """An engine that runs two requests and lets three wait."""
+    engine = load_backend(directory, kind, max_running_requests=2, queued=3, queued_tokens=2000)
+    with closing(engine):
+        yield engine
+
+
+async def settled(engine, within_s=20.0):
+    """Wait until nothing runs and return the numbers of that moment."""
+    deadline = time.monotonic() + within_s
+    while (stats := engine.stats()).running or stats.waiting:
+        assert time.monotonic() < deadline, stats
+        await asyncio.sleep(0.01)
+    return stats
+
+
+async def begun(engine, request_id="r"):
+    stream = engine.generate(GenerationRequest(request_id, TokenPrompt(tuple(PROMPT)), LONG))
+    await anext(stream)
+    return stream
+
+
+async def test_a_replicas_engine_from_load_to_close(small):
+    """Report, cancel, overload with a time, drain, death: one engine, in this order."""
+    report = small.load_report
+    assert report.device == "cpu"
+    assert report.dtype == "float32"
+    assert report.weights_bytes > 0
+    assert report.kv_tokens == small.stats().kv_tokens_total > 512
+    assert report.total_s > 0
+    small.prepare_grammars()
+
+    for _ in range(2):
+        await run(small, PROMPT)
+    stream = await begun(small)
+    assert small.stats().running == 1
+    assert small.stats().running_tokens == 420
+    before = small.stats().generation_tokens
+    await stream.aclose()
+    stats = await settled(small)
+    assert stats.kv_tokens_used == 0
+    await asyncio.sleep(0.5)
+    assert small.stats().generation_tokens - before < 300
+    assert small.stats().running_tokens + small.stats().waiting_tokens == 0
+
+    running = [await begun(small, f"r{i}") for i in range(2)]
+    waiting = [asyncio.create_task(run(small, PROMPT)) for _ in range(3)]
+    deadline = time.monotonic() + 20
+    while small.stats().waiting < 3:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+    with pytest.raises(Overloaded, match="3 waiting") as caught:
+        await run(small, PROMPT)
+    assert caught.value.details["retry_after_s"] >= 1
+    for stream in running:
+        await stream.aclose()
+    for task in waiting:  # drained
+        assert (await task)[1]
+    assert (await settled(small)).waiting == 0
+
+    for stream in [await begun(small)]:
+        await asyncio.to_thread(small.close)
+        with pytest.raises(EngineError):
+            async for _ in stream:
+                pass
+    small.close()
+    assert not await small.ready()
+    with pytest.raises(EngineDead):
+        small.check()
+    with pytest.raises(EngineDead):
+        await run(small, PROMPT)
+
+
+def core_processes() -> set[int]:
+    """Return the processes of vLLM's below this one."""
+    found, left = set(), [os.getpid()]
+    while left:
+        for task in Path(f"/proc/{left.pop()}/task").iterdir():
+            below = [int(child) for child in (task / "children").read_text().split()]
+            left += below
+            found.update(pid for pid in below if "VLLM" in Path(f"/proc/{pid}/comm").read_text())
+    return found
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+async def test_a_lost_process_of_vllms_ends_the_engine(directory, busy):
+    """Open requests fail once, health fails, nothing hangs: the replica is replaced."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    others = core_processes()
+    with closing(load_backend(directory, "vllm", max_running_requests=2)) as engine:
+        pid = min(core_processes() - others)
+        tasks = [asyncio.create_task(run(engine, PROMPT, LONG)) for _ in range(3)]
+        if busy:
+            while not engine.stats().running:
+                await asyncio.sleep(0.005)
+        else:
+            await asyncio.gather(*tasks)
+        with capture_logs() as logs:
+            os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while await engine.ready():
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            with pytest.raises(EngineDead):
+                engine.check()
+            results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+            await asyncio.sleep(1.0)
+        if busy:
+            assert {type(result) for result in results} == {EngineError}
+        assert [entry["event"] for entry in logs].count("engine.died") == 1
