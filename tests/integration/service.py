@@ -52,7 +52,8 @@ class Service:
             proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}
         )
 
-    def config(self, *, served_name="smol", replicas=2, access=None, selector=None, overrides=None):
+    def config(self, *, served_name="smol", replicas=2, access=None, selector=None, overrides=None,
+               engine=None):  # fmt: skip
         """Return the application's config; `overrides` change the LLM deployment."""
         args = {
             "model": {"repo_id": REPO, "served_name": served_name},
@@ -68,6 +69,7 @@ class Service:
                 "max_context_tokens": 512,
                 "max_running_requests": 16,
                 "kv_cache_cpu_gib": 0.3,
+                **(engine or {}),
             },
         }
         app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}

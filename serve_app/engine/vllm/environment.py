@@ -27,6 +27,9 @@ FIXED = {
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 os.environ["VLLM_NO_USAGE_STATS"] = "1"  # a thread of this process would send them
+# Its set-up closes every handler that is there, Serve's files of this replica among them; without
+# it warnings and errors of vLLM's go where Python sends them, to stderr.
+os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
 
 
 @contextmanager
