@@ -3,6 +3,9 @@
 Unknown and misplaced keys are errors with a suggestion, rejected input is never echoed, and
 a token's value is refused wherever it stands. Nothing is read from the environment or from
 files here; a component is handed its own part of the tree.
+
+engine.py: the part `engine`. vllm_arguments.py: which of vLLM's arguments other keys own. part.py:
+what all parts have in common.
 """
 
 from __future__ import annotations

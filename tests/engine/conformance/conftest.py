@@ -26,14 +26,20 @@ WINDOW = 512
 
 
 def load_backend(
-    directory: Path, backend: str, *, queued: int = 256, queued_tokens: int = 2**20, **engine: Any
+    directory: Path,
+    backend: str,
+    *,
+    queued: int = 256,
+    queued_tokens: int = 2**20,
+    reasoning: str = "none",
+    **engine: Any,
 ) -> Any:
     """Load an engine on the CPU as a replica does, with a small cache."""
     own = {"vllm": {"enforce_eager": True}} if backend == "vllm" else {}
     return backends.load(
         directory,
         AppConfig(
-            model=ModelConfig(path=str(directory), dtype="float32"),
+            model=ModelConfig(path=str(directory), dtype="float32", reasoning=reasoning),
             replica=ReplicaConfig(num_gpus=0, num_cpus=2),
             engine=EngineConfig(
                 backend=backend,

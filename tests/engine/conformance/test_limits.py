@@ -11,9 +11,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from serve_app.errors import EngineDead, EngineError, Overloaded
-from serve_app.protocol import GenerationRequest, SamplingParams, TokenPrompt
+from serve_app.protocol import (
+    ChatPrompt,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    Structure,
+    TokenPrompt,
+)
 from tests.engine.conformance.conftest import load_backend
 from tests.engine.conftest import run
+from tests.models import make_model, make_tokenizer
 
 PROMPT = list(range(10, 30))
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
@@ -131,3 +139,41 @@ async def test_a_lost_process_of_vllms_ends_the_engine(directory, busy):
         if busy:
             assert {type(result) for result in results} == {EngineError}
         assert [entry["event"] for entry in logs].count("engine.died") == 1
+
+
+async def test_a_structure_begins_behind_the_thoughts(kind, tmp_path):
+    """Where the prompt has opened them; they are free, the answer is not."""
+    directory = make_model(tmp_path / "thinks", hidden_size=128, head_dim=32)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
+    tokenizer.save_pretrained(directory)
+    close = tokenizer.convert_tokens_to_ids("</think>")
+    with closing(load_backend(directory, kind, reasoning="think")) as engine:
+        sampling = SamplingParams(
+            temperature=0,
+            max_tokens=40,
+            logit_bias=((close, 8.0),),
+            structure=Structure("choice", '["yes", "no"]'),
+        )
+        chat = ChatPrompt(({"role": "user", "content": "Hello"},))
+        deltas = [d async for d in engine.generate(GenerationRequest("r", chat, sampling))]
+        assert close in [token for delta in deltas for token in delta.token_ids]
+        assert "".join(delta.text for delta in deltas) in ("yes", "no")
+        assert deltas[-1].finish_reason is FinishReason.STOP
+
+
+async def test_forced_tokens_have_no_infinite_logprobs(kind, directory):
+    """Under a structure vLLM's come after the mask, ours before it; JSON can say both."""
+    with closing(load_backend(directory, kind)) as engine:
+        structure = Structure("choice", '["yes"]')
+        sampling = SamplingParams(temperature=0, max_tokens=9, logprobs=3, structure=structure)
+        request = GenerationRequest("r", TokenPrompt(tuple(PROMPT)), sampling)
+        deltas = [delta async for delta in engine.generate(request)]
+        scores = [score for delta in deltas for score in delta.logprobs]
+        assert all(-9999 <= top.logprob <= 0 for score in scores for top in score.top)
+        if kind == "vllm":
+            assert scores[0].chosen.logprob == 0
+            assert scores[0].top[-1].logprob == -9999
+        else:
+            assert scores[0].chosen.logprob < 0

@@ -1,0 +1,1 @@
+"""What is vLLM's own; skipped without it."""
