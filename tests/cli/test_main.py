@@ -23,6 +23,15 @@ def test_validate_says_what_is_valid(capsys):
     assert "is valid: llm" in capsys.readouterr().out
 
 
+def test_validate_says_what_it_could_not_check(capsys, monkeypatch):
+    """Without vLLM its arguments' names are nobody's to judge, and the rest is."""
+    monkeypatch.setattr("serve_app.engine.backends.has_vllm", lambda: False)
+    assert main(["validate", str(CONFIGS / "llama-3.3-70b.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "vLLM is not installed here" in printed
+    assert "is valid: llm" in printed
+
+
 @pytest.mark.parametrize("command", ["validate", "check"])
 def test_a_config_error_exits_2(tmp_path, capsys, command):
     """The fix is on stderr, nothing on stdout."""

@@ -167,7 +167,7 @@ class VllmLoop:
             self._fail(sequence.key, _refusal(sequence, error))
         except Exception as error:  # noqa: BLE001 (one request's; vLLM goes on)
             cause = f"{type(error).__name__}: {error.__cause__ or error}"
-            log.warning("engine.step_failed", cause=cause, rows=1, out_of_memory=False)
+            log.warning("engine.request_failed", cause=cause)
             self._fail(sequence.key, EngineError("Generation failed: vLLM gave the request up."))
         finally:
             self._open.pop(sequence.key, None)
