@@ -6,6 +6,7 @@
         structures.py               a structure to a constraint of vLLM's, in our spelling of JSON
         outputs.py                  vLLM's outputs to updates
         Counts      counts.py       its numbers, for our metrics and limits
+        Guard       guard.py        ends vLLM's processes when the replica's own is gone
       arguments.py                  the config to vLLM's engine arguments
       environment.py                what vLLM's processes find in their environment
 

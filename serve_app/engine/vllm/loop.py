@@ -8,6 +8,7 @@ fails once and the replica is replaced: vLLM has no smaller unit of failure.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
@@ -26,6 +27,7 @@ from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats
 from serve_app.engine.text.reasoning import Thinking
 from serve_app.engine.vllm.counts import Counts
+from serve_app.engine.vllm.guard import Guard
 from serve_app.engine.vllm.outputs import updates_of
 from serve_app.engine.vllm.requests import params_of
 from serve_app.errors import EngineError, InvalidRequest, ServeAppError
@@ -74,12 +76,17 @@ class VllmLoop:
         self._watchdog = Watchdog(
             "vllm-watchdog", working=self._working, limit_s=step_timeout_s, alarm=self._hangs
         )
+        self._guard = Guard()
+        others = {process.pid for process in multiprocessing.active_children()}
         self._thread.start()
         try:
             self.llm = self.run(self._make(arguments))
         except BaseException:
             self._events.call_soon_threadsafe(self._events.stop)
+            self._guard.close()
             raise
+        ours = {process.pid for process in multiprocessing.active_children()} - others
+        self._guard.watch(pid for pid in ours if pid is not None)
         cache = self.llm.vllm_config.cache_config
         self.kv_tokens = int(cache.num_gpu_blocks * cache.block_size)
 
@@ -96,6 +103,7 @@ class VllmLoop:
             asyncio.run_coroutine_threadsafe(self._end(), self._events).result(timeout_s)
         self._events.call_soon_threadsafe(self._events.stop)
         self._thread.join(timeout_s)
+        self._guard.close()
         return not self._thread.is_alive()
 
     def submit(self, sequence: Sequence) -> None:

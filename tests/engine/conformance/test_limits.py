@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -139,6 +141,36 @@ async def test_a_lost_process_of_vllms_ends_the_engine(directory, busy):
         if busy:
             assert {type(result) for result in results} == {EngineError}
         assert [entry["event"] for entry in logs].count("engine.died") == 1
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from tests.engine.conformance.conftest import load_backend
+if __name__ == "__main__":
+    engine = load_backend(Path(sys.argv[1]), "vllm")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.vllm
+def test_a_killed_replica_leaves_none_of_vllms_processes(directory, tmp_path):
+    """Nobody tells vLLM then; its memory would be lost to the next replica."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    program = tmp_path / "holds.py"
+    program.write_text(HOLDS)
+    command = [sys.executable, str(program), str(directory)]
+    path = {"PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | path) as replica:
+        assert b"ready\n" in iter(replica.stdout.readline, b"")  # others log there, too
+        lost = core_processes()
+        assert len(lost) >= 2
+        replica.kill()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in lost):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 async def test_a_structure_begins_behind_the_thoughts(kind, tmp_path):
