@@ -38,7 +38,7 @@ REFUSED_AT_ONCE = 64
 # line behind bodies that come slowly. Each kind of work in there has its own: bodies on their way
 # (`api/intake.py`), and what waits for replicas (`per_replica`), which is refused at once.
 INGRESS_REQUESTS = 1_000_000
-# Streams that run when a replica is told to stop get this long; a slow model's longest answer.
+# Streams that run when a replica has to stop get this long; a slow model's longest answer.
 DRAIN_S = 120.0
 # Three failures in a row replace a replica: 15 s after it says so itself, a minute after it
 # stopped to answer. Serve's own values make it 30 s and two minutes.
@@ -86,7 +86,7 @@ def _record(
     """Record what the gate decided; the first line of its table says why."""
     why = table.partition("\n")[0]
     hashed = config_hash(config.model_dump(mode="json"))
-    # Serve does not tell a builder the name of its application.
+    # Serve does not give a builder the name of its application.
     for name in applications_of(config):
         rollout_history.record(
             Entry(

@@ -57,7 +57,7 @@ def test_a_fault_names_its_key_and_the_mend(args, words):
     assert words in refused(args)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     """A person corrects the file once, not once per fault."""
     message = refused({"model": MODEL | {"revison": "x"}, "engine": {"max_batch_tokens": -1}})
     assert len(message.splitlines()) == 2

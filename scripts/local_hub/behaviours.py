@@ -150,7 +150,7 @@ FILES_DENIED = Refusal(403, None, "Downloads of this content are blocked by an a
 
 
 def fingerprint(value: str) -> str:
-    """Name a token without telling it: the first 8 hex digits of its SHA-256."""
+    """Name a token without its value: the first 8 hex digits of its SHA-256."""
     return hashlib.sha256(value.encode()).hexdigest()[:8]
 
 
@@ -159,7 +159,7 @@ class Account:
     """One token and how the Hub treats it now.
 
     Args:
-        name: the user's name, as whoami tells it.
+        name: the user's name, as whoami gives it.
         behaviour: for every repository without its own entry in `by_repo`.
         on: limits a fault to these routes; elsewhere the token is granted. None is all.
         failures: answers of `flaky` that still fail.

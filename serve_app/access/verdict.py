@@ -49,13 +49,13 @@ EXIT_GRANTED, EXIT_BLOCKED, EXIT_UNDETERMINED = 0, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """Which token a node sends, without telling it.
+    """Which token a node sends, without its value.
 
     Args:
         source: `env:<NAME>`, `file:<path>`, `oidc`, `colab`, `none`, or `unresolved` if the
             search for it did not end.
         fingerprint: first 8 hex digits of the value's SHA-256; None without a token.
-        account: the user it belongs to, where the Hub told it.
+        account: the user it belongs to, where the Hub says it.
         warnings: sentences about other tokens of this node that disagree with it.
     """
 

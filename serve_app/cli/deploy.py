@@ -29,7 +29,7 @@ NOTHING: dict[str, Any] = {"applications": []}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a rollout is watched and told.
+    """How a rollout is watched and printed.
 
     Args:
         timeout_s: limit of the rollout, and of going back, in seconds.

@@ -91,7 +91,7 @@ class Engine:
         self._admission = Admission(self._loop, limits)
         self._keys = itertools.count()
         self._streams: dict[int, Stream] = {}
-        self._lock = threading.Lock()  # nobody joins after the end has been told to all
+        self._lock = threading.Lock()  # nobody joins after all streams were failed
         self._dead: EngineDead | None = None
 
     @classmethod

@@ -174,7 +174,7 @@ def _settle(
     shown: dict[str, AppState] = {}
     progress = Progress()
     while waiting:
-        _tell_phases(serving, waiting, progress, before.phases)
+        _print_phases(serving, waiting, progress, before.phases)
         for name, state in _states(serving).items():
             old = before.states.get(name)
             if name not in waiting or (old and state.deployed_s == old.deployed_s):
@@ -200,7 +200,7 @@ def _states(serving: Serving) -> dict[str, AppState]:
         return {}
 
 
-def _tell_phases(
+def _print_phases(
     serving: Serving,
     names: set[str],
     progress: Progress,

@@ -40,7 +40,7 @@ def changes(
     """Tell what a config would do, application by application.
 
     Args:
-        before: what Serve is told to run; None if nothing.
+        before: what Serve is set to run; None if nothing.
         goal: the new config.
         names: the applications that the rollout is about; None for all.
     """

@@ -40,7 +40,7 @@ def test_a_deferral_says_that_nothing_is_proven():
 
 
 def test_what_a_receipt_granted_is_noted():
-    """With the reason, so that a yes of the Hub and a yes from memory are told apart."""
+    """With the reason, so that a yes of the Hub and a yes from memory are distinguished."""
     table = decision(granted("node-a", hub_message="granted by a receipt 3.0 h old")).table()
     assert table.startswith("Access granted")
     assert "Note: granted by a receipt 3.0 h old (node-a)" in table

@@ -125,14 +125,14 @@ class Endless:
     """An engine that writes for ever, as fast as it is read."""
 
     def __init__(self, text="x" * 1000):
-        self.text, self.told, self.closed = text, 0, 0
+        self.text, self.sent, self.closed = text, 0, 0
 
     async def generate(self, request):
         """Yield the same text again and again."""
         try:
             while True:
-                self.told += 1
-                yield TokenDelta(self.text, (1,), Usage(1, self.told))
+                self.sent += 1
+                yield TokenDelta(self.text, (1,), Usage(1, self.sent))
                 await asyncio.sleep(0)
         finally:
             self.closed += 1
@@ -147,7 +147,7 @@ async def test_an_answer_has_a_size(stream):
     assert error["code"] == "answer_too_large"
     assert "100000 bytes" in error["message"]
     assert service.engine.closed == 1
-    assert service.engine.told < 200
+    assert service.engine.sent < 200
 
 
 class NeverReads(Connection):
@@ -177,7 +177,7 @@ async def test_what_nobody_reads_is_bounded():
     connection = NeverReads.json(CHAT, HELLO | {"stream": True})
     running = connection.run(service.app)
     await until(lambda: service.engine.closed)
-    assert service.engine.told < 200
+    assert service.engine.sent < 200
     await asyncio.wait_for(running, 5)
 
 

@@ -156,7 +156,7 @@ class Stage:
         import ray
 
         names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
-        found = self.told_by_serve()["deployments"][deployment]["replicas"]
+        found = self.reported_by_serve()["deployments"][deployment]["replicas"]
         return [
             Replica(
                 r["replica_id"],
@@ -195,13 +195,13 @@ class Stage:
         found = next(actor for actor in known if name in actor["name"])
         return ray.get(call(ray.get_actor(**found)), timeout=5)
 
-    def told(self) -> str:
+    def reported(self) -> str:
         """Return the last line of what Serve says of the LLM server."""
-        message: str = self.told_by_serve()["deployments"]["LLMServer"]["message"]
+        message: str = self.reported_by_serve()["deployments"]["LLMServer"]["message"]
         return message.strip().rpartition("\n")[2]
 
-    def told_by_serve(self) -> dict[str, Any]:
-        """Return all that Serve's controller tells of the application."""
+    def reported_by_serve(self) -> dict[str, Any]:
+        """Return all that Serve's controller reports of the application."""
         import ray
         from ray.serve._private.constants import (
             SERVE_CONTROLLER_NAME,

@@ -99,7 +99,7 @@ def test_no_number_is_a_fault_of_its_sequence():
     assert some.stats().kv_tokens_used == some.stats().generation_tokens == 0
 
 
-def test_a_failing_delivery_is_told_like_a_failing_step():
+def test_a_failing_delivery_is_reported_like_a_failing_step():
     """Whatever breaks on the thread ends it once, with the cause."""
     errors: list[Exception] = []
 

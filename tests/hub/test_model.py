@@ -169,7 +169,7 @@ def test_the_directory(demo_model_dir: Path):
 
 
 def test_the_configuration(demo_model_dir: Path):
-    """Config and generation config tell a bf16 Llama and its special tokens."""
+    """Config and generation config describe a bf16 Llama and its special tokens."""
     config = json.loads((demo_model_dir / "config.json").read_text())
     assert (config["model_type"], config["dtype"]) == ("llama", "bfloat16")
     assert "quantization_config" not in config

@@ -81,7 +81,7 @@ def prepare(
     Args:
         schema: the client's.
         strict: whether what cannot be enforced is an error, where no mark says otherwise.
-        is_regular: tells whether a pattern can be enforced.
+        is_regular: whether a pattern can be enforced.
 
     Raises:
         SchemaFault: nested too deeply, or, under `strict`, something in it cannot be enforced or a
