@@ -56,7 +56,7 @@ def _amount(before: Phase, now: Phase) -> str:
     done, total = now.done_bytes or 0, now.total_bytes or 0
     scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
     words = f"{done / scale:.1f} of {total / scale:.1f} {unit}"
-    seconds = now.shown_at - before.shown_at
+    seconds = now.published_at - before.published_at
     if before.done_bytes is None or seconds <= 0:
         return words
     rate = max(0, done - before.done_bytes) / seconds
