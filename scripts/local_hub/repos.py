@@ -182,5 +182,5 @@ class Repo:
         return next((file for file in held if wanted(file)), None)
 
     def is_open(self, path: str) -> bool:
-        """Tell whether anybody may read this file."""
+        """Return whether anybody may read this file."""
         return self.gated is False or path in OPEN_FILES

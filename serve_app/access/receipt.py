@@ -66,7 +66,7 @@ class Receipt:
         return time.time() - self.granted_at
 
     def is_fresh(self, max_age_s: float) -> bool:
-        """Tell whether the proof is young enough; one from the future is not."""
+        """Return whether the proof is young enough; one from the future is not."""
         return -CLOCK_SKEW_S <= self.age_s() <= max_age_s
 
 

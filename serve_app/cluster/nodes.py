@@ -100,7 +100,7 @@ def shortage(nodes: Sequence[Mapping[str, Any]], demands: Sequence[Demand]) -> s
 
 
 def label_matches(selector: str, value: str | None) -> bool:
-    """Tell whether a node's label satisfies one entry of a Ray label selector."""
+    """Return whether a node's label satisfies one entry of a Ray label selector."""
     negated = selector.startswith("!")
     body = selector[1:] if negated else selector
     several = re.fullmatch(r"in\((.*)\)", body.strip())

@@ -133,7 +133,7 @@ class LLMServer:
         return await self._engine.tokenizer_info()
 
     async def ready(self) -> bool:
-        """Tell whether the engine takes requests."""
+        """Return whether the engine takes requests."""
         return bool(await self._engine.ready())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -216,7 +216,7 @@ class Engine:
             self._grammars.start()
 
     async def ready(self) -> bool:
-        """Tell whether a request sent now would be answered."""
+        """Return whether a request sent now would be answered."""
         return self.alive
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens:

@@ -147,7 +147,7 @@ class EngineLoop:
         self._inbox.put(Cancel(key))
 
     def is_alive(self) -> bool:
-        """Tell whether the thread runs. Any thread."""
+        """Return whether the thread runs. Any thread."""
         return self._thread.is_alive()
 
     def stats(self) -> EngineStats:
@@ -342,7 +342,7 @@ class EngineLoop:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Tell whether memory ran out: torch has a type for it on GPUs, and a sentence on CPUs."""
+    """Return whether memory ran out: torch has a type for it on GPUs, and a sentence on CPUs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()

@@ -46,7 +46,7 @@ class Found:
 
 
 def holds(stage: Json, *, attainment: float) -> bool:
-    """Tell whether enough of a stage's requests were good."""
+    """Return whether enough of a stage's requests were good."""
     share = stage["goodput"]["share"]
     return share is not None and share >= attainment
 

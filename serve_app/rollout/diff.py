@@ -37,7 +37,7 @@ UNSET = object()
 def changes(
     before: Mapping[str, Any] | None, goal: Mapping[str, Any], names: Collection[str] | None = None
 ) -> Iterator[str]:
-    """Tell what a config would do, application by application.
+    """Return what a config would do, application by application.
 
     Args:
         before: what Serve is set to run; None if nothing.

@@ -65,7 +65,7 @@ def _amount(before: Phase, now: Phase) -> str:
 
 
 def _is_coming(before: Phase, now: Phase) -> bool:
-    """Tell whether there is something to say: not of who waits, and not of what is all here."""
+    """Return whether there is something to say: not of who waits, and not of what is all here."""
     whole = now.done_bytes == now.total_bytes
     return now.done_bytes is not None and not (whole and before.done_bytes == now.done_bytes)
 

@@ -215,7 +215,7 @@ def _phase(key: str) -> Phase | None:
 
 
 def _is_lost(key: str) -> bool:
-    """Tell whether a phase is of a replica that was killed before it was ready."""
+    """Return whether a phase is of a replica that was killed before it was ready."""
     phase = _phase(key)
     return phase is not None and phase.published_at < now() - LOST_S
 

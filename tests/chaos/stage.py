@@ -140,7 +140,7 @@ class Stage:
             time.sleep(WARM_S)
 
     def wait_until(self, holds: Callable[[], bool], limit_s: float = LIMIT_S) -> bool:
-        """Tell whether something becomes true in time; while Serve is away it is not."""
+        """Return whether something becomes true in time; while Serve is away it is not."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             try:
@@ -175,7 +175,7 @@ class Stage:
         return {node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
     def are_well(self, *lost: Replica) -> bool:
-        """Tell whether as many replicas run as there should be, without those that were lost."""
+        """Return whether as many replicas run as there should be, without those that were lost."""
         running = [r for r in self.replicas() if r.state == "RUNNING"]
         gone = {replica.actor for replica in lost}
         return len(running) == self.setup.replicas and not gone & {r.actor for r in running}

@@ -268,7 +268,7 @@ def test_a_dead_token_breaks_public_repositories(behaviour: Behaviour):
     ],
 )
 def test_whoami(hub: LocalHub, behaviour: Behaviour, status: int, message: str | None):
-    """Tell by whoami the account of a live token, whatever its grants, not of a dead one."""
+    """Whoami returns the account of a live token, whatever its grants, not of a dead one."""
     token = hub.issue_token(behaviour, account="bob")
     answer = httpx.get(f"{hub.url}/api/whoami-v2", headers=bearer(token))
     assert answer.status_code == status
@@ -278,7 +278,7 @@ def test_whoami(hub: LocalHub, behaviour: Behaviour, status: int, message: str |
 
 @pytest.mark.parametrize("behaviour", [Behaviour.fine_grained, Behaviour.fine_grained_elsewhere])
 def test_whoami_of_a_fine_grained_token(hub: LocalHub, behaviour: Behaviour):
-    """Tell by whoami the role of a fine-grained token and what it is scoped to."""
+    """Whoami returns the role of a fine-grained token and what it is scoped to."""
     token = hub.issue_token(behaviour)
     access = HfApi(endpoint=hub.url).whoami(token)["auth"]["accessToken"]
     assert access["role"] == "fineGrained"

@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def is_ok(self) -> bool:
-        """Tell whether the status is a success."""
+        """Return whether the status is a success."""
         return 200 <= self.status < 300
 
     def payload(self) -> Any:
@@ -166,7 +166,7 @@ def classify(answer: Answer, caller: Caller) -> Outcome:
 
 
 def holds_weights(answer: Answer, size: int | None) -> bool:
-    """Tell whether an answer is the beginning of a safetensors file.
+    """Return whether an answer is the beginning of a safetensors file.
 
     The format begins with the length of its JSON header, 8 bytes little endian, and the
     header's opening brace.

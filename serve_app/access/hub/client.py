@@ -178,7 +178,7 @@ def _read(chunks: Iterator[bytes], limit: int, stop_at: float) -> bytes:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether the same request may succeed a moment later."""
+    """Return whether the same request may succeed a moment later."""
     passing = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
     return isinstance(error, passing) and not is_certificate(error)
 
