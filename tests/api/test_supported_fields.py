@@ -85,7 +85,7 @@ def test_a_body_has_a_number_of_fields():
         CHAT_FIELDS.check({f"x{n}": 1 for n in range(1025)})
 
 
-HINTS = {
+HINTS: dict[str, dict[str, list[object]]] = {
     CHAT: {
         "reasoning_effort": ["none", "low", "xhigh", "whatever"],
         "verbosity": ["low", "high"],

@@ -1,5 +1,7 @@
 """Applications that are not ours and call the gate first; the tests roll them out."""
 
+from typing import Any
+
 from ray import serve
 
 from serve_app.gate import require_repo_access
@@ -16,7 +18,8 @@ class Plain:
 
 def plain(args):
     """Build a small application of somebody else."""
-    return Plain.bind(require_repo_access(args["repo_id"], access=args["access"]))
+    deployment: Any = Plain
+    return deployment.bind(require_repo_access(args["repo_id"], access=args["access"]))
 
 
 def llm(args):
