@@ -25,6 +25,7 @@ import httpx2
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
+from serve_app.access import notebook
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig
 from serve_app.redaction import sanitise
@@ -114,7 +115,8 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     except _Unusable as unusable:
         return ResolvedToken(None, TokenReport(unusable.source), unusable.fault)
     if found is None:
-        return ResolvedToken(None, TokenReport(warnings=tuple(_unused(access))))
+        notes = (*_unused(access), *notebook.reasons())
+        return ResolvedToken(None, TokenReport(warnings=notes))
     value = found.raw.strip()
     complaint = shape_fault(value)
     if complaint is not None:
