@@ -202,7 +202,7 @@ def _serve_run(
             env={**environment, "RAY_ADDRESS": address},
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # our Ctrl-C is not its; it is told in order below
+            start_new_session=True,  # our Ctrl-C is not its; it gets its signals in order below
         )
     try:
         yield child

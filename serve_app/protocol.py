@@ -295,7 +295,7 @@ class LLMEngine(Protocol):
         ...
 
     async def ready(self) -> bool:
-        """Tell whether a request sent now would be answered."""
+        """Return whether a request sent now would be answered."""
         ...
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens:

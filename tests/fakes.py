@@ -51,7 +51,7 @@ class FakeEngine:
         script: the same steps for each request, or a function from a request to its steps.
         prompt_tokens: what each prompt counts.
         finish_reason: on the last delta; None ends the stream without one.
-        max_context_tokens: what `tokenize` tells of the window.
+        max_context_tokens: what `tokenize` says of the window.
         is_ready: what `ready` says, or an error that it raises, or a pause before True.
     """
 
@@ -65,21 +65,21 @@ class FakeEngine:
     closed_early: list[str] = field(default_factory=list)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
-        """Play the script; `running` and `closed_early` tell what became of it."""
+        """Play the script; `running` and `closed_early` say what became of it."""
         self.requests.append(request)
         self.running.add(request.request_id)
         ended = False
         try:
             steps = list(self.script(request) if callable(self.script) else self.script)
             texts = [step for step in steps if isinstance(step, str | Thought)]
-            told = 0
+            sent = 0
             for step in steps:
                 if isinstance(step, str | Thought):
-                    told += 1
-                    last = told == len(texts) and step is steps[-1]
+                    sent += 1
+                    last = sent == len(texts) and step is steps[-1]
                     for index in range(request.n):
                         ended = last and index == request.n - 1
-                        yield self._delta(request, step, told, index=index, last=last)
+                        yield self._delta(request, step, sent, index=index, last=last)
                 else:
                     await self._do(step)
             ended = True
@@ -117,19 +117,25 @@ class FakeEngine:
         return {"tokenizer_class": "Fake", "eos_token": "</s>", "chat_template": None}
 
     def _delta(
-        self, request: GenerationRequest, step: str | Thought, told: int, *, index: int, last: bool
+        self,
+        request: GenerationRequest,
+        step: str | Thought,
+        sent: int,
+        *,
+        index: int,
+        last: bool,
     ) -> TokenDelta:
         alternatives = request.sampling.logprobs
         text = step.text if isinstance(step, Thought) else step
-        logprobs = () if alternatives is None else (_logprobs(told, text, alternatives),)
-        first = told == 1 and index == 0
-        shown = request.sampling.return_prompt_ids and told == 1
+        logprobs = () if alternatives is None else (_logprobs(sent, text, alternatives),)
+        first = sent == 1 and index == 0
+        shown = request.sampling.return_prompt_ids and sent == 1
         return TokenDelta(
             text="" if isinstance(step, Thought) else text,
             reasoning=text if isinstance(step, Thought) else "",
             prompt_token_ids=tuple(range(self.prompt_tokens)) if shown else (),
-            token_ids=(told,),
-            usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=told, cached_tokens=2),
+            token_ids=(sent,),
+            usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=sent, cached_tokens=2),
             finish_reason=self.finish_reason if last else None,
             index=index,
             logprobs=logprobs,

@@ -111,7 +111,7 @@ def test_what_only_vllm_does_needs_it():
     assert parse_args(gpus | {"replica": {"num_gpus": 0.5}}).replica.num_gpus == 0.5
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     """A person corrects the file once, not once per fault."""
     message = refused({"model": MODEL | {"revison": "x"}, "engine": {"max_batch_tokens": -1}})
     assert len(message.splitlines()) == 2

@@ -41,7 +41,7 @@ def test_serves_own_traces_may_be_switched_on(tmp_path):
 
 
 def test_overrides_of_deployments_are_kept_with_their_application(tmp_path):
-    """They decide where replicas go, and the builder is never told."""
+    """They decide where replicas go, and the builder never sees them."""
     special = {"name": "LLMServer", "ray_actor_options": {"label_selector": {"zone": "a"}}}
     plain = GOOD["applications"][0] | {"name": "plain", "route_prefix": "/plain"}
     document = changed(deployments=[special])

@@ -45,7 +45,7 @@ def make(text: list[int], *, streams: int, turn: int) -> list[Request]:
     Args:
         text: ids, more than the longest prompt.
         streams: how many run at once, up to 512; 1 is the first few, one after the other.
-        turn: from 1, tells the runs of a benchmark apart. No two prompts begin with the same
+        turn: from 1, distinguishes the runs of a benchmark. No two prompts begin with the same
             token, or a cache of prefixes would skip the work.
     """
     draw = random.Random(turn)  # noqa: S311 (repeatable on purpose)

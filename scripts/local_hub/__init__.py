@@ -1,7 +1,7 @@
 """A Hugging Face Hub on the loopback interface, for the quickstart and the tests.
 
 It speaks the real protocol, so huggingface_hub and transformers work against it unmodified
-(`HF_ENDPOINT`), and it treats every token as it is told, at run time:
+(`HF_ENDPOINT`), and it treats every token as it is set to, at run time:
 
     with LocalHub([Repo("acme/tiny", files)]) as hub:
         token = hub.issue_token(Behaviour.pending)

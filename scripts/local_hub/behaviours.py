@@ -150,7 +150,7 @@ FILES_DENIED = Refusal(403, None, "Downloads of this content are blocked by an a
 
 
 def fingerprint(value: str) -> str:
-    """Name a token without telling it: the first 8 hex digits of its SHA-256."""
+    """Name a token without its value: the first 8 hex digits of its SHA-256."""
     return hashlib.sha256(value.encode()).hexdigest()[:8]
 
 
@@ -159,7 +159,7 @@ class Account:
     """One token and how the Hub treats it now.
 
     Args:
-        name: the user's name, as whoami tells it.
+        name: the user's name, as whoami gives it.
         behaviour: for every repository without its own entry in `by_repo`.
         on: limits a fault to these routes; elsewhere the token is granted. None is all.
         failures: answers of `flaky` that still fail.
@@ -177,11 +177,11 @@ class Account:
     key: str = field(default_factory=lambda: secrets.token_hex(8))  # stands for it in signed URLs
 
     def toward(self, repo_id: str | None) -> Behaviour:
-        """Tell the behaviour for one repository."""
+        """Return the behaviour for one repository."""
         return self.by_repo.get(repo_id, self.behaviour) if repo_id else self.behaviour
 
     def fault(self, route: Route, repo_id: str | None = None) -> Behaviour | None:
-        """Tell which fault strikes this request, counting down `flaky`."""
+        """Return which fault strikes this request, counting down `flaky`."""
         behaviour = self.toward(repo_id)
         if behaviour not in FAULTS or (self.on is not None and route not in self.on):
             return None
@@ -219,12 +219,12 @@ class Accounts:
             return self._by_key.get(key)
 
     def knows(self, token: str) -> bool:
-        """Tell whether a value is a token of this Hub, whatever its behaviour."""
+        """Return whether a value is a token of this Hub, whatever its behaviour."""
         with self._lock:
             return token in self._by_token
 
     def fault(self, account: Account, route: Route, repo_id: str | None) -> Behaviour | None:
-        """Tell which fault strikes this request; one request at a time counts `flaky` down."""
+        """Return which fault strikes this request; one request at a time counts `flaky` down."""
         with self._lock:
             return account.fault(route, repo_id)
 

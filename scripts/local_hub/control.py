@@ -37,7 +37,7 @@ class Control:
         self._hub = hub
 
     def answer(self, request: Request) -> Answer:
-        """Answer one request; what is wrong with it is told in `error`."""
+        """Answer one request; what is wrong with it is said in `error`."""
         try:
             match request.method, request.segments[1:]:
                 case "GET", ["log"]:

@@ -63,7 +63,7 @@ class Call:
 
     @property
     def is_anonymous(self) -> bool:
-        """Tell whether no token came with the request."""
+        """Return whether no token came with the request."""
         return self.request.bearer is None
 
 

@@ -1,4 +1,4 @@
-"""JSON that the Hub tells about accounts and repositories, in the shape the clients parse."""
+"""JSON of the Hub about accounts and repositories, in the shape the clients parse."""
 
 from __future__ import annotations
 

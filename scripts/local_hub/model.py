@@ -83,7 +83,7 @@ def _key(gguf: Path) -> str:
 
 
 def is_whole(published: Path) -> bool:
-    """Tell whether a published model is as it was made.
+    """Return whether a published model is as it was made.
 
     A file whose size and time are those of the manifest is not read again.
     """

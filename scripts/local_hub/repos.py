@@ -1,4 +1,4 @@
-"""Repositories: commits, refs, files and the hashes the Hub tells about them.
+"""Repositories: commits, refs, files and the hashes that the Hub states.
 
 Content is bytes or a file on disk, read in chunks. Hashes are computed once, on first use; a
 commit that is not given is derived from them, so naming commits makes a large repository free
@@ -100,7 +100,7 @@ class Repo:
         revisions: commit (40 hex digits) by branch or tag name, all with these files;
             default: `main`, with a commit derived from the content.
         readers: accounts that may see a private repository; None is public.
-        xet: large files tell Xet hashes and the read-token route answers.
+        xet: large files have Xet hashes and the read-token route answers.
     """
 
     def __init__(
@@ -182,5 +182,5 @@ class Repo:
         return next((file for file in held if wanted(file)), None)
 
     def is_open(self, path: str) -> bool:
-        """Tell whether anybody may read this file."""
+        """Return whether anybody may read this file."""
         return self.gated is False or path in OPEN_FILES

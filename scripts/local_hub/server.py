@@ -210,7 +210,7 @@ class LocalHub:
         return {name: dict(repo.refs) for name, repo in self._state.repos.items()}
 
     def knows(self, token: str) -> bool:
-        """Tell whether a value is a token of this Hub, whatever its behaviour."""
+        """Return whether a value is a token of this Hub, whatever its behaviour."""
         return self._state.accounts.knows(token)
 
     def rename(self, old: str, new: str, *, origin: str = "") -> None:

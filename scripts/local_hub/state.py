@@ -67,7 +67,7 @@ class State:
         return origin == "cdn" or self.signer.admits(token) is None
 
     def rate_headers(self, token: str | None, route: Route) -> dict[str, str]:
-        """Count a request and tell the caller's quota, as every answer of the Hub does."""
+        """Count a request and send the caller's quota, as every answer of the Hub does."""
         kind = "resolvers" if route is Route.resolve else "api"
         with self.lock:
             used = self._used[token, kind] = self._used.get((token, kind), 0) + 1

@@ -54,7 +54,7 @@ class Cdn:
 
 
 class XetStore:
-    """Tells how files are put together; enough for a probe, not for the hf_xet client."""
+    """Lists how files are put together; enough for a probe, not for the hf_xet client."""
 
     def __init__(self, state: State) -> None:
         self._state = state

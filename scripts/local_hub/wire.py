@@ -55,7 +55,7 @@ class Request:
         return parse_qs(urlsplit(self.target).query, keep_blank_values=True)
 
     def flag(self, name: str) -> bool:
-        """Tell whether a boolean query parameter is set, as Python or JavaScript writes it."""
+        """Return whether a boolean query parameter is set, as Python or JavaScript writes it."""
         return self.query.get(name, ["false"])[-1].lower() in {"true", "1"}
 
     @property

@@ -5,6 +5,7 @@ collect.py      asks every node and gathers the answers under one deadline
 node_check.py   what one node does: its probe, and a receipt for what it proved
 hub/            everything that speaks to a Hub: probe, answers, listing, download
 token.py        which token this process uses, and from where it came
+notebook.py     why a notebook has no token although its user believes so
 local.py        a model that is a directory on the node
 capacity.py     what this node can hold
 verdict.py      outcomes of nodes, and the decision over all of them

@@ -1,7 +1,7 @@
 """Asks every node and gathers the answers under one deadline. Knows nothing of Ray.
 
 One node goes first: it resolves the revision, reads the index and, for a refused token, asks
-whose it is. The others are told its commit and its file, so they need fewer requests. A node
+whose it is. The others get its commit and its file, so they need fewer requests. A node
 that is silent, or lost, costs its own answer and nobody else's.
 """
 

@@ -44,7 +44,7 @@ class Receipt:
         endpoint: the Hub that said so.
         token_source: where the token came from.
         fingerprint: of the token; None if none was needed.
-        account: the token's user, where the Hub told it.
+        account: the token's user, where the Hub says it.
         first_granted_at: Unix seconds of the first proof of this commit with this token.
         granted_at: Unix seconds of the latest proof.
         license_sha256: of the license text in the node's copy; None before the download.
@@ -66,7 +66,7 @@ class Receipt:
         return time.time() - self.granted_at
 
     def is_fresh(self, max_age_s: float) -> bool:
-        """Tell whether the proof is young enough; one from the future is not."""
+        """Return whether the proof is young enough; one from the future is not."""
         return -CLOCK_SKEW_S <= self.age_s() <= max_age_s
 
 

@@ -2,7 +2,7 @@
 
 The only place that reads a token, and the only one that looks at the environment for it. What
 counts is what huggingface_hub would send from this very process (`get_token_to_send`), unless
-the config names a file or another variable. Faults that can be seen in the value are told
+the config names a file or another variable. Faults that can be seen in the value are named
 before any request, because the Hub answers a broken token like no token at all.
 
 Nothing here calls `login()`: it would change the permissions of a shared HF_HOME.
@@ -25,6 +25,7 @@ import httpx2
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
+from serve_app.access import notebook
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig
 from serve_app.redaction import sanitise
@@ -52,7 +53,7 @@ class Token:
 
     @property
     def fingerprint(self) -> str:
-        """The first 8 hex digits of the value's SHA-256: names it without telling it."""
+        """The first 8 hex digits of the value's SHA-256: names it without its value."""
         return fingerprint(self._value)
 
     def __repr__(self) -> str:
@@ -64,7 +65,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why no usable token came out, told without its value."""
+    """Why no usable token came out, said without its value."""
 
     outcome: Outcome
     message: str
@@ -114,7 +115,8 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     except _Unusable as unusable:
         return ResolvedToken(None, TokenReport(unusable.source), unusable.fault)
     if found is None:
-        return ResolvedToken(None, TokenReport(warnings=tuple(_unused(access))))
+        notes = (*_unused(access), *notebook.reasons())
+        return ResolvedToken(None, TokenReport(warnings=notes))
     value = found.raw.strip()
     complaint = shape_fault(value)
     if complaint is not None:

@@ -49,13 +49,13 @@ EXIT_GRANTED, EXIT_BLOCKED, EXIT_UNDETERMINED = 0, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """Which token a node sends, without telling it.
+    """Which token a node sends, without its value.
 
     Args:
         source: `env:<NAME>`, `file:<path>`, `oidc`, `colab`, `none`, or `unresolved` if the
             search for it did not end.
         fingerprint: first 8 hex digits of the value's SHA-256; None without a token.
-        account: the user it belongs to, where the Hub told it.
+        account: the user it belongs to, where the Hub says it.
         warnings: sentences about other tokens of this node that disagree with it.
     """
 
@@ -199,6 +199,10 @@ class Verdict:
     def table(self) -> str:
         """Say everything to a person: ASCII, no tabs, no trailing spaces."""
         return report.table(self)
+
+    def _repr_html_(self) -> str:
+        """Show the verdict in a notebook."""
+        return report.html(self)
 
 
 def log_facts(verdict: NodeVerdict) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class ApiKeys:
         ).start()
 
     async def allow(self, key: str) -> bool:
-        """Tell whether the file holds this key's hash; takes as long for any key."""
+        """Return whether the file holds this key's hash; takes as long for any key."""
         self._say_if_stale()
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = False

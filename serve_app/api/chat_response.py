@@ -56,7 +56,7 @@ class ChatWriter:
         return body
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """Return the chunks of a piece; the first one of a choice tells the role."""
+        """Return the chunks of a piece; the first one of a choice has the role."""
         choice = self._choices.get(piece.index)
         if choice is None:
             choice = self._choices[piece.index] = _Choice(self._plan)
@@ -66,8 +66,8 @@ class ChatWriter:
             if self._plan.token_ids:
                 chunk["prompt_token_ids"] = list(piece.prompt_token_ids)
             yield chunk
-        choice.untold += piece.logprobs
-        choice.untold_ids += piece.token_ids
+        choice.unsent += piece.logprobs
+        choice.unsent_ids += piece.token_ids
         for delta in choice.deltas(piece):
             yield self._chunk_of(choice, piece.index, delta)
         if piece.finish_reason is not None:
@@ -99,7 +99,7 @@ class ChatWriter:
     def _chunk_of(
         self, choice: _Choice, index: int, delta: ChatDelta, reason: ChatFinish | None = None
     ) -> dict[str, Any]:
-        """Return a chunk with the probabilities and ids of all tokens that it tells of."""
+        """Return a chunk with the probabilities and ids of all its tokens."""
         chunk = self._chunk(index, delta, reason, choice.take_logprobs())
         if self._plan.token_ids:
             chunk["choices"][0]["token_ids"] = choice.take_ids()
@@ -117,15 +117,15 @@ class ChatWriter:
 
 
 class _Choice:
-    """What is known of one choice while it is told."""
+    """What is known of one choice while it is written."""
 
     def __init__(self, plan: Plan) -> None:
         self._reader = plan.calls.reader() if plan.calls else None
         self._shows_thoughts = plan.reasoning
         self._calls = 0
         # Text may be held back, and what belongs to its tokens with it.
-        self.untold: tuple[TokenLogprobs, ...] = ()
-        self.untold_ids: tuple[int, ...] = ()
+        self.unsent: tuple[TokenLogprobs, ...] = ()
+        self.unsent_ids: tuple[int, ...] = ()
 
     def deltas(self, piece: Piece) -> Iterator[ChatDelta]:
         if piece.reasoning and self._shows_thoughts:
@@ -144,12 +144,12 @@ class _Choice:
         return "tool_calls" if self._calls and reason is FinishReason.STOP else reason
 
     def take_logprobs(self) -> ChatLogprobs | None:
-        told, self.untold = self.untold, ()
-        return chat_logprobs(told) if told else None
+        sent, self.unsent = self.unsent, ()
+        return chat_logprobs(sent) if sent else None
 
     def take_ids(self) -> list[int]:
-        told, self.untold_ids = self.untold_ids, ()
-        return list(told)
+        sent, self.unsent_ids = self.unsent_ids, ()
+        return list(sent)
 
     def _delta(self, part: Part) -> ChatDelta:
         if isinstance(part, Content):

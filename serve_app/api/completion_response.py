@@ -82,8 +82,8 @@ class CompletionWriter:
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """Return the chunk of a piece's text, if it has any, and that of its finish."""
         choice = self._choice(piece, piece.prompt_logprobs, None)
-        told = choice["text"] or choice.get("token_ids")
-        if told or (choice["logprobs"] and choice["logprobs"]["tokens"]):
+        content = choice["text"] or choice.get("token_ids")
+        if content or (choice["logprobs"] and choice["logprobs"]["tokens"]):
             yield {**self.end(), "choices": [choice]}
         if piece.finish_reason is not None:
             finish = TextChoice(

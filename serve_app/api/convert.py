@@ -66,7 +66,7 @@ class Plan:
         requests: one for each prompt, in order, all with the same `n`.
         stream: answer with events.
         include_usage: end the stream with a usage chunk.
-        continuous_usage: tell the usage so far in every chunk.
+        continuous_usage: send the usage so far in every chunk.
         calls: look for tool calls in the text; None takes all of it as content.
         old_calls: write calls in OpenAI's first form, in which they were asked for.
         echo: show the prompt before the completion.

@@ -58,7 +58,7 @@ class CompletionTokens:
 
     Args:
         offset: of the first token, in characters of the choice's text; below zero for tokens
-            before the text, which are told to begin at 0.
+            before the text, which begin at 0.
     """
 
     def __init__(self, offset: int = 0) -> None:

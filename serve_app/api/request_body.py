@@ -67,7 +67,7 @@ def time_limit(headers: Headers) -> float | None:
 
     Returns:
         A little less than the request's own limit; None if it has none, or one of zero or
-        less, which is how Serve's proxy is told not to limit.
+        less, which is how Serve's proxy is set not to limit.
 
     Raises:
         InvalidRequest: not a finite number.

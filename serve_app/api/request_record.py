@@ -66,7 +66,7 @@ class Trace:
     timing: Timing = field(default_factory=Timing)
     itl_s: list[float] = field(default_factory=list)
     latest: float = 0.0
-    write_failure: Callable[[ServeAppError], bytes] | None = None  # how its stream tells an error
+    write_failure: Callable[[ServeAppError], bytes] | None = None  # how its stream writes an error
 
     def delta_arrived(self, usage: Usage, timing: Timing, choices: int) -> None:
         """Note the running totals; the first call ends the time to the first token.

@@ -173,7 +173,7 @@ class ChunkWriter(Protocol):
         ...
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """Return the chunks that tell a piece: opening, text and finish, as far as there are."""
+        """Return the chunks of a piece: opening, text and finish, as far as there are."""
         ...
 
     def end(self) -> Mapping[str, object]:

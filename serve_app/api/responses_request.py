@@ -1,6 +1,6 @@
 """`POST /v1/responses` in the words of a chat: what is asked is translated, then checked as one.
 
-Stateless: a request brings its whole conversation, as a text or as items (messages, calls of
+Stateless: a request carries its whole conversation, as a text or as items (messages, calls of
 functions and their outputs). What the service would have to remember is refused by name
 (`fields.py`). What belongs to a model that thinks or to tools that OpenAI itself runs is left
 out, so that clients which always send it work: thoughts from the input, such tools from `tools`.

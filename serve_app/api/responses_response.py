@@ -58,7 +58,7 @@ class ResponseWriter:
         return self._response(self._status, usage)
 
     def events(self, pieces: Sequence[Piece], usage: Usage) -> Iterator[bytes]:  # noqa: ARG002
-        """Return the events that tell the pieces."""
+        """Return the events of the pieces."""
         if not self._begun:
             self._begun = True
             for kind in ("created", "in_progress"):
@@ -84,8 +84,8 @@ class ResponseWriter:
         Beside the fields of OpenAI's event it holds the envelope of all errors here, by which
         the official client knows an error in any stream.
         """
-        told = envelope(error)
-        return self._event({**told["error"], "error": told["error"], "type": "error"})
+        body = envelope(error)
+        return self._event({**body["error"], "error": body["error"], "type": "error"})
 
     @property
     def _status(self) -> str:

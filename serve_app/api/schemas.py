@@ -103,7 +103,7 @@ def _limit(least: int) -> PlainValidator:
 
 
 def _prompts(value: object) -> tuple[TextPrompt | TokenPrompt, ...]:
-    """Tell the four forms apart: string, strings, token ids, lists of token ids."""
+    """Distinguish the four forms: string, strings, token ids, lists of token ids."""
     if isinstance(value, str):
         return (TextPrompt(value),)
     if not isinstance(value, list) or not value:

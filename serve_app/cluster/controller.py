@@ -50,16 +50,16 @@ def replicas(application: str, timeout_s: float) -> dict[str, list[dict[str, Any
         timeout_s: how long the controller may take, in seconds.
 
     Returns:
-        `replica_id`, `node_id` and `state` of each, and what else Serve tells.
+        `replica_id`, `node_id` and `state` of each, and what else Serve reports.
 
     Raises:
         RayError: the controller does not answer.
         ValueError: there is none.
         KeyError: it does not know the application.
     """
-    told = instance_details(timeout_s)["applications"][application]["deployments"]
-    if told:
-        return {name: deployment["replicas"] for name, deployment in told.items()}
+    deployments = instance_details(timeout_s)["applications"][application]["deployments"]
+    if deployments:
+        return {name: deployment["replicas"] for name, deployment in deployments.items()}
     found: dict[str, list[dict[str, Any]]] = {}
     for replica, actor in _actors():
         if replica.deployment_id.app_name == application:

@@ -1,4 +1,4 @@
-"""Which nodes may host a replica: pure decisions over what Ray tells about its nodes.
+"""Which nodes may host a replica: pure decisions over what Ray reports of its nodes.
 
 A node counts by what it has in total, not by what is free now: a replica may land there later,
 when nobody asks again.
@@ -100,7 +100,7 @@ def shortage(nodes: Sequence[Mapping[str, Any]], demands: Sequence[Demand]) -> s
 
 
 def label_matches(selector: str, value: str | None) -> bool:
-    """Tell whether a node's label satisfies one entry of a Ray label selector."""
+    """Return whether a node's label satisfies one entry of a Ray label selector."""
     negated = selector.startswith("!")
     body = selector[1:] if negated else selector
     several = re.fullmatch(r"in\((.*)\)", body.strip())
@@ -116,7 +116,7 @@ def _fits(node: Mapping[str, Any], demand: Demand) -> bool:
 
 
 def _offer(node: Mapping[str, Any], wanted: Collection[str], labels: Collection[str]) -> str:
-    has, told = node.get("Resources") or {}, node.get("Labels") or {}
+    has, set_labels = node.get("Resources") or {}, node.get("Labels") or {}
     parts = [f"{name} {has.get(name, 0):g}" for name in sorted(wanted)]
-    parts += [f"label {key}={told.get(key, 'unset')}" for key in sorted(labels)]
+    parts += [f"label {key}={set_labels.get(key, 'unset')}" for key in sorted(labels)]
     return ", ".join(parts)

@@ -107,7 +107,7 @@ class RemoteEngine:
                 deltas.cancel()
 
     async def ready(self) -> bool:
-        """Tell whether a replica would answer now; False when none does within two seconds.
+        """Return whether a replica would answer now; False when none does within two seconds.
 
         A service that sleeps is ready: whoever asks it something wakes it, this does not.
         """
@@ -158,7 +158,7 @@ class RemoteEngine:
 
 
 def _asleep() -> bool:
-    """Tell whether this application has no replica of the model, and starts none."""
+    """Return whether this application has no replica of the model, and starts none."""
     name = serve.get_replica_context().app_name
     try:
         deployment = serve.status().applications[name].deployments[SERVER_DEPLOYMENT]

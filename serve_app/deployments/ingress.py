@@ -100,8 +100,8 @@ class Ingress:
             loop, limit_s=LOOP_TIMEOUT_S, alarm=partial(_end_process, threading.get_ident())
         )
         self._watchdog.start()
-        told = (self._watch.run(), access.keep(living_nodes), tell_rollouts())
-        self._watching = [loop.create_task(work) for work in told]
+        jobs = (self._watch.run(), access.keep(living_nodes), export_rollouts())
+        self._watching = [loop.create_task(work) for work in jobs]
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""
@@ -137,7 +137,7 @@ class Ingress:
         write_record(record)
 
 
-async def tell_rollouts() -> None:
+async def export_rollouts() -> None:
     """Publish how this application's rollouts ended, until cancelled."""
     shown = RolloutMetrics()
     name = serve.get_replica_context().app_name

@@ -83,9 +83,9 @@ class LLMServer:
         took_s = self._engine.load_report.total_s
         self._metrics.loaded(took_s, model=config.model.source, commit=commit)
         await asyncio.to_thread(self._engine.prepare_grammars)
-        # Told beside the first requests: what asks others must not delay them.
-        telling = asyncio.to_thread(self._tell_start, proven, fetched, cold_start.now())
-        self._start = asyncio.create_task(telling)
+        # Recorded beside the first requests: what asks others must not delay them.
+        recording = asyncio.to_thread(self._record_start, proven, fetched, cold_start.now())
+        self._start = asyncio.create_task(recording)
         self._first_answer: asyncio.Task[None] | None = None
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
@@ -102,8 +102,8 @@ class LLMServer:
         try:
             async for delta in with_heartbeats(self._engine.generate(request), self._heartbeat_s):
                 if self._first_answer is None and isinstance(delta, TokenDelta):
-                    told = self._tell_first_answer(asked_at, cold_start.now() - asked_at)
-                    self._first_answer = asyncio.create_task(told)
+                    recording = self._record_first_answer(asked_at, cold_start.now() - asked_at)
+                    self._first_answer = asyncio.create_task(recording)
                 yield delta
         except ServeAppError as error:
             yield error
@@ -134,11 +134,11 @@ class LLMServer:
         return await self._engine.tokenizer_info()
 
     async def ready(self) -> bool:
-        """Tell whether the engine takes requests."""
+        """Return whether the engine takes requests."""
         return bool(await self._engine.ready())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell Serve's autoscaler the load in tokens; see `scaling.py`."""
+        """Report the load to Serve's autoscaler in tokens; see `scaling.py`."""
         return load_of(self._engine.stats())
 
     async def check_health(self) -> None:
@@ -170,10 +170,10 @@ class LLMServer:
         log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
         raise AccessDenied(verdict.line())
 
-    def _tell_start(
+    def _record_start(
         self, proven: NodeVerdict, fetched: Fetched, ready_at: float
     ) -> cold_start.Start:
-        """Close the ledger and tell it: in metrics, in the log, in the cluster's memory."""
+        """Close the ledger and record it: in metrics, in the log, in the cluster's memory."""
         moved = fetched.bytes_by_source()
         start = self._ledger.close(proven.node_name, moved, ready_at=ready_at)
         self._metrics.started(start.facts(), moved)
@@ -181,11 +181,11 @@ class LLMServer:
         cold_start.keep(start)
         text = license_in(fetched.directory)
         commit = {"commit": proven.commit}
-        status.tell_license(start.application, asdict(text) | commit if text else None)
+        status.publish_license(start.application, asdict(text) | commit if text else None)
         status.publish_window(start.application, self._engine.max_context_tokens)
         return start
 
-    async def _tell_first_answer(self, asked_at: float, ttft_s: float) -> None:
+    async def _record_first_answer(self, asked_at: float, ttft_s: float) -> None:
         self._metrics.started({"first_token_s": ttft_s}, {})
         start = cold_start.with_first_token(await self._start, asked_at=asked_at, ttft_s=ttft_s)
         await asyncio.to_thread(cold_start.keep, start)
@@ -212,9 +212,9 @@ def _load(
     libraries.start()
     with spans.span("download"):
         fetched = _fetch(config, proven, commit, spans)
-    spans.tell("libraries")
+    spans.publish("libraries")
     libraries.join()
-    spans.tell("load")
+    spans.publish("load")
     loading_at = cold_start.now()
     engine = backends.load(fetched.directory, config)
     spans.follow(engine.load_report.phases(), started_at=loading_at)
@@ -226,9 +226,9 @@ def _load(
 
 
 def _import_libraries(config: AppConfig, spans: cold_start.Ledger) -> None:
-    # Not a `span`: it would tell the cluster of this phase in place of the download beside it.
+    # Not a `span`: it would publish this phase in place of the download beside it.
     started_at = cold_start.now()
-    with suppress(ModelLoadError):  # told when it is loaded
+    with suppress(ModelLoadError):  # reported when it is loaded
         backends.import_libraries(config.engine)
     spans.follow({"libraries": cold_start.now() - started_at}, started_at=started_at)
 
@@ -245,7 +245,7 @@ def _fetch(
         commit,
         offline=proven.receipt_age_s is not None,
         peers=Peers(config.model.source, str(commit)) if shared else None,
-        tell=partial(spans.tell, "download"),
+        progress=partial(spans.publish, "download"),
     )
     keep_receipt(proven, config.model, config.access)  # once more: the license is here now
     log.info(

@@ -160,7 +160,7 @@ def living_nodes() -> set[str]:
     return {str(node["NodeID"]) for node in all_nodes() if node["Alive"]}
 
 
-def tell_license(application: str, text: dict[str, Any] | None) -> None:
+def publish_license(application: str, text: dict[str, Any] | None) -> None:
     """Let the status page say under which license text the weights lie; never raises for Ray.
 
     Args:

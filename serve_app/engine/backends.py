@@ -84,7 +84,7 @@ def load(model_dir: Path, config: AppConfig) -> ReplicaEngine:
 
 
 def has_vllm() -> bool:
-    """Tell whether vLLM is installed here."""
+    """Return whether vLLM is installed here."""
     return find_spec("vllm") is not None
 
 

@@ -1,4 +1,4 @@
-"""How fast an engine gets through its work, for telling a client when to come back."""
+"""How fast an engine gets through its work, for Retry-After."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Loop(Load, Protocol):
         ...
 
     def is_alive(self) -> bool:
-        """Tell whether it does its work."""
+        """Return whether it does its work."""
         ...
 
     def stop(self, timeout_s: float) -> bool:
@@ -99,7 +99,7 @@ class FrontEnd(Generic[L]):
         self._admission = Admission(self._loop, limits)
         self._keys = itertools.count()
         self._streams: dict[int, Stream] = {}
-        self._lock = threading.Lock()  # nobody joins after the end has been told to all
+        self._lock = threading.Lock()  # nobody joins after all streams were failed
         self._dead: EngineDead | None = None
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -156,7 +156,7 @@ class FrontEnd(Generic[L]):
             log.warning("template.hides_tools", repo_id=source)
 
     async def ready(self) -> bool:
-        """Tell whether a request sent now would be answered."""
+        """Return whether a request sent now would be answered."""
         return self.alive
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens:

@@ -44,8 +44,6 @@ STEP_ERRORS = (
 # Failed steps without a good one between them before the engine itself is at fault. The first
 # is of a whole batch, the others of one request each.
 MAX_FAILURES = 4
-
-
 # Where all sequences wait for masks, commands are looked at so often.
 IDLE_WAIT_S = 0.01
 
@@ -147,7 +145,7 @@ class EngineLoop:
         self._inbox.put(Cancel(key))
 
     def is_alive(self) -> bool:
-        """Tell whether the thread runs. Any thread."""
+        """Return whether the thread runs. Any thread."""
         return self._thread.is_alive()
 
     def stats(self) -> EngineStats:
@@ -307,6 +305,8 @@ class EngineLoop:
                 self._activity = None
         except Exception as error:  # noqa: BLE001 (the one place: it fails all and marks us dead)
             self._died(error)
+        finally:
+            self._watchdog.stop()  # a thread that has ended does not hang
 
     def _hangs(self, seconds: float) -> None:
         """Give up on a step; on the watchdog's thread, since the engine's does not come back."""
@@ -342,7 +342,7 @@ class EngineLoop:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Tell whether memory ran out: torch has a type for it on GPUs, and a sentence on CPUs."""
+    """Return whether memory ran out: torch has a type for it on GPUs, and a sentence on CPUs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()

@@ -173,7 +173,7 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     def append(self, token: int) -> FinishReason | None:
-        """Take a sampled token and tell whether it was the last."""
+        """Take a sampled token; return whether it was the last."""
         self.tokens.append(token)
         if token in self.sampling.stop_token_ids:
             return FinishReason.STOP

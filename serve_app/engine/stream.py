@@ -73,7 +73,7 @@ class Stream:
 
     def fail(self, error: ServeAppError) -> None:
         """End the stream with an error; any thread."""
-        with suppress(RuntimeError):  # the reader's loop is closed: nobody is there to be told
+        with suppress(RuntimeError):  # the reader's loop is closed: nobody is there to read it
             self.loop.call_soon_threadsafe(self._fail, error)
 
     def _fail(self, error: ServeAppError) -> None:

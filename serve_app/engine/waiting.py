@@ -35,7 +35,7 @@ class Shares:
         return self._clients[sequence.client], self._requests[sequence.request]
 
     def owes(self, running: Sequence, waiting: Sequence) -> bool:
-        """Tell whether a running sequence has to make room for a waiting one.
+        """Return whether a running sequence has to make room for a waiting one.
 
         It has to if its client, or, within one client, its request, still has at least as many
         places after the change.

@@ -16,6 +16,6 @@ capacity.py  the highest rate within an SLO, and the config that follows from it
 
 The client is small and our own, over aiohttp. GuideLLM 0.8.1, read for the same job, pins
 click to 8.4 (the rest of the environment has 8.5), counts ttft from the actual sending and not
-from the intended time, searches goodput over clients and not over arrivals, and does not tell
-how busy the client itself was.
+from the intended time, searches goodput over clients and not over arrivals, and does not say how
+busy the client itself was.
 """

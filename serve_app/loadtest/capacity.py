@@ -46,7 +46,7 @@ class Found:
 
 
 def holds(stage: Json, *, attainment: float) -> bool:
-    """Tell whether enough of a stage's requests were good."""
+    """Return whether enough of a stage's requests were good."""
     share = stage["goodput"]["share"]
     return share is not None and share >= attainment
 
@@ -106,14 +106,14 @@ def served(target: str) -> Served:
     """
     if target.startswith(("http://", "https://")):
         return Served(target)
-    from serve_app import serve_config  # noqa: PLC0415 - brings Ray; a URL needs none
+    from serve_app import serve_config  # noqa: PLC0415 - imports Ray; a URL needs none
 
     path = Path(target)
     app = serve_config.read(path)[0]
     replica = app.config.replica
     if replica.min_replicas != replica.max_replicas:
         raise ConfigError(
-            "this config scales between replicas, so what one holds cannot be told; "
+            "this config scales between replicas, so what one holds is not known; "
             "measure with min_replicas = max_replicas"
         )
     document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -240,7 +240,7 @@ def _body(target: Target, shot: Shot, text: str) -> dict[str, Any]:
 
 
 async def find_model(http: aiohttp.ClientSession, url: str) -> tuple[str, int | None]:
-    """Return the name of the service's first model and its window in tokens, if it tells it.
+    """Return the name of the service's first model and its window in tokens, if it says.
 
     Raises:
         ConfigError: no list of models comes back.

@@ -6,7 +6,7 @@ bars come from a block bootstrap: whole stretches of the run are drawn again and
 each draw gives one change. A quantity has regressed when the *whole*
 interval of its change lies beyond the threshold; that happens by chance in at most 1 % of
 comparisons whose true change is not beyond it. An interval that straddles the threshold is
-told as `unclear` and passes: run longer.
+reported as `unclear` and passes: run longer.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from string import Template
 from serve_app.loadtest.report import LABELS, facts, milliseconds, verdict
 from serve_app.loadtest.summary import PERCENTILES, Json
 
-SHOWN_CDFS = 6  # stages; more lines are told apart by nobody
+SHOWN_CDFS = 6  # stages; nobody distinguishes more lines
 _KEYS = ("mean", *(f"p{rank}" for rank in PERCENTILES), "max")
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 44
@@ -134,9 +134,9 @@ def _timelines(report: Json) -> Iterator[str]:
                 for name in names
             ]
             title = ", ".join(names).replace("_", " ").capitalize()
-            yield chart(Axes(f"{title}, told by the server", "seconds", ""), lines)
+            yield chart(Axes(f"{title}, as the server counts", "seconds", ""), lines)
         yield chart(
-            Axes("Generated tokens, told by the server", "seconds", "tok/s"),
+            Axes("Generated tokens, as the server counts", "seconds", "tok/s"),
             [Line("generated", list(_slope(timeline["at_s"], timeline["generation_tokens"])))],
         )
 
@@ -253,10 +253,10 @@ def _drawn(line: Line, style: int, x: _Scale, y: _Scale) -> Iterator[str]:
         steps.append(f"{pen}{x(at):.1f} {y(value):.1f}")
         pen = "L"
         if line.dots:
-            told = escape(f"{line.name}: {value:.4g} at {at:.4g}")
+            label = escape(f"{line.name}: {value:.4g} at {at:.4g}")
             yield (
                 f'<circle class="dot s{style}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="4">'
-                f"<title>{told}</title></circle>"
+                f"<title>{label}</title></circle>"
             )
     yield f'<path class="line s{style}" d="{"".join(steps)}"/>'
 

@@ -39,7 +39,7 @@ class Bench:
     Args:
         options: of the command line.
         target: whom to ask.
-        window: of the model in tokens, if it tells it.
+        window: of the model in tokens, if the service says.
         slo: limits of a good request, if there are some.
         lengths: of prompts and completions.
         workers: the client processes.

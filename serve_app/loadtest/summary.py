@@ -61,7 +61,7 @@ class Slo:
         return cls(**limits)
 
     def met(self, sample: Sample) -> bool:
-        """Tell whether a request was answered whole and within every limit."""
+        """Return whether a request was answered whole and within every limit."""
         if sample.error is not None:
             return False
         measured = times(sample)

@@ -1,6 +1,6 @@
 """Recorded loads: when requests came and how long they were, without their text.
 
-Formats, told apart by their content:
+Formats, recognised by their content:
     Azure LLM inference trace, CSV: TIMESTAMP,ContextTokens,GeneratedTokens
     Mooncake trace, JSON lines: timestamp (ms), input_length, output_length, hash_ids
     ShareGPT, JSON: conversations of texts; it has lengths and no times

@@ -174,7 +174,7 @@ def _settle(
     shown: dict[str, AppState] = {}
     progress = Progress()
     while waiting:
-        _tell_phases(serving, waiting, progress, before.phases)
+        _print_phases(serving, waiting, progress, before.phases)
         for name, state in _states(serving).items():
             old = before.states.get(name)
             if name not in waiting or (old and state.deployed_s == old.deployed_s):
@@ -184,7 +184,8 @@ def _settle(
                 _say(f"{name}: {state.status} {''.join(state.message.splitlines()[-1:])}".rstrip())
             if state.status in FAILED:
                 return f"{name} is {state.status}: {state.message}"
-            waiting -= {name} if state.status == "RUNNING" else set()
+            if state.status == "RUNNING":
+                waiting.remove(name)
         if waiting and time.monotonic() > deadline:
             return f"not running within {timeout_s:.0f} s: {', '.join(sorted(waiting))}"
         time.sleep(POLL_S if waiting else 0)
@@ -200,7 +201,7 @@ def _states(serving: Serving) -> dict[str, AppState]:
         return {}
 
 
-def _tell_phases(
+def _print_phases(
     serving: Serving,
     names: set[str],
     progress: Progress,

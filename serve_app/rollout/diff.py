@@ -37,10 +37,10 @@ UNSET = object()
 def changes(
     before: Mapping[str, Any] | None, goal: Mapping[str, Any], names: Collection[str] | None = None
 ) -> Iterator[str]:
-    """Tell what a config would do, application by application.
+    """Return what a config would do, application by application.
 
     Args:
-        before: what Serve is told to run; None if nothing.
+        before: what Serve is set to run; None if nothing.
         goal: the new config.
         names: the applications that the rollout is about; None for all.
     """

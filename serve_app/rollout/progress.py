@@ -12,7 +12,7 @@ EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Shown:
     """The last line about a replica."""
 
     phase: Phase
@@ -20,7 +20,7 @@ class _Told:
 
 
 class Progress:
-    """Remembers what was told of each replica.
+    """Remembers what was last printed of each replica.
 
     Args:
         clock: monotonic seconds.
@@ -28,7 +28,7 @@ class Progress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told: dict[str, _Told] = {}
+        self._shown: dict[str, _Shown] = {}
 
     def lines(self, phases: Mapping[str, Phase]) -> list[str]:
         """Return what is new, a line for each replica.
@@ -39,14 +39,14 @@ class Progress:
         now = self._clock()
         lines = []
         for replica, phase in sorted(phases.items()):
-            told = self._told.get(replica)
-            if told is None or told.phase.name != phase.name:  # the bytes are not yet counted
+            shown = self._shown.get(replica)
+            if shown is None or shown.phase.name != phase.name:  # the bytes are not yet counted
                 words = phase.name
-            elif now - told.at >= EVERY_S and _is_coming(told.phase, phase):
-                words = f"{phase.name} {_amount(told.phase, phase)}"
+            elif now - shown.at >= EVERY_S and _is_coming(shown.phase, phase):
+                words = f"{phase.name} {_amount(shown.phase, phase)}"
             else:
                 continue
-            self._told[replica] = _Told(phase, now)
+            self._shown[replica] = _Shown(phase, now)
             lines.append(f"{replica}: {words}")
         return lines
 
@@ -56,7 +56,7 @@ def _amount(before: Phase, now: Phase) -> str:
     done, total = now.done_bytes or 0, now.total_bytes or 0
     scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
     words = f"{done / scale:.1f} of {total / scale:.1f} {unit}"
-    seconds = now.told_at - before.told_at
+    seconds = now.published_at - before.published_at
     if before.done_bytes is None or seconds <= 0:
         return words
     rate = max(0, done - before.done_bytes) / seconds
@@ -65,7 +65,7 @@ def _amount(before: Phase, now: Phase) -> str:
 
 
 def _is_coming(before: Phase, now: Phase) -> bool:
-    """Tell whether there is something to say: not of who waits, and not of what is all here."""
+    """Return whether there is something to say: not of who waits, and not of what is all here."""
     whole = now.done_bytes == now.total_bytes
     return now.done_bytes is not None and not (whole and before.done_bytes == now.done_bytes)
 

@@ -54,7 +54,7 @@ class Instance:
 
     def __init__(self, goal: dict[str, Any]) -> None:
         schema = ServeDeploySchema.model_validate(goal)
-        # It tells of its own workings, as that Serve runs already, on a command's stderr.
+        # It logs its own workings, as that Serve runs already, on a command's stderr.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             proxy_location=schema.proxy_location,
@@ -63,7 +63,7 @@ class Instance:
         self._client = controller_client()
 
     def goal(self) -> dict[str, Any] | None:
-        """Return the applications that Serve is told to run, as a config; None for none.
+        """Return the applications that Serve is set to run, as a config; None for none.
 
         Raises:
             ConfigError: Serve's controller does not answer.

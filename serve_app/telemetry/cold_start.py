@@ -63,13 +63,13 @@ class Phase:
 
     Args:
         name: of the phase.
-        told_at: Unix seconds, by its node's clock.
+        published_at: Unix seconds, by its node's clock.
         done_bytes: of the weights, while they come.
         total_bytes: of the weights, while they come.
     """
 
     name: str
-    told_at: float
+    published_at: float
     done_bytes: int | None = None
     total_bytes: int | None = None
 
@@ -125,15 +125,15 @@ class Ledger:
 
     @contextmanager
     def span(self, phase: str) -> Iterator[None]:
-        """Time a phase, whether it succeeds or not, and tell the cluster that it began."""
-        self.tell(phase)
+        """Time a phase, whether it succeeds or not, and publish that it began."""
+        self.publish(phase)
         started_at = now()
         try:
             yield
         finally:
             self._add(phase, started_at, now() - started_at)
 
-    def tell(
+    def publish(
         self, phase: str, done_bytes: int | None = None, total_bytes: int | None = None
     ) -> None:
         """Let `running` see a phase and how far it is; never raises for Ray."""
@@ -198,13 +198,13 @@ def running(application: str, *, since: float) -> dict[str, Phase]:
 
     Args:
         application: Serve's name of it.
-        since: Unix seconds; what was told before is of a replica that never ended its start.
+        since: Unix seconds; what was published before is of a replica that never ended its start.
     """
     phases = {}
     prefix = f"{PHASES}{application}/"
     for key in kv.keys(prefix):
         phase = _phase(key)
-        if phase and phase.told_at >= since:
+        if phase and phase.published_at >= since:
             phases[key.removeprefix(prefix)] = phase
     return phases
 
@@ -215,9 +215,9 @@ def _phase(key: str) -> Phase | None:
 
 
 def _is_lost(key: str) -> bool:
-    """Tell whether a phase is of a replica that was killed before it was ready."""
+    """Return whether a phase is of a replica that was killed before it was ready."""
     phase = _phase(key)
-    return phase is not None and phase.told_at < now() - LOST_S
+    return phase is not None and phase.published_at < now() - LOST_S
 
 
 def _since(scheduled_at: float | None, spans: list[Span]) -> tuple[Span, ...]:
@@ -231,7 +231,7 @@ def _since(scheduled_at: float | None, spans: list[Span]) -> tuple[Span, ...]:
 
 
 def _process_started_at() -> float | None:
-    """Return when this process began, in Unix seconds; None where /proc does not tell."""
+    """Return when this process began, in Unix seconds; None where /proc does not say."""
     try:
         after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         uptime_s = float(Path("/proc/uptime").read_text().split()[0])
@@ -247,7 +247,7 @@ def _scheduled_at(application: str, replica: str) -> float | None:
         details = instance_details(CONTROLLER_TIMEOUT_S)
         deployments = details["applications"][application]["deployments"].values()
         found = [entry for each in deployments for entry in each["replicas"]]
-        told = [entry["start_time_s"] for entry in found if entry["replica_id"] == replica]
+        started = [entry["start_time_s"] for entry in found if entry["replica_id"] == replica]
     except (ValueError, KeyError, TypeError, RayError):
         return None
-    return float(told[0]) if told else None
+    return float(started[0]) if started else None

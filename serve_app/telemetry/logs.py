@@ -26,6 +26,7 @@ EVENTS = {
     "access.granted": "this node proved that it can read the weights",
     "access.refused": "this node may not, or could not prove that it may; says why",
     "access.deferred": "no node is there to ask; each replica will prove its own access",
+    "access.not_rechecked": "a gated application could not be looked at; the last verdict stays",
     "access.conflict": "another token here disagrees with the one in use, or no receipt is kept",
     "rollout.approved": "every node that may host a replica proved its access",
     "rollout.blocked": "at least one node did not; what served goes on serving",

@@ -167,7 +167,7 @@ class AccessMetrics:
 
 
 class RolloutMetrics:
-    """How the application's rollouts ended; every ingress tells the same, so take the maximum."""
+    """How the application's rollouts ended; every ingress exports the same, so take the maximum."""
 
     def __init__(self) -> None:
         self._ended = metrics.Counter(
@@ -270,7 +270,7 @@ class ServerMetrics:
                 self._weights.inc(size, tags={"source": source})
 
     def sample(self, stats: EngineStats) -> None:
-        """Publish the engine's state of this moment, and what was told of the start again."""
+        """Publish the engine's state of this moment, and the figures of the start again."""
         self._lasting.repeat()
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)

@@ -144,6 +144,37 @@ def record(entry: Entry) -> None:
         log.warning("history.recorded", **entry.facts(), kept=False)
 
 
+def record_gate(
+    applications: Iterable[str],
+    verdict: Verdict,
+    hashed: str,
+    *,
+    who: str = "build",
+    duration_s: float | None = None,
+) -> None:
+    """Append what the gate decided; the first line of its table says why.
+
+    Args:
+        applications: their names in Serve.
+        verdict: over all nodes.
+        hashed: `config_hash` of what was asked for.
+        who: see `Entry`.
+        duration_s: of the gate, where it is more than the verdict's.
+    """
+    for name in applications:
+        record(
+            Entry(
+                application=name,
+                what=What.APPROVED if verdict.approved else What.BLOCKED,
+                why=verdict.table().partition("\n")[0],
+                who=who,
+                commit=verdict.commit,
+                config_hash=hashed,
+                duration_s=verdict.duration_s if duration_s is None else duration_s,
+            )
+        )
+
+
 def record_grants(application: str, verdict: Verdict) -> None:
     """Append which nodes lost or regained their grant, each once whichever ingress saw it first.
 

@@ -4,7 +4,7 @@
     another node has it?       ─► its bytes over Ray
     nobody has it?             ─► the Hub, one node of the cluster at a time
 
-Whatever the source, a file counts only when its hash is the one that the Hub tells.
+Whatever the source, a file counts only when its hash is the one that the Hub states.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from serve_app.weights.store import Damaged, Store
 
 log = structlog.get_logger()
 
-Tell = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 TELL_S = 2.0
 IMPATIENT_S = 10.0  # for a listing of what is here whole, as far as its own names say
 FETCHERS = 8  # files at a time from the Hub, as huggingface_hub does it
@@ -63,7 +63,7 @@ def fetch(
     *,
     offline: bool = False,
     peers: Peers | None = None,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Fetched:
     """Bring the pinned commit into this node's cache; replicas of one node share it.
 
@@ -73,7 +73,7 @@ def fetch(
         commit: 40 hex digits, from the gate.
         offline: take the copy that is here; the Hub is known not to answer.
         peers: the other nodes; None asks the Hub only.
-        tell: called every two seconds with the bytes that are here and those of the whole.
+        progress: called every two seconds with the bytes that are here and those of the whole.
 
     Raises:
         AccessDenied: the Hub refuses although the probe was granted a moment ago.
@@ -85,7 +85,9 @@ def fetch(
     if commit is None:
         raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
     try:
-        return _into_cache(Store(repo_id, commit), access, offline=offline, peers=peers, tell=tell)
+        return _into_cache(
+            Store(repo_id, commit), access, offline=offline, peers=peers, progress=progress
+        )
     except (OSError, ValueError, RecursionError) as error:
         # A raw exception would let Serve start the replica again at once, and again.
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -93,7 +95,12 @@ def fetch(
 
 
 def _into_cache(
-    store: Store, access: AccessConfig, *, offline: bool, peers: Peers | None, tell: Tell | None
+    store: Store,
+    access: AccessConfig,
+    *,
+    offline: bool,
+    peers: Peers | None,
+    progress: Progress | None,
 ) -> Fetched:
     if found := _whole(store, listed(store.repo_id, store.commit), peers):
         return found
@@ -103,7 +110,7 @@ def _into_cache(
     if found := _unlisted(store, hub, peers):
         return found
     with _locked(store):
-        return _fill(store, hub, peers, tell)
+        return _fill(store, hub, peers, progress)
 
 
 def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
@@ -185,12 +192,14 @@ def _locked(store: Store) -> Iterator[None]:
         raise ModelLoadError(f"{error.message}; {lacks}") from None
 
 
-def _fill(store: Store, hub: HubDownload, peers: Peers | None, tell: Tell | None) -> Fetched:
+def _fill(
+    store: Store, hub: HubDownload, peers: Peers | None, progress: Progress | None
+) -> Fetched:
     files = hub.files()
     missing = store.missing(files)
     hub_bytes = 0
     store.require_room(files, missing)
-    with peers.taking_part(store) if peers else nullcontext(), _telling(tell, store, files):
+    with peers.taking_part(store) if peers else nullcontext(), _reporting(progress, store, files):
         if peers and missing:
             peers.fill(store, missing)
             missing = store.missing(missing)
@@ -210,23 +219,23 @@ def _total(files: Sequence[HubFile]) -> int:
 
 
 @contextmanager
-def _telling(tell: Tell | None, store: Store, files: Sequence[HubFile]) -> Iterator[None]:
-    """Tell how much is here, whoever fetches it, for as long as it comes."""
+def _reporting(progress: Progress | None, store: Store, files: Sequence[HubFile]) -> Iterator[None]:
+    """Report how much is here, whoever fetches it, for as long as it comes."""
     total = _total(files)
     over = threading.Event()
 
-    def watch(tell: Tell) -> None:
+    def watch(progress: Progress) -> None:
         while not over.wait(TELL_S):
-            tell(total - store.lacking_bytes(store.absent(files)), total)
+            progress(total - store.lacking_bytes(store.absent(files)), total)
 
-    watching = threading.Thread(target=watch, args=(tell,), daemon=True)
-    if tell:
+    watching = threading.Thread(target=watch, args=(progress,), daemon=True)
+    if progress:
         watching.start()
     try:
         yield
     finally:
         over.set()
-        if tell:
+        if progress:
             watching.join()
 
 

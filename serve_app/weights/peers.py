@@ -7,7 +7,7 @@ progress loses to the next number, by the waiter's own clock; a node that is los
 passed over. So nobody waits for a dead leader, and in the worst case everybody asks the Hub.
 
 A node comes here only after its own token was proven, and the hashes that every byte is checked
-against are those that the Hub told to that token.
+against are those that the Hub gave to that token.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_a_silent_node_costs_only_its_own_answer():
     assert probes.cancelled == [0]
 
 
-def test_a_lost_node_is_told():
+def test_a_lost_node_is_reported():
     """With the reason, beside the others' answers."""
     verdicts, _, _ = run({"a": granted("a"), "b": Lost("the node died")})
     assert outcomes(verdicts) == {"a": "granted", "b": "probe_failed"}

@@ -25,7 +25,7 @@ os.abort()
 def test_a_process_that_knows_a_token_leaves_no_core_file(tmp_path):
     """Nor hands one to a collector: at a limit of 0 Linux would do that, at 1 it does not."""
     environment = {**os.environ, "HF_TOKEN": "hf_" + "x" * 34, "PYTHONPATH": str(ROOT)}
-    told = {}
+    reported = {}
     for name in ("unknown", "known"):
         (tmp_path / name).mkdir()
         done = subprocess.run(
@@ -38,10 +38,10 @@ def test_a_process_that_knows_a_token_leaves_no_core_file(tmp_path):
             check=False,
         )
         assert done.returncode == -signal.SIGABRT, done.stderr
-        told[name] = done.stdout.strip()
+        reported[name] = done.stdout.strip()
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
-    assert told["unknown"] == str((hard, hard))
-    assert told["known"] == str((0 if hard == 0 else 1, hard))
+    assert reported["unknown"] == str((hard, hard))
+    assert reported["known"] == str((0 if hard == 0 else 1, hard))
     assert list((tmp_path / "known").iterdir()) == []
     if hard == resource.RLIM_INFINITY and not_piped():
         (core,) = (tmp_path / "unknown").iterdir()  # else this would show nothing

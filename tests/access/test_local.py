@@ -62,7 +62,7 @@ def test_headers_have_to_make_sense(tmp_path, header):
 
 
 def test_no_directory(tmp_path):
-    """The path is told; a file is no directory."""
+    """The path is named; a file is no directory."""
     for path in (tmp_path / "none", filled(tmp_path, {"file": b""}) / "file"):
         verdict = check_directory(str(path))
         assert verdict.outcome is Outcome.WEIGHTS_MISSING

@@ -81,7 +81,7 @@ def test_the_receipt_after_the_download_names_the_license(hub, tmp_path):
 def test_while_the_hub_is_down_a_fresh_receipt_and_a_complete_copy_are_enough(
     hub, tmp_path, pinned
 ):
-    """For the gate, which pins the receipt's commit, and for a replica, which is told one."""
+    """For the gate, which pins the receipt's commit, and for a replica, which is given one."""
     token = hub.issue_token()
     access, commit = serve_once(hub, tmp_path, token)
     hub.stop()
@@ -226,7 +226,7 @@ def test_another_commit_or_revision_has_no_receipt(hub, tmp_path):
     assert prove_here(tagged, access, commit=commit).outcome is Outcome.GRANTED
 
 
-def test_a_stale_receipt_is_told_with_its_age_and_limit(hub, tmp_path, monkeypatch):
+def test_a_stale_receipt_is_reported_with_its_age_and_limit(hub, tmp_path, monkeypatch):
     """Its limit is `access.receipt_max_age_s`."""
     access, _ = serve_once(hub, tmp_path, hub.issue_token(), receipt_max_age_s=3600)
     clock = time.time
@@ -236,7 +236,7 @@ def test_a_stale_receipt_is_told_with_its_age_and_limit(hub, tmp_path, monkeypat
     )
 
 
-def test_a_receipt_of_a_clock_that_was_ahead_is_told_so(hub, tmp_path, monkeypatch):
+def test_a_receipt_of_a_clock_that_was_ahead_is_reported_so(hub, tmp_path, monkeypatch):
     """It counts only when its date has come."""
     clock = time.time
     monkeypatch.setattr(receipts.time, "time", lambda: clock() + 7200)

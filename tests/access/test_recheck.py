@@ -1,4 +1,4 @@
-"""The watch: the last verdict is shown, a lost grant is told, serving is not touched."""
+"""The watch: the last verdict is shown, a lost grant is reported, serving is not touched."""
 
 import asyncio
 from contextlib import suppress

@@ -114,7 +114,7 @@ def test_a_configured_variable_wins_over_the_usual_ones(monkeypatch):
     assert (sent(resolved), resolved.report.source) == (token, "env:LLAMA_TOKEN")
 
 
-def test_a_configured_variable_that_is_not_set_is_told(monkeypatch):
+def test_a_configured_variable_that_is_not_set_is_reported(monkeypatch):
     """The usual order follows, with a note."""
     monkeypatch.setenv("HF_TOKEN", fake_token())
     resolved = resolve_token(AccessConfig(token_env="LLAMA_TOKEN"))
@@ -147,7 +147,7 @@ def test_a_configured_variable_that_is_not_set_is_told(monkeypatch):
         ("hf_ {}", "spaces"),
     ],
 )
-def test_shape_faults_are_told_before_any_request(tmp_path, raw, words):
+def test_shape_faults_are_reported_before_any_request(tmp_path, raw, words):
     """The message says what is wrong and where, and never shows the value."""
     token = fake_token()
     file = tmp_path / "secret"
@@ -162,7 +162,7 @@ def test_shape_faults_are_told_before_any_request(tmp_path, raw, words):
 
 @pytest.mark.parametrize("around", ["{}", "{}\n", "  {}"])
 @pytest.mark.parametrize(("times", "prefix"), [(1, "hf_"), (2, "hf_"), (1, "api_org_")])
-def test_a_token_that_was_encoded_twice_is_told_so(tmp_path, around, times, prefix):
+def test_a_token_that_was_encoded_twice_is_reported_so(tmp_path, around, times, prefix):
     """The `data:` of a Kubernetes Secret is base64 already; who encodes by hand does it again."""
     value = around.format(fake_token().replace("hf_", prefix))
     for _ in range(times):
@@ -212,7 +212,7 @@ def test_a_configured_file_that_is_absent_is_no_token(tmp_path):
 
 
 def test_a_file_that_may_not_be_read(monkeypatch, tmp_path):
-    """The message tells whose permission is lacking, whoever runs this test."""
+    """The message says whose permission is lacking, whoever runs this test."""
     file = tmp_path / "secret"
     file.write_text(fake_token())
 
@@ -233,7 +233,7 @@ def test_a_binary_file_is_not_a_token(tmp_path):
     assert "not a text file" in resolved.fault.message
 
 
-def test_oidc_without_an_identity_is_told(monkeypatch):
+def test_oidc_without_an_identity_is_reported(monkeypatch):
     """huggingface_hub would raise at every call, even with a good HF_TOKEN."""
     monkeypatch.setenv("HF_OIDC_RESOURCE", "acme/tiny")
     monkeypatch.setenv("HF_TOKEN", fake_token())

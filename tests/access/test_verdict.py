@@ -33,7 +33,7 @@ def test_all_nodes_granted_at_one_commit_is_a_yes():
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome != "granted"])
 def test_one_other_outcome_is_a_no(outcome):
-    """Whatever it is, it blocks; the exit code tells a refusal from not knowing."""
+    """Whatever it is, it blocks; the exit code distinguishes a refusal from not knowing."""
     decision = whole(granted("a"), verdict("b", outcome))
     assert not decision.approved
     assert decision.exit_code == (4 if outcome in UNDETERMINED else 3)
@@ -66,7 +66,7 @@ def test_a_local_model_needs_no_commit():
 
 
 def test_a_deferred_place_lets_pass_only_with_a_commit_and_without_a_refusal():
-    """What was not asked is no yes: it is told apart, and one refusal elsewhere blocks."""
+    """What was not asked is no yes: it is distinguished, and one refusal elsewhere blocks."""
     nowhere = verdict("x", Outcome.PROBE_FAILED, deferred=True)
     assert whole(nowhere).approved
     assert whole(nowhere).is_deferred

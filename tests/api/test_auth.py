@@ -220,7 +220,7 @@ async def test_a_key_is_written_nowhere(key_file, caplog, capfd):
 
 
 async def test_each_key_is_a_client_of_its_own(key_file):
-    """The engine lets clients take turns; without keys they are told apart by their address."""
+    """The engine lets clients take turns; without keys they are distinguished by their address."""
     seen: list[str] = []
 
     def script(request):

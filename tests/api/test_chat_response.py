@@ -49,7 +49,7 @@ def added_up(chunks):
         (HERMES, "I look.", [("search", "{}"), ("weather", '{"city": "Bern"}')]),
     ],
 )
-async def test_calls_are_told_alike_whole_and_streamed(script, content, calls):
+async def test_calls_are_reported_alike_whole_and_streamed(script, content, calls):
     """Content is null without words; every call has its own id; the finish says why."""
     service = Service(FakeEngine(script))
     body = (await service.chat(tools=TOOLS, n=2)).json()
@@ -58,8 +58,8 @@ async def test_calls_are_told_alike_whole_and_streamed(script, content, calls):
     for choice in body["choices"]:
         message = choice["message"]
         assert (message["content"], choice["finish_reason"]) == (content, "tool_calls")
-        told = [call["function"] for call in message["tool_calls"]]
-        assert [(call["name"], call["arguments"]) for call in told] == calls
+        reported = [call["function"] for call in message["tool_calls"]]
+        assert [(call["name"], call["arguments"]) for call in reported] == calls
         ids |= {call["id"] for call in message["tool_calls"]}
     assert len(ids) == 2 * len(calls)
     chunks = events(await service.chat(tools=TOOLS, stream=True))[:-1]
@@ -122,12 +122,12 @@ async def test_one_call_only_where_parallel_calls_are_off():
     assert message["content"] == "I look."
 
 
-async def test_logprobs_of_a_call_are_all_told():
-    """Tokens whose text is held back, or is syntax, are told with what comes next."""
+async def test_logprobs_of_a_call_are_all_reported():
+    """Tokens whose text is held back, or is syntax, are reported with what comes next."""
     service = Service(FakeEngine(HERMES))
     chunks = events(await service.chat(tools=TOOLS, stream=True, logprobs=True))[:-1]
-    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
-    tokens = [one["token"] for logprobs in told if logprobs for one in logprobs["content"]]
+    reported = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    tokens = [one["token"] for logprobs in reported if logprobs for one in logprobs["content"]]
     assert tokens == [step for step in HERMES if isinstance(step, str)]
 
 
@@ -190,7 +190,7 @@ async def test_marks_of_calls_have_a_text_where_tools_are():
 THINKS = [Thought("I may"), Pause(0.002), Thought(" call."), "Hello", Pause(0.002), " you"]
 
 
-async def test_thoughts_are_told_beside_the_answer():
+async def test_thoughts_are_reported_beside_the_answer():
     """As `reasoning_content`, whole and in deltas, and only where there are any."""
     service = Service(FakeEngine(THINKS))
     body = (await service.chat()).json()
@@ -260,7 +260,7 @@ async def test_a_call_that_is_only_thought_of_is_none():
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather"]
 
 
-async def test_ids_are_told_where_they_are_asked_for():
+async def test_ids_are_reported_where_they_are_asked_for():
     """The prompt's once, the completion's with the text they belong to, all of them."""
     service = Service(FakeEngine(HERMES))
     body = (await service.chat(tools=TOOLS, return_token_ids=True, n=2)).json()
@@ -268,6 +268,6 @@ async def test_ids_are_told_where_they_are_asked_for():
     assert [choice["token_ids"] for choice in body["choices"]] == [[1, 2, 3], [1, 2, 3]]
     chunks = events(await service.chat(tools=TOOLS, return_token_ids=True, stream=True))[:-1]
     assert [chunk.get("prompt_token_ids") for chunk in chunks][:2] == [[0, 1, 2, 3, 4], None]
-    told = [chunk["choices"][0].get("token_ids", []) for chunk in chunks]
-    assert [token for ids in told for token in ids] == [1, 2, 3]
+    reported = [chunk["choices"][0].get("token_ids", []) for chunk in chunks]
+    assert [token for ids in reported for token in ids] == [1, 2, 3]
     assert "token_ids" not in (await service.chat()).text

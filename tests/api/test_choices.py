@@ -120,7 +120,7 @@ async def test_an_end_without_a_reason_is_an_error():
 
 
 async def test_a_generation_cancelled_from_inside_does_not_hang():
-    """A cancelled reader is told as an error instead of being waited for."""
+    """A cancelled reader is reported as an error instead of being waited for."""
     async with Choices(FakeEngine([asyncio.CancelledError()]), asked(1)) as choices:
         with pytest.raises(RequestCancelled):
             await asyncio.wait_for(choices.next(), 5)

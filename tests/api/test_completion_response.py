@@ -9,8 +9,8 @@ from tests.fakes import FakeEngine
 IDS = [7, 8, 9]
 
 
-def told(chunks, name):
-    """Return what a stream's chunks told of the first choice, added up."""
+def reported(chunks, name):
+    """Return what a stream's chunks reported of the first choice, added up."""
     choices = [chunk["choices"][0] for chunk in chunks]
     if name == "text":
         return "".join(choice["text"] for choice in choices)
@@ -25,7 +25,7 @@ async def test_the_prompt_is_shown_in_front(prompt, text):
     conform(body, "CreateCompletionResponse")
     assert [choice["text"] for choice in body["choices"]] == [f"{text} upon a"] * 2
     chunks = events(await service.complete(prompt=prompt, echo=True, stream=True))[:-1]
-    assert told(chunks, "text") == f"{text} upon a"
+    assert reported(chunks, "text") == f"{text} upon a"
 
 
 async def test_each_of_several_prompts_is_shown_with_its_own_choices():
@@ -75,8 +75,8 @@ async def test_no_token_may_be_asked_for(stream):
         prompt=IDS, echo=True, logprobs=0, max_tokens=0, stream=stream
     )
     chunks = events(response)[:-1] if stream else [response.json()]
-    assert told(chunks, "text") == "7 8 9"
-    assert told(chunks, "tokens") == ["7", " 8", " 9"]
+    assert reported(chunks, "text") == "7 8 9"
+    assert reported(chunks, "tokens") == ["7", " 8", " 9"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert service.engine.requests[0].sampling.max_tokens == 1
     assert service.records[0].completion_tokens == 0
@@ -88,9 +88,9 @@ async def test_a_streamed_echo_tells_what_the_whole_does():
     asked = {"prompt": IDS, "echo": True, "logprobs": 2}
     choice = (await service.complete(**asked)).json()["choices"][0]
     chunks = events(await service.complete(**asked, stream=True))[:-1]
-    assert told(chunks, "text") == choice["text"]
+    assert reported(chunks, "text") == choice["text"]
     for name, items in choice["logprobs"].items():
-        assert told(chunks, name) == items
+        assert reported(chunks, name) == items
 
 
 async def test_a_streamed_echo_with_logprobs_has_one_choice():
@@ -108,7 +108,7 @@ async def test_best_of_is_n_or_refused(best_of, n, status):
         assert refusal(response, 400)["param"] == "best_of"
 
 
-async def test_ids_are_told_where_they_are_asked_for():
+async def test_ids_are_reported_where_they_are_asked_for():
     """Each choice has its prompt's and its own; in a stream the prompt's come once."""
     service = Service(FakeEngine(("a", "b")))
     body = (await service.complete(return_token_ids=True, prompt=["x", "y"])).json()

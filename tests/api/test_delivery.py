@@ -125,14 +125,14 @@ class Endless:
     """An engine that writes for ever, as fast as it is read."""
 
     def __init__(self, text="x" * 1000):
-        self.text, self.told, self.closed = text, 0, 0
+        self.text, self.sent, self.closed = text, 0, 0
 
     async def generate(self, request):
         """Yield the same text again and again."""
         try:
             while True:
-                self.told += 1
-                yield TokenDelta(self.text, (1,), Usage(1, self.told))
+                self.sent += 1
+                yield TokenDelta(self.text, (1,), Usage(1, self.sent))
                 await asyncio.sleep(0)
         finally:
             self.closed += 1
@@ -141,13 +141,14 @@ class Endless:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_has_a_size(stream):
     """Over it the engine is let go: with a 400, or as the last event of a stream."""
-    service = Service(Endless(), max_answer_bytes=100_000)
+    engine = Endless()
+    service = Service(engine, max_answer_bytes=100_000)
     answer = await service.chat(stream=stream)
     error = payloads(answer.content)[-1]["error"] if stream else refusal(answer, 400)
     assert error["code"] == "answer_too_large"
     assert "100000 bytes" in error["message"]
-    assert service.engine.closed == 1
-    assert service.engine.told < 200
+    assert engine.closed == 1
+    assert engine.sent < 200
 
 
 class NeverReads(Connection):
@@ -173,11 +174,12 @@ async def test_a_client_that_reads_nothing_is_cut(path):
 
 async def test_what_nobody_reads_is_bounded():
     """An engine that goes on writing is stopped long before its client is cut."""
-    service = Service(Endless(), send_timeout_s=2, max_answer_bytes=100_000)
+    engine = Endless()
+    service = Service(engine, send_timeout_s=2, max_answer_bytes=100_000)
     connection = NeverReads.json(CHAT, HELLO | {"stream": True})
     running = connection.run(service.app)
-    await until(lambda: service.engine.closed)
-    assert service.engine.told < 200
+    await until(lambda: engine.closed)
+    assert engine.sent < 200
     await asyncio.wait_for(running, 5)
 
 

@@ -69,7 +69,7 @@ async def test_usage_comes_once_between_finish_and_done():
 
 
 async def test_continuous_usage_grows():
-    """Every chunk tells the total so far."""
+    """Every chunk has the total so far."""
     engine = FakeEngine(["a", Pause(0.01), "b"])
     options = {"continuous_usage_stats": True, "include_usage": True}
     *chunks, _done = events(await Service(engine).complete(stream=True, stream_options=options))

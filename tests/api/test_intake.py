@@ -112,7 +112,7 @@ async def test_one_that_ends_just_now_can_be_pushed_out_too():
         await slow.task
 
 
-async def test_a_burst_is_told_to_come_back():
+async def test_a_burst_is_asked_to_come_back():
     """Nobody who has just begun is pushed out: more than there are places is a 429."""
     intake = Intake(max_bytes=100, timeout_s=60, places=2)
     young = [Arriving(intake) for _ in range(2)]

@@ -65,7 +65,7 @@ def at_rest(engine):
 
 
 async def test_overload_is_refused_at_once_and_costs_the_others_nothing(tmp_path):
-    """200 streams against room for 32: each is answered whole, or told when to come back."""
+    """200 streams against room for 32: each is answered whole, or asked to come back."""
     with closing(
         load_engine(make_model(tmp_path / "m", "llama"), max_running_requests=16, queued=16)
     ) as engine:
@@ -80,15 +80,15 @@ async def test_overload_is_refused_at_once_and_costs_the_others_nothing(tmp_path
             ends = await asyncio.gather(*(ask(client, body(200)) for _ in range(STREAMS)))
             seconds = time.monotonic() - began
         await until(lambda: at_rest(engine))
-    told = Counter(end_of(response, text) for response, text, _ in ends)
-    assert told.keys() == {"finish", "rate_limit_exceeded"}
-    assert told["finish"] >= LIMIT
+    reported = Counter(end_of(response, text) for response, text, _ in ends)
+    assert reported.keys() == {"finish", "rate_limit_exceeded"}
+    assert reported["finish"] >= LIMIT
     refused = [(r, s) for r, _, s in ends if r.status_code == 429]
     assert all(int(response.headers["retry-after"]) >= 1 for response, _ in refused)
-    # The client and the server share this process, and the refused are told while 200
+    # The client and the server share this process, and the refused are answered while 200
     # connections are opened; `configs/README.md` has the figures of a service on its own.
     assert sorted(seconds for _, seconds in refused)[-3] < 5
-    assert told["finish"] / seconds > 0.1 * max(alone)
+    assert reported["finish"] / seconds > 0.1 * max(alone)
     assert len(service.records) == STREAMS + 2 * LIMIT
 
 
@@ -122,7 +122,7 @@ async def test_every_request_has_exactly_one_end(tmp_path, monkeypatch, seed):
     )
     monkeypatch.setattr(Runner, "step", lambda runner, plan: faulty.step(runner, plan))  # noqa: PLW0108 (binds the runner)
     service = Service(engine)
-    told = Counter()
+    reported = Counter()
 
     async def one(client):
         await asyncio.sleep(rng.random())
@@ -138,9 +138,9 @@ async def test_every_request_has_exactly_one_end(tmp_path, monkeypatch, seed):
             async with asyncio.timeout(leaves_after_s):
                 response, text, _ = await ask(client, asked, path, **headers)
         except TimeoutError:
-            told["left"] += 1
+            reported["left"] += 1
             return
-        told[end_of(response, text)] += 1
+        reported[end_of(response, text)] += 1
 
     with closing(engine):
         async with listening(service.app) as url, clients(url) as client:
@@ -148,12 +148,12 @@ async def test_every_request_has_exactly_one_end(tmp_path, monkeypatch, seed):
             await until(lambda: at_rest(engine))
             faulty.share = 1.0
             await asyncio.gather(*(one(client) for _ in range(20)))
-    assert 170 - told["left"] <= len(service.records) <= 170  # some left before they had asked
+    assert 170 - reported["left"] <= len(service.records) <= 170  # some left before they had asked
     assert not engine.alive
     assert faulty.failed
-    assert sum(told.values()) == 170
+    assert sum(reported.values()) == 170
     for end in ("finish", "left", "rate_limit_exceeded", "deadline_exceeded", "engine_dead"):
-        assert told[end], told
+        assert reported[end], reported
 
 
 async def test_a_thousand_disconnects_leave_nothing(tmp_path):

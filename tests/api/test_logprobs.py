@@ -32,7 +32,7 @@ def test_a_completions_offsets_count_characters():
 
 
 def test_offsets_go_on_from_chunk_to_chunk():
-    """A stream's chunks tell what the whole would."""
+    """A stream's chunks say what the whole would."""
     tokens = CompletionTokens()
     offsets = [tokens.read([one])["text_offset"][0] for one in [*HALVES, token("x")]]
     assert offsets == [0, 0, 1, 2]
@@ -80,7 +80,7 @@ async def test_nobody_asked(fields):
 
 
 async def test_alternatives_need_logprobs():
-    """As OpenAI: `top_logprobs` alone is a mistake worth telling."""
+    """As OpenAI: `top_logprobs` alone is a mistake worth an error."""
     for fields in ({"top_logprobs": 2}, {"top_logprobs": 2, "logprobs": False}):
         assert refusal(await Service().chat(**fields), 400)["param"] == "top_logprobs"
     assert (await Service().chat(top_logprobs=0)).status_code == 200
@@ -95,13 +95,13 @@ async def test_a_streams_logprobs_add_up_to_the_wholes():
     chunks = events(await service.chat(stream=True, **asked))[:-1]
     for chunk in chunks:
         conform(chunk, "CreateChatCompletionStreamResponse")
-    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
-    assert [one for logprobs in told if logprobs for one in logprobs["content"]] == whole
+    reported = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [one for logprobs in reported if logprobs for one in logprobs["content"]] == whole
     assert len(whole) == 4
 
     whole = (await service.complete(logprobs=2)).json()["choices"][0]["logprobs"]
     chunks = events(await service.complete(logprobs=2, stream=True))[:-1]
-    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    reported = [chunk["choices"][0]["logprobs"] for chunk in chunks]
     for name, items in whole.items():
-        assert [item for logprobs in told if logprobs for item in logprobs[name]] == items
+        assert [item for logprobs in reported if logprobs for item in logprobs[name]] == items
         assert len(items) == 4

@@ -33,7 +33,7 @@ def test_arguments_of_earlier_calls_are_objects_if_they_can_be(arguments, read):
 
 
 def test_a_tools_answer_keeps_its_id():
-    """The template can tell which call it answers."""
+    """The template sees which call it answers."""
     assert show(role="tool", content="42", tool_call_id="c1") == {
         "role": "tool",
         "content": "42",
@@ -173,28 +173,28 @@ def calls(*names, ids=()):
 def test_results_without_an_id_answer_the_calls_in_order():
     """Every call gets an id of nine letters and digits, every result that of its call."""
     result = {"role": "tool", "content": "1"}
-    told = conversation(calls("f", "g"), result, result, calls("h"), result)
-    ids = [call["id"] for message in told for call in message.get("tool_calls", [])]
+    reported = conversation(calls("f", "g"), result, result, calls("h"), result)
+    ids = [call["id"] for message in reported for call in message.get("tool_calls", [])]
     assert len(set(ids)) == 3
     assert all(len(id_) == 9 and id_.isalnum() for id_ in ids)
-    answers = [(m["tool_call_id"], m["name"]) for m in told if m["role"] == "tool"]
+    answers = [(m["tool_call_id"], m["name"]) for m in reported if m["role"] == "tool"]
     assert answers == list(zip(ids, ["f", "g", "h"], strict=True))
 
 
 def test_a_name_says_which_call_a_result_answers():
     """As far as the client gives one; ids that it gives stay and are not given again."""
-    told = conversation(
+    reported = conversation(
         calls("f", "g", ids=["call00001"]),
         {"role": "tool", "content": "1", "name": "g"},
         {"role": "tool", "content": "2"},
     )
-    ids = [call["id"] for call in told[0]["tool_calls"]]
+    ids = [call["id"] for call in reported[0]["tool_calls"]]
     assert ids[0] == "call00001" != ids[1]
-    assert [m["tool_call_id"] for m in told[1:]] == [ids[1], ids[0]]
+    assert [m["tool_call_id"] for m in reported[1:]] == [ids[1], ids[0]]
 
 
 def test_a_result_of_no_call_keeps_its_own_id():
     """It is shown as it came; one without an id gets one."""
-    told = conversation({"role": "tool", "content": "1", "tool_call_id": "x"})
-    assert told[0] == {"role": "tool", "content": "1", "tool_call_id": "x"}
+    reported = conversation({"role": "tool", "content": "1", "tool_call_id": "x"})
+    assert reported[0] == {"role": "tool", "content": "1", "tool_call_id": "x"}
     assert conversation({"role": "tool", "content": "1"})[0]["tool_call_id"]

@@ -169,7 +169,7 @@ async def test_tools():
 
 
 async def test_a_stream_of_tools():
-    """The client's accumulator puts the call together and tells of its arguments' pieces."""
+    """The client's accumulator puts the call together and reports its arguments' pieces."""
     async with (
         Talk(Service(FakeEngine(CALL))) as talk,
         talk.client.chat.completions.stream(
@@ -266,7 +266,7 @@ async def test_a_stream_that_breaks_raises():
 
 
 async def test_a_retry_after_429_succeeds():
-    """The client waits as told and asks again."""
+    """The client waits as asked and asks again."""
     scripts = iter([[Overloaded("full", retry_after_s=1)], ["a"]])
     service = Service(FakeEngine(lambda request: next(scripts)))
     async with Talk(service, max_retries=1) as talk:

@@ -1,4 +1,4 @@
-"""Slips in a base URL: slashes lead to the same route, everything else is told what to do."""
+"""Slips in a base URL: slashes lead to the same route, everything else gets a hint what to do."""
 
 import hashlib
 
@@ -87,7 +87,7 @@ async def test_a_key_is_asked_for_under_any_spelling(tmp_path):
         ("/v1/nowhere", "the API is under /v1"),
     ],
 )
-async def test_a_path_that_leads_nowhere_is_told_where_to_go(path, words):
+async def test_a_path_that_leads_nowhere_gets_a_hint_where_to_go(path, words):
     """A 404 in the envelope that names the base URL, or what is not done here."""
     for method in ("GET", "POST"):
         error = refusal(await Service().request(method, path), 404)

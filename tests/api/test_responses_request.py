@@ -144,9 +144,11 @@ async def test_functions_are_called_and_answered(stream):
         create = talk.client.responses.create
         asked = {"model": MODEL, "tools": [WEATHER], "tool_choice": "required"}
         if stream:
-            told = [event async for event in await create(input="hi", stream=True, **asked)]
-            pieces = [e.delta for e in told if e.type == "response.function_call_arguments.delta"]
-            answer = told[-1].response
+            reported = [event async for event in await create(input="hi", stream=True, **asked)]
+            pieces = [
+                e.delta for e in reported if e.type == "response.function_call_arguments.delta"
+            ]
+            answer = reported[-1].response
             assert "".join(pieces) == answer.output[0].arguments
         else:
             answer = await create(input="hi", **asked)
@@ -262,7 +264,7 @@ async def test_a_client_that_goes_away_frees_the_engine():
     assert engine.closed_early
 
 
-async def test_a_tool_with_its_name_alone_is_told_in_full():
+async def test_a_tool_with_its_name_alone_is_written_in_full():
     """OpenAI's object requires parameters and strict, which a request may leave out."""
     tools = [{"type": "function", "name": "now"}]
     body = (await Service().post(RESPONSES, {"input": "hi", "tools": tools})).json()
@@ -415,8 +417,8 @@ async def test_probabilities_come_with_the_text(stream, fields, alternatives):
     assert [entry["token"] for entry in part["logprobs"]] == ["a", "b"]
     assert {len(entry["top_logprobs"]) for entry in part["logprobs"]} == {alternatives}
     deltas = [body for body in bodies if body["type"] == "response.output_text.delta"]
-    told = [entry for body in deltas for entry in body["logprobs"]]
-    assert told == (part["logprobs"] if stream else [])
+    reported = [entry for body in deltas for entry in body["logprobs"]]
+    assert reported == (part["logprobs"] if stream else [])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -512,10 +514,10 @@ async def test_thoughts_are_an_item_before_the_answer(stream):
     assert thoughts["content"] == [{"type": "reasoning_text", "text": "I may know."}]
     assert message["content"][0]["text"] == "Hello you"
     if stream:
-        told = events(response.text)
-        for event in told:
+        reported = events(response.text)
+        for event in reported:
             conform(event, "ResponseStreamEvent")
-        deltas = [e["delta"] for e in told if e["type"] == "response.reasoning_text.delta"]
+        deltas = [e["delta"] for e in reported if e["type"] == "response.reasoning_text.delta"]
         assert "".join(deltas) == "I may know."
 
 

@@ -72,7 +72,7 @@ async def test_unknown_fields_are_ignored(path):
     assert len(service.engine.requests) == 1
 
 
-def test_what_changes_nothing_is_told_apart():
+def test_what_changes_nothing_is_distinguished():
     """Hints and unknown names, sorted; what is done or refused at a neutral value is neither."""
     body = {"zebra": 1, "user": "u", "tools": [], "messages": [], "apple": 2, "suffix": ""}
     assert CHAT_FIELDS.check(body) == ["apple", "user", "zebra"]
@@ -85,7 +85,7 @@ def test_a_body_has_a_number_of_fields():
         CHAT_FIELDS.check({f"x{n}": 1 for n in range(1025)})
 
 
-HINTS = {
+HINTS: dict[str, dict[str, list[object]]] = {
     CHAT: {
         "reasoning_effort": ["none", "low", "xhigh", "whatever"],
         "verbosity": ["low", "high"],

@@ -55,7 +55,7 @@ async def test_special_tokens_can_be_left_out(body, adds):
 
 
 async def test_a_conversation_is_encoded_as_a_request_with_it_would_be():
-    """With its tools, and with what its template is told."""
+    """With its tools, and with the variables of its template."""
     tool = {"type": "function", "function": {"name": "f"}}
     fields = {
         "tools": [tool],

@@ -344,7 +344,7 @@ def test_arguments_by_position_get_their_names_from_the_schema():
         )
 
 
-def test_the_value_of_a_call_in_python_is_told_while_it_comes():
+def test_the_value_of_a_call_in_python_is_reported_while_it_comes():
     """A long text does not wait for its end."""
     reader = ToolReader(NAMES)
     seen = [reader.read(piece) for piece in ["[search(", 'q="a', "b\n", 'c"', ")", "]"]]
@@ -358,7 +358,7 @@ def test_the_value_of_a_call_in_python_is_told_while_it_comes():
     ]
 
 
-def test_arguments_are_told_while_they_come():
+def test_arguments_are_reported_while_they_come():
     """The name first, then each piece of the arguments as it arrives."""
     reader = ToolReader(NAMES)
     pieces = ['{"name": "search", ', '"parameters"', ': {"q', '": "a\\', '"b"', "}", "}"]
@@ -374,7 +374,7 @@ def test_arguments_are_told_while_they_come():
     assert reader.end() == []
 
 
-def test_content_is_told_while_it_comes():
+def test_content_is_reported_while_it_comes():
     """Only what may begin a call is held back, white space before it included."""
     reader = ToolReader(NAMES)
     assert reader.read("Hi") == [Content("Hi")]
@@ -384,7 +384,7 @@ def test_content_is_told_while_it_comes():
     assert reader.read("x [1] ") == [Content(" {"), Content("x"), Content(" ["), Content("1]")]
 
 
-def test_an_object_of_other_keys_is_told_at_once():
+def test_an_object_of_other_keys_is_reported_at_once():
     """JSON that is no call does not wait for its end."""
     reader = ToolReader(NAMES)
     assert reader.read('{"answer') == [Content("{"), Content('"answer')]

@@ -1,6 +1,6 @@
 """Faults of processes, and the list of all faults.
 
-A function's docstring says what breaks; it returns what the numbers do not tell.
+A function's docstring says what breaks; it returns what the numbers do not show.
 """
 
 from __future__ import annotations
@@ -106,9 +106,11 @@ def two_deploys(stage: Stage) -> str:
             path = stage.homes["a"] / f"{number}.yaml"
             app = stage.config(api={"max_queued_requests": number})
             path.write_text(yaml.safe_dump({"http_options": http, "applications": [app]}))
-            told = [str(path), "--address", stage.cluster.address]
+            arguments = [str(path), "--address", stage.cluster.address]
             pipe = subprocess.PIPE
-            running.append(subprocess.Popen([*command, *told], stdout=pipe, stderr=pipe, text=True))
+            running.append(
+                subprocess.Popen([*command, *arguments], stdout=pipe, stderr=pipe, text=True)
+            )
 
     stage.strike(strike)
     ends = []
@@ -117,7 +119,7 @@ def two_deploys(stage: Stage) -> str:
         line = (err if deploying.returncode else out).strip().splitlines()[-1]
         ends.append(f"exit {deploying.returncode}: {line}")
     stage.recovered(stage.are_well)
-    served = stage.told_by_serve()["deployed_app_config"]["args"]["api"]["max_queued_requests"]
+    served = stage.reported_by_serve()["deployed_app_config"]["args"]["api"]["max_queued_requests"]
     return f"{' / '.join(ends)}; served: the {'second' if served == 102 else 'first'}"
 
 

@@ -2,7 +2,7 @@
 
 Serve stops the autoscaling of the version that serves when a build fails, and does not begin
 again when the same config is applied once more (Ray 2.60). `serve-app deploy` proves before it
-touches Serve, and goes back with a nudge; `serve-app rollback` mends what a plain `serve deploy`
+touches Serve, and goes back with a nudge; `serve-app rollback` repairs what a plain `serve deploy`
 left.
 """
 
@@ -80,7 +80,7 @@ def _config(stage: Stage, repo_id: str | None = None, **changes: Any) -> dict[st
 
 def _round(stage: Stage, name: str, before: Before) -> dict[str, Any]:
     code = before()
-    status = stage.told_by_serve()["status"]
+    status = stage.reported_by_serve()["status"]
     _shrunk(stage, name)
     load = Load(stage.service.url, "chaos", per_s=SETUP.per_s, tokens=SETUP.tokens)
     with load:

@@ -22,7 +22,7 @@ FAULT_TEXT = (
     "Two replicas of a tiny random model on logical nodes that share nothing, under four streams",
     "a second. `streams there`: running on what was lost, at that moment. `answers again`: from",
     "the fault to the end of the first good stream that began after it. `whole again`: to the",
-    "moment when all that was lost runs again. The fault that a mended Hub, disk or token ends is",
+    "moment when all that was lost runs again. The fault that a fixed Hub, disk or token ends is",
     "held for 20 s. Other work shared the cores: times are upper bounds, counts are exact.",
 )
 FAULT_HEAD = (
@@ -161,9 +161,9 @@ def render(faults: Collection[str]) -> str:
     nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
     second, rollouts, growth = map(_kept, ("second replica", "rollouts", "growth"))
     attacks = _kept("attacks")
-    told = [*rows, *nodes, *filter(None, (second, rollouts, growth, attacks))]
+    measured = [*rows, *nodes, *filter(None, (second, rollouts, growth, attacks))]
     lines = ["# What is lost when something breaks, and what starts cost", ""]
-    lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in told})
+    lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in measured})
     if rows:
         lines += ["", *FAULT_TEXT, "", *_table(FAULT_HEAD, map(_fault_cells, rows))]
         if missing := [name for name in faults if not _path(name).exists()]:
@@ -201,7 +201,7 @@ def _failed(row: dict[str, Any]) -> str:
 
 
 def _rollout_cells(row: dict[str, Any]) -> list[object]:
-    names = ("rollout", "exit_code", "told", "seconds", "sent")
+    names = ("rollout", "exit_code", "said", "seconds", "sent")
     return [*(row[name] for name in names), _failed(row), row["p50_s"], row["p99_s"]]
 
 

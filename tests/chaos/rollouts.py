@@ -25,7 +25,7 @@ from tests.models import make_model
 CORRUPT = "acme/corrupt"
 QUIET_S = 5.0  # of load before and after each
 LIMIT_S = 300.0
-ENDS = ("done: ", "rolled back: ", "Access BLOCKED")  # words of the line that tells how it ended
+ENDS = ("done: ", "rolled back: ", "Access BLOCKED")  # words of the line that says how it ended
 SETUP = Setup(("a", "b"), room=2, native=True, per_s=20.0, tokens=32)
 LLAMA = {"num_hidden_layers": 3}  # what the compiled forward knows
 
@@ -38,7 +38,7 @@ class Rollout:
     began: float
     ended: float
     exit_code: int
-    told: str
+    said: str
 
 
 def rollouts() -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _under_load(name: str, roll: Callable[[], subprocess.CompletedProcess[str]])
     result = roll()
     time.sleep(QUIET_S)
     lines = f"{result.stdout}\n{result.stderr}".splitlines()
-    told = next((line for line in lines if any(end in line for end in ENDS)), "nothing")
-    return Rollout(name, began, time.monotonic(), result.returncode, told)
+    said = next((line for line in lines if any(end in line for end in ENDS)), "nothing")
+    return Rollout(name, began, time.monotonic(), result.returncode, said)
 
 
 def command(
@@ -102,8 +102,8 @@ def command(
         http = {"host": "127.0.0.1", "port": stage.service.port}
         path.write_text(yaml.safe_dump({"http_options": http, "applications": [config]}))
         given = [str(path), *given]
-    told = [sys.executable, "-m", "serve_app", name, *given]
-    return subprocess.run(told, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    command = [sys.executable, "-m", "serve_app", name, *given]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 def with_cut_weights(model: Path) -> Repo:
@@ -120,7 +120,7 @@ def _row(rollout: Rollout, answers: list[Answer]) -> dict[str, Any]:
     return {
         "rollout": rollout.name,
         "exit_code": rollout.exit_code,
-        "told": rollout.told,
+        "said": rollout.said,
         "seconds": round(rollout.ended - rollout.began - 2 * QUIET_S, 1),
         "sent": len(meant),
         "failed": failures(meant),

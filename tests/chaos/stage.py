@@ -140,7 +140,7 @@ class Stage:
             time.sleep(WARM_S)
 
     def wait_until(self, holds: Callable[[], bool], limit_s: float = LIMIT_S) -> bool:
-        """Tell whether something becomes true in time; while Serve is away it is not."""
+        """Return whether something becomes true in time; while Serve is away it is not."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             try:
@@ -156,7 +156,7 @@ class Stage:
         import ray
 
         names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
-        found = self.told_by_serve()["deployments"][deployment]["replicas"]
+        found = self.reported_by_serve()["deployments"][deployment]["replicas"]
         return [
             Replica(
                 r["replica_id"],
@@ -175,7 +175,7 @@ class Stage:
         return {node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
     def are_well(self, *lost: Replica) -> bool:
-        """Tell whether as many replicas run as there should be, without those that were lost."""
+        """Return whether as many replicas run as there should be, without those that were lost."""
         running = [r for r in self.replicas() if r.state == "RUNNING"]
         gone = {replica.actor for replica in lost}
         return len(running) == self.setup.replicas and not gone & {r.actor for r in running}
@@ -195,13 +195,13 @@ class Stage:
         found = next(actor for actor in known if name in actor["name"])
         return ray.get(call(ray.get_actor(**found)), timeout=5)
 
-    def told(self) -> str:
+    def reported(self) -> str:
         """Return the last line of what Serve says of the LLM server."""
-        message: str = self.told_by_serve()["deployments"]["LLMServer"]["message"]
+        message: str = self.reported_by_serve()["deployments"]["LLMServer"]["message"]
         return message.strip().rpartition("\n")[2]
 
-    def told_by_serve(self) -> dict[str, Any]:
-        """Return all that Serve's controller tells of the application."""
+    def reported_by_serve(self) -> dict[str, Any]:
+        """Return all that Serve's controller reports of the application."""
         import ray
         from ray.serve._private.constants import (
             SERVE_CONTROLLER_NAME,

@@ -73,7 +73,7 @@ def second_replica() -> dict[str, Any]:
 def _starts(stage: Stage, count: int) -> list[Start]:
     """Wait for the ledgers of so many starts; they come a moment after the replicas run."""
     if not stage.wait_until(lambda: len(recent()) >= count):
-        raise RuntimeError(f"{len(recent())} of {count} starts were told")
+        raise RuntimeError(f"{len(recent())} of {count} starts were reported")
     return recent()
 
 

@@ -20,14 +20,14 @@ from tests.chaos.stage import REPO, Replica, Stage
 from tests.weights.conftest import serve_other_bytes
 
 WEIGHTS = "model.safetensors"
-HELD_S = 20.0  # how long a fault lasts that a person mends
+HELD_S = 20.0  # how long a fault lasts that a person repairs
 
 
 def hub_down(stage: Stage) -> str:
     """The Hub is gone, and so is a replica; `on_unreachable: block`. The Hub comes back."""
     victim = stage.replicas()[0]
     stage.lose(victim, stage.hub.stop)
-    return _mend(stage, victim, stage.hub.start)
+    return _repair(stage, victim, stage.hub.start)
 
 
 def hub_down_receipts(stage: Stage) -> str:
@@ -62,7 +62,7 @@ def disk_full(stage: Stage) -> str:
 
     stage.lose(victim, blob.unlink)
     _fill(rest)  # now that nobody holds what was removed
-    return _mend(stage, victim, rest.unlink)
+    return _repair(stage, victim, rest.unlink)
 
 
 def disk_full_while_serving(stage: Stage) -> str:
@@ -126,8 +126,8 @@ def cache_corrupted(stage: Stage) -> str:
     stage.lose(victim, strike)
     stage.recovered(lambda: stage.are_well(victim))
     found = len(stage.service.logged("weights.damaged", "LLMServer"))
-    mended = hashlib.sha256(blob.read_bytes()).hexdigest() == right
-    return f"found {found} times; the copy is {'right again' if mended else 'still wrong'}"
+    repaired = hashlib.sha256(blob.read_bytes()).hexdigest() == right
+    return f"found {found} times; the copy is {'right again' if repaired else 'still wrong'}"
 
 
 def token_rotated(stage: Stage) -> str:
@@ -138,12 +138,12 @@ def token_rotated(stage: Stage) -> str:
         for token in stage.tokens.values():
             stage.hub.set_behaviour(token, Behaviour.invalid)
 
-    def mend() -> None:
+    def repair() -> None:
         for name, home in stage.homes.items():
             (home / "secret").write_text(stage.hub.issue_token(account=name))
 
     stage.lose(victim, strike)
-    return _mend(stage, victim, mend)
+    return _repair(stage, victim, repair)
 
 
 def clock_skew(stage: Stage) -> str:
@@ -159,22 +159,24 @@ def clock_skew(stage: Stage) -> str:
         stage.hub.stop()
 
     stage.lose(victim, strike)
-    return _mend(stage, victim, stage.hub.start)
+    return _repair(stage, victim, stage.hub.start)
 
 
-def _mend(stage: Stage, victim: Replica, mend: Callable[[], object]) -> str:
+def _repair(stage: Stage, victim: Replica, repair: Callable[[], object]) -> str:
     """Let the fault last, end it, and say what happened before and after that."""
     early = stage.wait_until(lambda: stage.are_well(victim), limit_s=HELD_S)
     refused = {line["outcome"] for line in stage.service.logged("access.refused", "LLMServer")}
-    told = ", ".join(sorted(refused)) or stage.told()
-    mend()
-    mended = time.monotonic()
+    reported = ", ".join(sorted(refused)) or stage.reported()
+    repair()
+    repaired = time.monotonic()
     stage.recovered(lambda: stage.are_well(victim))
     if stage.recovered_at is None:
         return "does not come back"
     before = "came back before that" if early else "rightly did not start before that"
-    after_s = stage.recovered_at - mended
-    return f"mended after {HELD_S:.0f} s: {before}, runs {after_s:.0f} s after it; told: {told}"
+    after_s = stage.recovered_at - repaired
+    return (
+        f"fixed after {HELD_S:.0f} s: {before}, runs {after_s:.0f} s after it; reported: {reported}"
+    )
 
 
 def _rounds(stage: Stage) -> int:

@@ -1,4 +1,4 @@
-"""A load that tells how each stream ended, from a server that ends them in every way."""
+"""A load that records how each stream ended, from a server that ends them in every way."""
 
 import asyncio
 import time
@@ -89,6 +89,6 @@ async def test_every_end_of_a_stream_has_its_name(start, end, kind, code):
 
 
 async def test_where_nobody_listens_it_is_refused():
-    """A service that is away is told from one that fails."""
+    """A service that is away is distinguished from one that fails."""
     answers = await loaded("http://127.0.0.1:1")
     assert {answer.kind for answer in answers} == {"refused"}

@@ -42,7 +42,7 @@ def test_a_row_counts_kinds_and_times_from_the_fault(tmp_path, monkeypatch):
     assert "Not measured yet: node killed." in text
 
 
-def test_what_never_recovers_is_told_so():
+def test_what_never_recovers_is_reported_so():
     """No good answer after the fault is not a time."""
     row = report.summarise(stage(Answer(1.0, 2.0, "cut"), struck_at=1.5), "x", "", "")
     assert row["answers_again_s"] is row["whole_again_s"] is None

@@ -222,6 +222,6 @@ def test_a_token_that_serves_already_is_not_printed(monkeypatch, capsys):
     monkeypatch.setattr(deploy, "Instance", Serving)
     options = deploy.Options(timeout_s=1.0, dry_run=True)
     assert deploy.run({"applications": [app]}, (), {}, options) == 0
-    told = capsys.readouterr().err
-    assert "llm: args.access.token:" in told
-    assert token[:10] not in told
+    output = capsys.readouterr().err
+    assert "llm: args.access.token:" in output
+    assert token[:10] not in output

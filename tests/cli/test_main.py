@@ -45,7 +45,7 @@ def test_a_config_error_exits_2(tmp_path, capsys, command):
 
 
 def test_a_token_in_the_yaml_is_not_printed(tmp_path, capsys):
-    """The fault is told, the value is not."""
+    """The fault is reported, the value is not."""
     path = write(tmp_path, f"applications: [{{args: {{access: {{token: {TOKEN}}}}}}}]")
     assert main(["validate", path]) == 2
     assert TOKEN not in "".join(capsys.readouterr())

@@ -35,7 +35,7 @@ def application(*deployments, args=ARGS, **facts):
 def goal(monkeypatch):
     """Set what the Serve controller is rolling out."""
     applications = []
-    monkeypatch.setattr(placement, "_goal_applications", lambda: applications)
+    monkeypatch.setattr(placement, "goal_applications", lambda: applications)
     return applications
 
 
@@ -72,13 +72,13 @@ def test_overrides_of_the_deployment_count_though_the_builder_never_sees_them(go
 def test_from_outside_the_same_overrides_give_the_same_placement(goal):
     """`serve-app check` reads the file, the builder asks the controller; they agree."""
     options = {"num_gpus": 1, "runtime_env": {"env_vars": {"B": "2"}}}
-    told = application(
+    reported = application(
         {"name": "LLMServer", "ray_actor_options": options},
         {"name": "Ingress", "ray_actor_options": {"num_cpus": 3}},
         runtime_env=APP_ENV,
     )
-    goal.append(told)
-    outside = placement.placement_of(CONFIG, APP_ENV, told.deployments)
+    goal.append(reported)
+    outside = placement.placement_of(CONFIG, APP_ENV, reported.deployments)
     assert placement.placements_of(CONFIG) == (outside,)
     assert outside.runtime_env["env_vars"] == {"A": "1", "B": "2"}
     assert placement.placement_of(CONFIG, {}) == placement.asked_by(CONFIG)

@@ -85,7 +85,7 @@ class Simulated(NodeTasks):
 
 
 def test_all_nodes_are_asked_and_each_answers_for_itself():
-    """The silent one is cancelled, the lost one told, the others' answers are there."""
+    """The silent one is cancelled, the lost one reported, the others' answers are there."""
     tasks = Simulated({"a": "yes", "b": None, "c": Lost("died")})
     answers = tasks.ask_all("question", timeout_s=2)
     assert {node.name: str(answer) for node, answer in answers} == {

@@ -7,7 +7,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from serve_app.api.status_page import Load, View
 from serve_app.deployments import status
-from serve_app.deployments.status import Fleet, load_of, publish_window, tell_license
+from serve_app.deployments.status import Fleet, load_of, publish_license, publish_window
 from serve_app.errors import RequestCancelled
 from serve_app.telemetry.cold_start import Phase
 
@@ -47,18 +47,18 @@ async def test_each_replica_has_its_node_state_and_phase(serve):
     found = {each["name"]: each for each in (await fleet().look()).replicas}
     assert [found[name]["state"] for name in "abc"] == ["RUNNING", "STARTING", "STARTING"]
     assert [found[name]["node"] for name in "abc"] == ["gpu-1", "2" * 12, ""]
-    told = [found["b"][name] for name in ("phase", "done_bytes", "total_bytes")]
-    assert told == ["download", 3, 10]
+    reported = [found["b"][name] for name in ("phase", "done_bytes", "total_bytes")]
+    assert reported == ["download", 3, 10]
     assert (found["a"]["phase"], found["a"]["total_bytes"]) == (None, None)
 
 
 async def test_the_license_is_the_one_that_a_replica_found_last(serve):
     """Of this application; none is an answer too."""
     text = {"title": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT", "sha256": "ab" * 32, "commit": "c"}
-    tell_license("llm", text)
-    tell_license("other", None)
+    publish_license("llm", text)
+    publish_license("other", None)
     assert (await fleet().look()).license == text
-    tell_license("llm", None)
+    publish_license("llm", None)
     assert (await fleet().look()).license is None
 
 

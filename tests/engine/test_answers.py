@@ -141,7 +141,7 @@ async def test_a_prompt_can_be_cut_to_fit(load):
     assert (await engine.tokenize(chat)).token_ids == whole[-3:]
 
 
-async def test_the_prompts_ids_are_told_where_they_are_asked_for(load):
+async def test_the_prompts_ids_are_reported_where_they_are_asked_for(load):
     """Those that the model read."""
     engine = load()
     asked = GenerationRequest("r", HELLO, forced(9, return_prompt_ids=True))
@@ -196,7 +196,7 @@ async def answer(engine, prompt, sampling):
 FOX = make_tokenizer().backend_tokenizer.encode(" fox").ids
 
 
-async def test_thoughts_are_told_from_the_answer_where_that_is_asked_for(load):
+async def test_thoughts_are_split_from_the_answer_where_that_is_asked_for(load):
     """By the config; without it all is text, tags included."""
     engine = load(model={"reasoning": "think"})
     assert (await answer(engine, thinking("<think>\n"), forced(*FOX[:1])))[:2] == (
@@ -253,7 +253,7 @@ async def test_thoughts_are_free_before_a_structure(load):
     assert (text, last.finish_reason) == ("", LENGTH)
 
 
-async def test_without_thoughts_told_a_structure_begins_at_once(load):
+async def test_without_thoughts_a_structure_begins_at_once(load):
     """The switch is off: the whole text is the answer."""
     sampling = forced(THOUGHT, THINK, structure=SCHEMA, max_tokens=40)
     _, text, _ = await answer(load(), thinking("<think>"), sampling)

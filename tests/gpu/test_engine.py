@@ -44,8 +44,9 @@ def test_flash_attention_is_attention(spans, window, heads):
     assert fast.name == "varlen"
     scoring = Scoring(0.125, window=window)
     half = [t.to(torch.bfloat16) for t in (query, keys, values)]
-    out = fast.begin(spans).attend(*half, scoring)
-    expected = SdpaBackend().begin(spans).attend(*(t.float() for t in half), scoring)
+    out = fast.begin(spans).attend(half[0], half[1], half[2], scoring)
+    query, keys, values = (t.float() for t in half)
+    expected = SdpaBackend().begin(spans).attend(query, keys, values, scoring)
     torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
 
 

@@ -268,7 +268,7 @@ def test_a_dead_token_breaks_public_repositories(behaviour: Behaviour):
     ],
 )
 def test_whoami(hub: LocalHub, behaviour: Behaviour, status: int, message: str | None):
-    """Tell by whoami the account of a live token, whatever its grants, not of a dead one."""
+    """Whoami returns the account of a live token, whatever its grants, not of a dead one."""
     token = hub.issue_token(behaviour, account="bob")
     answer = httpx.get(f"{hub.url}/api/whoami-v2", headers=bearer(token))
     assert answer.status_code == status
@@ -278,7 +278,7 @@ def test_whoami(hub: LocalHub, behaviour: Behaviour, status: int, message: str |
 
 @pytest.mark.parametrize("behaviour", [Behaviour.fine_grained, Behaviour.fine_grained_elsewhere])
 def test_whoami_of_a_fine_grained_token(hub: LocalHub, behaviour: Behaviour):
-    """Tell by whoami the role of a fine-grained token and what it is scoped to."""
+    """Whoami returns the role of a fine-grained token and what it is scoped to."""
     token = hub.issue_token(behaviour)
     access = HfApi(endpoint=hub.url).whoami(token)["auth"]["accessToken"]
     assert access["role"] == "fineGrained"
@@ -297,14 +297,14 @@ def test_auth_ok_but_files_denied(hub: LocalHub):
     assert "x-error-code" not in answer.headers
 
 
-def test_disabled_is_told_by_the_metadata(hub: LocalHub):
+def test_disabled_is_reported_by_the_metadata(hub: LocalHub):
     """Metadata of a disabled repository stays public and says so."""
     token = hub.issue_token(Behaviour.disabled)
     assert HfApi(endpoint=hub.url, token=token).model_info(TINY_REPO).disabled is True
 
 
 def test_rate_limit(hub: LocalHub):
-    """A rate-limited answer tells when to come back, in the way the client reads it."""
+    """A rate-limited answer says when to come back, in the way the client reads it."""
     token = hub.issue_token(Behaviour.rate_limited, retry_after_s=7)
     with pytest.raises(HfHubHTTPError, match="Retry after 7 seconds") as limited:
         HfApi(endpoint=hub.url, token=token).model_info(TINY_REPO)
@@ -351,7 +351,7 @@ def test_hang(hub: LocalHub):
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_flaky(hub: LocalHub, status: int):
-    """A flaky Hub fails as often as it was told and is well afterwards."""
+    """A flaky Hub fails as often as it was set to and is well afterwards."""
     token = hub.issue_token(Behaviour.flaky, failures=2, failure_status=status)
     url = f"{hub.url}/api/models/{TINY_REPO}/auth-check"
     got = [httpx.get(url, headers=bearer(token)).status_code for _ in range(3)]
@@ -401,7 +401,7 @@ def test_switching_at_run_time(hub: LocalHub):
 
 
 def test_outage_strikes_everybody(hub: LocalHub):
-    """An outage needs no token and ends when it is told to."""
+    """An outage needs no token and ends when it is set to."""
     url = f"{hub.url}/api/models/{TINY_REPO}"
     hub.set_outage(Behaviour.server_error)
     assert httpx.get(url).status_code == 503

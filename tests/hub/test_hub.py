@@ -39,22 +39,22 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def test_model_info_is_public(hub: LocalHub):
-    """Metadata tells commit, gate and files to anybody, and proves no grant."""
+    """Metadata has commit, gate and files to anybody, and proves no grant."""
     token = hub.issue_token(Behaviour.never_asked)
     for caller in (token, False):
-        told = HfApi(endpoint=hub.url, token=caller).model_info(TINY_REPO, files_metadata=True)
-        assert told.gated == "auto"
-        assert told.sha == hub.commits()[TINY_REPO]["main"]
-        assert {file.rfilename for file in told.siblings} == set(tiny_files())
-        assert {file.lfs.sha256 for file in told.siblings if file.lfs} == {"*" * 64}
+        reported = HfApi(endpoint=hub.url, token=caller).model_info(TINY_REPO, files_metadata=True)
+        assert reported.gated == "auto"
+        assert reported.sha == hub.commits()[TINY_REPO]["main"]
+        assert {file.rfilename for file in reported.siblings} == set(tiny_files())
+        assert {file.lfs.sha256 for file in reported.siblings if file.lfs} == {"*" * 64}
 
 
 @pytest.mark.parametrize("query", ["?expand=sha&expand=gated", "?securityStatus=true", "?x=y"])
 def test_model_info_with_a_query(hub: LocalHub, query: str):
     """What clients add to the query is tolerated; `expand` chooses the fields."""
-    told = httpx.get(f"{hub.url}/api/models/{TINY_REPO}{query}").json()
-    assert told["sha"] == hub.commits()[TINY_REPO]["main"]
-    assert ("siblings" in told) == ("expand" not in query)
+    reported = httpx.get(f"{hub.url}/api/models/{TINY_REPO}{query}").json()
+    assert reported["sha"] == hub.commits()[TINY_REPO]["main"]
+    assert ("siblings" in reported) == ("expand" not in query)
 
 
 def test_revisions(hub: LocalHub):
@@ -90,7 +90,7 @@ def test_a_push_moves_the_branch_and_keeps_the_commit():
 
 
 def test_the_gate_answers_before_existence(hub: LocalHub):
-    """A revision or file that does not exist is hidden behind the gate, and told behind it."""
+    """A revision or file that does not exist is hidden behind the gate, and named behind it."""
     url = f"{hub.url}/{TINY_REPO}/resolve"
     denied, granted = (
         bearer(hub.issue_token(behaviour)) for behaviour in (Behaviour.pending, Behaviour.granted)
@@ -107,7 +107,7 @@ def test_the_gate_answers_before_existence(hub: LocalHub):
 
 
 def test_missing_files_as_the_client_sees_them(hub: LocalHub, tmp_path):
-    """huggingface_hub tells a missing revision and a missing file apart."""
+    """huggingface_hub distinguishes a missing revision from a missing file."""
     place = {"endpoint": hub.url, "token": hub.issue_token(), "cache_dir": tmp_path}
     with pytest.raises(RevisionNotFoundError):
         hf_hub_download(TINY_REPO, "config.json", revision="nope", **place)
@@ -129,7 +129,7 @@ def test_a_missing_repository(hub: LocalHub):
 
 
 def test_a_private_repository_is_missing_for_others(hub: LocalHub):
-    """Who may not see it cannot tell it from one that does not exist."""
+    """Who may not see it cannot distinguish it from one that does not exist."""
     hub.add_repo(Repo("acme/secret", tiny_files(), gated=False, readers=frozenset({"bob"})))
     HfApi(endpoint=hub.url, token=hub.issue_token(account="bob")).auth_check("acme/secret")
     with pytest.raises(RepositoryNotFoundError):
@@ -170,7 +170,7 @@ def test_tree_folders_and_pages():
 
 
 def test_weights_redirect(hub: LocalHub):
-    """Weights are a 302 to the CDN that tells size, hash and commit."""
+    """Weights are a 302 to the CDN that states size, hash and commit."""
     url = f"{hub.url}/{TINY_REPO}/resolve/main/{SHARD}"
     answer = httpx.head(url, headers=bearer(hub.issue_token()))
     size = len(tiny_files()[SHARD])
@@ -284,12 +284,12 @@ def test_transformers(demo_model_dir: Path, tmp_path):
             command, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        told = json.loads(done.stdout.splitlines()[-1])
-        assert told["account"] == "carol"
-        assert told["window"] == 8192
-        assert told["hidden"] == 576
-        assert told["ids"][-2:] == [36, 34]  # one token a digit
-        assert told["dtype"] == "torch.bfloat16"
+        reported = json.loads(done.stdout.splitlines()[-1])
+        assert reported["account"] == "carol"
+        assert reported["window"] == 8192
+        assert reported["hidden"] == 576
+        assert reported["ids"][-2:] == [36, 34]  # one token a digit
+        assert reported["dtype"] == "torch.bfloat16"
         (weights,) = [entry for entry in hub.log if entry.origin == "cdn"]
         assert weights.bytes_sent == (demo_model_dir / "model.safetensors").stat().st_size
         assert not weights.authorization_leaked

@@ -137,8 +137,8 @@ def test_control_orders(hub: LocalHub):
     put(behaviour="granted")
     put(behaviour="rejected", repo_id=TINY_REPO)
     assert "rejected" in httpx.get(check, headers=headers).text
-    told = httpx.get(f"{hub.url}/api/whoami-v2", headers=headers).json()
-    assert told["name"] == "dora"
+    reported = httpx.get(f"{hub.url}/api/whoami-v2", headers=headers).json()
+    assert reported["name"] == "dora"
     put(behaviour="server_error", on=["whoami"])
     assert httpx.get(f"{hub.url}/api/whoami-v2", headers=headers).status_code == 503
     assert httpx.get(f"{hub.url}/_local/repos").json() == hub.commits()
@@ -159,7 +159,7 @@ def test_control_orders(hub: LocalHub):
     ],
 )
 def test_bad_orders(hub: LocalHub, body: bytes):
-    """What is wrong with an order is told with 400."""
+    """What is wrong with an order is answered with 400."""
     answer = httpx.put(f"{hub.url}/_local/tokens", content=body)
     assert answer.status_code == 400
     assert set(answer.json()) == {"error"}

@@ -112,7 +112,7 @@ def test_faults_of_the_cdn_alone(hub: LocalHub, fault: Behaviour, outcome: int |
         assert answer.content != CONTENT[:8]
 
 
-def test_a_leaked_token_is_told(hub: LocalHub):
+def test_a_leaked_token_is_reported(hub: LocalHub):
     """A token that reaches the CDN is in the log as a leak; the answer is as always."""
     token = hub.issue_token()
     assert httpx.get(location(hub, token), headers=bearer(token)).content == CONTENT
@@ -174,7 +174,7 @@ class TestXet:
         assert not any(entry.authorization_leaked for entry in xet.log)
 
     def test_the_store_refuses_the_hub_token(self, xet: LocalHub):
-        """The Hub's token opens nothing at the store and is told as a leak."""
+        """The Hub's token opens nothing at the store and is reported as a leak."""
         token = xet.issue_token()
         data = self.file_data(xet, token)
         store = refresh_xet_connection_info(file_data=data, headers=bearer(token))

@@ -1,5 +1,7 @@
 """Applications that are not ours and call the gate first; the tests roll them out."""
 
+from typing import Any
+
 from ray import serve
 
 from serve_app.gate import require_repo_access
@@ -16,7 +18,29 @@ class Plain:
 
 def plain(args):
     """Build a small application of somebody else."""
-    return Plain.bind(require_repo_access(args["repo_id"], access=args["access"]))
+    deployment: Any = Plain
+    return deployment.bind(require_repo_access(args["repo_id"], access=args["access"]))
+
+
+class Front:
+    def __init__(self, *loaders):
+        self.loaders = loaders
+
+    async def __call__(self):
+        return " ".join([await loader.remote() for loader in self.loaders])
+
+
+def two_loaders(args):
+    """Build a front and two deployments, each with Ray options of its own."""
+    deployment: Any = Plain
+    loaders = [
+        deployment.options(name=name, ray_actor_options={"num_cpus": 0, **args[name]}).bind(
+            args["revision"]
+        )
+        for name in ("First", "Second")
+    ]
+    front: Any = serve.deployment(ray_actor_options={"num_cpus": 0})(Front)
+    return front.bind(*loaders)
 
 
 def llm(args):

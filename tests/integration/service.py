@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -47,7 +48,8 @@ class Service:
             self.port = probe.getsockname()[1]
         self.hub, self.cluster, self.tokens = hub, running, tokens
         self.url = f"http://127.0.0.1:{self.port}"
-        self.logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+        node: Any = ray._private.worker._global_node
+        self.logs = Path(node.get_session_dir_path()) / "logs"
         serve.start(
             proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}
         )

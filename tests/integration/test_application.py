@@ -45,7 +45,7 @@ def test_one_node_downloads_once_however_many_replicas(service):
 
 
 def test_text_becomes_ids_and_text_again(service):
-    """A replica's tokenizer answers, and tells the window that the replica really has."""
+    """A replica's tokenizer answers, and reports the window that the replica really has."""
     ask = {"model": "smol", "prompt": "The capital of France"}
     tokens = httpx.post(f"{service.url}/tokenize", json=ask).json()
     assert tokens["count"] == len(tokens["tokens"]) > 2
@@ -149,7 +149,7 @@ def test_an_answer_carries_one_request_id(service):
     assert given.headers.get_list("x-request-id") == ["abc-1"]
 
 
-def test_readiness_version_and_grants_are_told(service):
+def test_readiness_version_and_grants_are_reported(service):
     """The probes of a load balancer and of a person."""
     assert httpx.get(f"{service.url}/health").status_code == 200
     assert httpx.get(f"{service.url}/ready").status_code == 200
@@ -218,7 +218,7 @@ def test_a_blocked_rollout_leaves_the_old_version_serving(service):
     assert shown["requests"]["finished"] >= len(answered)
 
 
-def test_a_config_fault_is_told_in_the_status_without_a_traceback(service):
+def test_a_config_fault_is_reported_in_the_status_without_a_traceback(service):
     """A misspelt key ends the one build with its correction."""
     service.put(served_name="third", access={"tokenfile": "x"})
     status = service.wait("DEPLOY_FAILED", timeout_s=30)

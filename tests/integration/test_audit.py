@@ -14,7 +14,7 @@ from tests.integration.conftest import LogicalNode, cluster_of
 
 @pytest.mark.cluster
 def test_each_node_shows_its_own_receipt(hub, tmp_path, monkeypatch):
-    """Two tokens, two proofs; the node that was never proven is told and makes the exit code 4."""
+    """Two tokens, two proofs; the node that was never proven is named and makes the exit code 4."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     tokens = {name: hub.issue_token(account=f"user-{name}") for name in ("a", "b")}
     args = {"model": {"repo_id": TINY_REPO}, "access": {"endpoint": hub.url}}

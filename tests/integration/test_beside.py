@@ -112,51 +112,51 @@ def test_rollouts_leave_the_applications_of_others_alone(service, run, theirs):
     """A first, a second, a failing one and the way back: the same actor of theirs answers all."""
     before = actors_of_theirs()
     assert before
-    code, told = run("deploy")
-    assert code == 0, told
-    assert "llm: new" in told
-    assert "theirs: not in the file, stays as it is; --remove theirs takes it away" in told
-    code, told = run("deploy", access={"timeout_s": 4})
-    assert (code, "llm: changes args" in told) == (0, True), told
-    code, told = run("deploy", repo_id=BROKEN)
-    assert (code, "rolled back" in told) == (5, True), told
-    code, told = run("rollback")
-    assert (code, "theirs: stays as it is" in told) == (0, True), told
-    assert "llm: args.access.timeout_s: 4 -> default" in told
+    code, output = run("deploy")
+    assert code == 0, output
+    assert "llm: new" in output
+    assert "theirs: not in the file, stays as it is; --remove theirs takes it away" in output
+    code, output = run("deploy", access={"timeout_s": 4})
+    assert (code, "llm: changes args" in output) == (0, True), output
+    code, output = run("deploy", repo_id=BROKEN)
+    assert (code, "rolled back" in output) == (5, True), output
+    code, output = run("rollback")
+    assert (code, "theirs: stays as it is" in output) == (0, True), output
+    assert "llm: args.access.timeout_s: 4 -> default" in output
     assert actors_of_theirs() == before
     assert theirs == {(200, "v1")}
 
 
 def test_an_application_goes_where_its_name_is_given_and_comes_back(service, run):
     """Nothing else is changed by it, and a name that is not there changes nothing at all."""
-    code, told = run("deploy", "--remove", "thiers")
+    code, output = run("deploy", "--remove", "thiers")
     assert code == 2
-    assert "--remove thiers: no such application serves; those that do: llm, theirs" in told
+    assert "--remove thiers: no such application serves; those that do: llm, theirs" in output
     assert httpx.get(f"{service.url}/theirs").text == "v1"
 
-    code, told = run("deploy", "--remove", "theirs", "--dry-run")
-    assert (code, "theirs: removed, its requests end" in told) == (0, True), told
+    code, output = run("deploy", "--remove", "theirs", "--dry-run")
+    assert (code, "theirs: removed, its requests end" in output) == (0, True), output
     assert httpx.get(f"{service.url}/theirs").text == "v1"
 
-    code, told = run("deploy", "--remove", "theirs")
-    assert code == 0, told
-    assert "llm: unchanged, nothing restarts" in told
+    code, output = run("deploy", "--remove", "theirs")
+    assert code == 0, output
+    assert "llm: unchanged, nothing restarts" in output
     assert httpx.get(f"{service.url}/theirs").status_code == 404
 
-    code, told = run("rollback")
-    assert code == 0, told
-    assert "theirs: going back to the config that served since" in told
+    code, output = run("rollback")
+    assert code == 0, output
+    assert "theirs: going back to the config that served since" in output
     assert httpx.get(f"{service.url}/theirs").text == "v1"
-    code, told = run("rollback", "unknown")
-    assert (code, "no earlier config of unknown that served" in told) == (2, True)
+    code, output = run("rollback", "unknown")
+    assert (code, "no earlier config of unknown that served" in output) == (2, True)
 
 
 def test_a_file_whose_route_is_taken_touches_nothing(service, run):
     """Such as one whose application was renamed; the sentence says how to mean it."""
     builds = service.builds()
-    code, told = run("deploy", name="second")
+    code, output = run("deploy", name="second")
     assert code == 2
-    assert "second and llm, which serves, have the same route_prefix /" in told
-    assert "--remove llm" in told
+    assert "second and llm, which serves, have the same route_prefix /" in output
+    assert "--remove llm" in output
     assert service.builds() == builds
     assert service.wait("RUNNING").status == "RUNNING"

@@ -98,7 +98,9 @@ def test_each_answer_of_the_hub_has_its_outcome_exit_code_and_words(
         ("{token}\n", "invalid_token", "settings/tokens"),
     ],
 )
-def test_a_tokens_shape_is_told_before_any_request(hub, tmp_path, capsys, content, outcome, words):
+def test_a_tokens_shape_is_reported_before_any_request(
+    hub, tmp_path, capsys, content, outcome, words
+):
     """Whoever filled the secret learns what is wrong with it; the Hub is not even asked."""
     token = fake_token()
     config = write(tmp_path, hub, content.format(token=token))
@@ -124,7 +126,7 @@ def test_a_token_file_that_is_a_directory(hub, tmp_path, capsys):
     [({"repo_id": "acme/none"}, "repo_not_found"), ({"revision": "v9"}, "revision_not_found")],
 )
 def test_a_wrong_name_is_not_a_license_problem(hub, tmp_path, capsys, model, outcome):
-    """Wrong repository and wrong revision are told apart from a missing grant."""
+    """Wrong repository and wrong revision are distinguished from a missing grant."""
     config = write(tmp_path, hub, hub.issue_token(Behaviour.granted), **model)
     assert main(["check", config, "--this-node"]) == 3
     assert outcome in capsys.readouterr().out

@@ -199,11 +199,11 @@ def test_ctrl_c_stops_the_watching_alone(service, tmp_path):
 
 
 def test_one_rollout_at_a_time(service, deploy):
-    """The second is told who holds the lock; a holder that is killed holds it no more."""
+    """The second sees who holds the lock; a holder that is killed holds it no more."""
     with rollout_lock():
-        code, _, told = deploy(replicas=1)
+        code, _, output = deploy(replicas=1)
     assert code == 2
-    assert f"another rollout is under way: {whoami()} (process" in told
+    assert f"another rollout is under way: {whoami()} (process" in output
 
     script = (
         "import time\nwith deploy.connected(sys.argv[1]), rollout_lock():\n print(1, flush=True)"

@@ -51,7 +51,7 @@ def run(service, tmp_path, capsys):
 
 
 def serving():
-    """Return the args of what Serve is told to run, and the state that it says."""
+    """Return the args of what Serve is set to run, and the state that it says."""
     app = instance_details(10)["applications"]["llm"]
     return app["deployed_app_config"]["args"], str(getattr(app["status"], "value", app["status"]))
 
@@ -64,24 +64,24 @@ def test_a_nonsense_commit_is_not_gone_back_to(service, repo, run):
     repo.push(files | {"tokenizer.json": b"{}"})
     nonsense = repo.sha
     with service.under_load() as answered:
-        code, told = run("deploy", access={"timeout_s": 4})
-        assert (code, "rolled back" in told) == (5, True), told
+        code, output = run("deploy", access={"timeout_s": 4})
+        assert (code, "rolled back" in output) == (5, True), output
         args, status = serving()
         assert (args["model"]["revision"], status) == (good, "RUNNING")
         assert "timeout_s" not in args["access"]
 
-        code, told = run("rollback")  # what serves is the only good version there is
-        assert (code, "no earlier config of llm" in told) == (2, True), told
+        code, output = run("rollback")  # what serves is the only good version there is
+        assert (code, "no earlier config of llm" in output) == (2, True), output
 
         repo.push(files | {"README.md": b"corrected"})
         assert repo.sha not in (good, nonsense)
-        code, told = run("deploy", access={"timeout_s": 4})
-        assert code == 0, told
+        code, output = run("deploy", access={"timeout_s": 4})
+        assert code == 0, output
         assert "revision" not in serving()[0]["model"]
         repo.push(files | {"tokenizer.json": b"{}"})
 
-        code, told = run("rollback")
-        assert code == 0, told
+        code, output = run("rollback")
+        assert code == 0, output
         args, status = serving()
         assert (args["model"]["revision"], status) == (good, "RUNNING")
     assert set(answered) == {200}

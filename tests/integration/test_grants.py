@@ -53,7 +53,7 @@ def gauge(service, node, outcome):
     return float(values[-1]) if values else None
 
 
-def test_a_withdrawn_grant_is_told_while_every_request_is_answered(service):
+def test_a_withdrawn_grant_is_reported_while_every_request_is_answered(service):
     """Within one interval at /access, then as a gauge, once in the log; likewise its return."""
     with service.under_load() as answered:
         service.hub.set_behaviour(service.tokens["a"], Behaviour.never_asked)
@@ -130,7 +130,7 @@ def test_a_node_that_left_leaves_no_series(service):
     until(lambda: gauge(service, other, "granted") == 0, 40)
     service.cluster.remove(other)
     until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2, 60)  # the head and home
-    until(lambda: not published(service, other), 60)  # here Ray forgets faster than it is told
+    until(lambda: not published(service, other), 60)  # here Ray forgets faster than it is published
     time.sleep(2 * REPEAT_S)
     over, seen = time.monotonic() + 3 * REPEAT_S, set()
     while time.monotonic() < over:

@@ -82,8 +82,8 @@ def test_four_nodes_with_four_tokens_give_one_table_right_on_every_row(cluster, 
     assert len({node.token.fingerprint for node in verdict.nodes}) == 4
     assert verdict.hub_requests == sum(entry.origin == "hub" for entry in shared_hub.log)
     assert sum(entry.bytes_sent for entry in shared_hub.log if entry.origin != "hub") <= 9
-    told = json.dumps(verdict.to_json()) + verdict.table()
-    assert not any(token in told for token in tokens.values())
+    reported = json.dumps(verdict.to_json()) + verdict.table()
+    assert not any(token in reported for token in tokens.values())
     assert not any(token.encode() in pickle.dumps(verdict) for token in tokens.values())
 
 
@@ -111,7 +111,7 @@ def test_no_eligible_node_says_what_was_asked_and_what_exists(cluster, shared_hu
 
 
 def test_no_eligible_node_can_be_deferred_with_the_commit_pinned(cluster, shared_hub):
-    """A cluster that scales from zero rolls out, told that nothing is proven yet."""
+    """A cluster that scales from zero rolls out, with the note that nothing is proven yet."""
     verdict = require_access(config(shared_hub, access={"on_no_nodes": "defer"}, num_gpus=8))
     assert verdict.is_deferred
     assert verdict.commit == shared_hub.commits()[TINY_REPO]["main"]
@@ -145,7 +145,7 @@ def test_check_uses_the_cluster_this_process_is_connected_to(cluster, shared_hub
     assert check_cluster(chosen).exit_code == 0
 
 
-def test_a_node_that_dies_is_told_and_one_that_joins_is_asked(cluster, shared_hub, tokens):
+def test_a_node_that_dies_is_reported_and_one_that_joins_is_asked(cluster, shared_hub, tokens):
     """Ray takes a while to notice a death; the others' answers do not suffer. Runs last."""
     cluster.remove("none")
     cluster.add(LogicalNode("joined", tokens["granted"], {"is": "granted"}))

@@ -99,7 +99,7 @@ def versions():
         yield running, Versions()
 
 
-def test_serve_stops_the_old_version_first_unless_told_otherwise(versions, tmp_path):
+def test_serve_stops_the_old_version_first_unless_configured_otherwise(versions, tmp_path):
     """Why our deployments set `max_surge_percent`: its default leaves nobody to answer."""
     _, serving = versions
     serving.run("one")

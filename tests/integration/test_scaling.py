@@ -52,7 +52,7 @@ def until_replicas(count, timeout_s=60):
 
 
 def replicas():
-    """Return the names of the replicas' actors; Serve itself tells none after a failed build."""
+    """Return the names of the replicas' actors; Serve itself names none after a failed build."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     return [actor["name"] for actor in actors if "#LLMServer#" in actor["name"]]
 

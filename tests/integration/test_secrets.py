@@ -241,7 +241,7 @@ def replica_process(home):
 
 
 def gather(service, hidden, home):
-    """All that Ray and Serve tell, store or wrote, and all files of the node's home."""
+    """All that Ray and Serve report, store or wrote, and all files of the node's home."""
     controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     for question in ("get_app_configs", "get_serve_instance_details"):
         hidden.add(question, ray.get(getattr(controller, question).remote()))

@@ -81,7 +81,7 @@ def test_the_hub_sends_the_weights_once(nodes, count, record_testsuite_property)
     assert sum(result["cache_bytes"] for result in results) == total * count * (PROCESSES - 1)
     requests = [entry for entry in nodes.hub.log if entry.origin == "hub"]
     record_testsuite_property(f"hub_requests_{count}_nodes", len(requests))
-    # A listing and config.json for each node, which tell it what to take; the weights once.
+    # A listing and config.json for each node, which say what to take; the weights once.
     assert len(requests) == 2 * count + 1
     assert not any(entry.authorization_leaked for entry in nodes.hub.log)
 

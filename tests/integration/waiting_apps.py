@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 
@@ -27,5 +28,5 @@ class Version:
 def build(args):
     """Build a version; `options` are those of its deployment."""
     wait_for(args["build_when"])
-    bound = Version.options(**args.get("options", {}))
-    return bound.bind(args["name"], args["start_when"])
+    deployment: Any = Version
+    return deployment.options(**args.get("options", {})).bind(args["name"], args["start_when"])

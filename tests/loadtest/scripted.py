@@ -45,7 +45,7 @@ class Scripted:
         self._places = asyncio.Semaphore(places or 1_000_000)
 
     async def __call__(self, scope, receive, send):
-        """Answer; what the end of the server cancels is no fault to be told."""
+        """Answer; what the end of the server cancels is no fault to be reported."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._answer(scope, receive, send)
 

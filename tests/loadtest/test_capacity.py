@@ -130,13 +130,13 @@ def test_the_limit_lies_in_a_narrow_bracket(limit):
     assert len(tried) <= 16
 
 
-def test_a_service_that_holds_nothing_is_told():
+def test_a_service_that_holds_nothing_is_reported():
     """No rate held."""
     found, _ = searched(0.0)
     assert found.holds is None
 
 
-def test_a_service_that_holds_everything_is_told():
+def test_a_service_that_holds_everything_is_reported():
     """No rate broke it."""
     found, tried = searched(1e9)
     assert found == Found(tried[-1], None)

@@ -89,7 +89,7 @@ def test_nothing_answered_is_a_failure(tmp_path):
 
 
 def test_a_trace_is_replayed_and_long_requests_are_left_out(tmp_path, capsys):
-    """The repository's trace twenty times as fast; what does not fit the window is told."""
+    """The repository's trace twenty times as fast; what does not fit the window is reported."""
     trace = ROOT / "scripts" / "traces" / "synthetic.jsonl"
     app = Scripted((0.01, "a"), window=400)
     with serving(app) as url:

@@ -68,7 +68,7 @@ def test_tags_close_and_every_plot_is_there():
     assert page.tags.count("details") == 3
     text = " ".join(page.text)
     assert "Up to 2 req/s 95% of the requests meet the SLO" in text
-    for label in ("Replicas, told by the server", "ttft against rate", "Running, waiting"):
+    for label in ("Replicas, as the server counts", "ttft against rate", "Running, waiting"):
         assert label in text
 
 
@@ -182,7 +182,7 @@ def test_a_hole_parts_the_line():
 
 
 def test_every_line_is_named_and_has_a_style_of_its_own():
-    """Colour alone tells nothing to some people."""
+    """Colour alone says nothing to some people."""
     figure = drawn(Line("a <b>", [(1, 1), (2, 2)]), Line("c", [(1, 2), (2, 1)]))
     names = ["".join(item.itertext()) for item in figure.iter("li")]
     assert names == ["a <b>", "c"]

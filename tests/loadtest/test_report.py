@@ -73,7 +73,7 @@ def test_a_spoiled_stage_says_so():
     assert "the client was the bottleneck" in table(whole() | {"stages": [stage]})
 
 
-def test_what_was_left_out_is_told():
+def test_what_was_left_out_is_reported():
     """Requests that do not fit the window are no silent gap."""
     report = whole()
     report["stages"][0]["left_out"] = 7

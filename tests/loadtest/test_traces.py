@@ -1,4 +1,4 @@
-"""Traces: three formats, told apart by their content."""
+"""Traces: three formats, distinguished by their content."""
 
 import json
 from pathlib import Path

@@ -31,14 +31,14 @@ def instructions(stage: str | None = None) -> list[tuple[str, str]]:
     return found
 
 
-def test_the_images_target_is_the_one_that_is_told():
+def test_the_images_target_is_the_documented_one():
     """In the Dockerfile's own head and beside the manifests."""
     stages = [rest.rpartition(" AS ")[2] for name, rest in instructions() if name == "FROM"]
-    told = (BASE / "kustomization.yaml").read_text() + DOCKERFILE.read_text()
-    targets = re.findall(r"--target (\S+)", told)
+    reported = (BASE / "kustomization.yaml").read_text() + DOCKERFILE.read_text()
+    targets = re.findall(r"--target (\S+)", reported)
     assert sorted(targets) == ["builtin", "builtin", "vllm"]
     assert set(targets) <= set(stages)
-    assert str(DOCKERFILE.relative_to(REPOSITORY)) in told
+    assert str(DOCKERFILE.relative_to(REPOSITORY)) in reported
 
 
 def test_the_image_has_the_pinned_versions_and_the_pods_user():

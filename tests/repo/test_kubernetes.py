@@ -107,7 +107,7 @@ def test_the_service_is_valid(service):
         jsonschema.Draft202012Validator(schema).validate(broken)
 
 
-def test_kustomize_finds_what_it_is_told_of():
+def test_kustomize_finds_what_the_kustomization_names():
     """Resources, the generated map, the replacement and the images exist."""
     kustomization = read("base/kustomization.yaml")
     for name in [*kustomization["resources"], *kustomization["configurations"]]:

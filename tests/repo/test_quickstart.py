@@ -102,7 +102,7 @@ def test_the_same_port_twice_is_refused_and_harms_nothing(tmp_path):
 
 
 def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
-    """There the check of the ports has to do; a disk that fails is told."""
+    """There the check of the ports has to do; a disk that fails is reported."""
 
     def refuse(code):
         def flock(*_):

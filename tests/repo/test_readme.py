@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run, what it names exists."""
+"""The README is true: its commands run, what it names exists."""
 
 import re
 import shlex

@@ -55,12 +55,12 @@ def run(serving, goal, timeout_s=20):
 
 
 def test_a_good_rollout_is_done_when_it_answered(capsys):
-    """Running is not enough; nobody is rolled back; each phase of a replica is told once."""
+    """Running is not enough; nobody is rolled back; each phase of a replica is reported once."""
     serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
     assert (run(serving, config()).status, len(serving.applied)) == ("done", 1)
-    told = capsys.readouterr().err
-    assert told.count("llm: replica-1: download") == 1
-    assert "killed" not in told
+    reported = capsys.readouterr().err
+    assert reported.count("llm: replica-1: download") == 1
+    assert "killed" not in reported
 
 
 def test_the_old_state_is_not_taken_for_the_new_one():
@@ -93,7 +93,7 @@ def test_running_without_an_answer_is_a_failure():
 
 
 def test_a_controller_that_restarts_meanwhile_is_asked_again(capsys):
-    """Its silence is told and is no failure of the rollout."""
+    """Its silence is reported and is no failure of the rollout."""
     serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
     answers, silent = serving.states, [False, True, False, True]
 
@@ -114,7 +114,7 @@ def test_a_first_rollout_that_fails_has_nothing_to_go_back_to():
 
 
 def test_a_build_that_never_ends_is_given_up():
-    """Ray has no limit; the names of what is missing are told."""
+    """Ray has no limit; the names of what is missing are reported."""
     serving = Scripted([("DEPLOYING", "")], [("RUNNING", "")], goal=config())
     result = run(serving, config(least=2, most=2), timeout_s=0)
     assert result.status == "rolled_back"

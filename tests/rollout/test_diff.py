@@ -28,7 +28,7 @@ def test_applications_come_stay_and_go():
 
 
 def test_only_the_applications_of_the_rollout_are_compared():
-    """What others run beside it is theirs; one that goes is always told."""
+    """What others run beside it is theirs; one that goes is always named."""
     before = {"applications": [{"name": "a"}, {"name": "b", "args": {"x": 1}}, {"name": "c"}]}
     goal = {"applications": [{"name": "a", "args": {"y": 1}}, {"name": "b"}]}
     first, *_, last = changes(before, goal, {"b"})

@@ -4,21 +4,21 @@ from serve_app.rollout.progress import Progress
 from serve_app.telemetry.cold_start import Phase
 
 
-def course(*told):
+def course(*reported):
     """Show phases to a Progress, each (seconds, name, bytes, total); returns the lines."""
     now = [0.0]
     progress = Progress(lambda: now[0])
     lines = []
-    for seconds, name, done, total in told:
+    for seconds, name, done, total in reported:
         now[0] = seconds
         lines += progress.lines({"abc": Phase(name, 1e9 + seconds, done, total)})
     return lines
 
 
-def test_each_phase_is_told_once():
+def test_each_phase_is_reported_once():
     """However often it is asked."""
-    told = [(0.0, "check", None, None), (0.5, "check", None, None), (9.0, "check", None, None)]
-    assert course(*told, (9.5, "load", None, None)) == ["abc: check", "abc: load"]
+    reported = [(0.0, "check", None, None), (0.5, "check", None, None), (9.0, "check", None, None)]
+    assert course(*reported, (9.5, "load", None, None)) == ["abc: check", "abc: load"]
 
 
 def test_a_download_tells_bytes_rate_and_what_is_left():
@@ -40,7 +40,7 @@ def test_a_download_tells_bytes_rate_and_what_is_left():
     ]
 
 
-def test_a_download_that_stands_still_is_told_and_one_that_waits_is_not():
+def test_a_download_that_stands_still_is_reported_and_one_that_waits_is_not():
     """Nothing comes: that is worth a line. Somebody else fetches, or all is here: it is not."""
     half, whole = ("download", 5_000_000, 10_000_000), ("download", 10_000_000, 10_000_000)
     assert course((0.0, *half), (5.0, *half), (10.0, *half)) == [
@@ -53,7 +53,7 @@ def test_a_download_that_stands_still_is_told_and_one_that_waits_is_not():
     assert course((0.0, *whole), (5.0, *whole), (10.0, *whole)) == ["abc: download"]
 
 
-def test_replicas_are_told_apart():
+def test_replicas_are_distinguished():
     """Each has its own line."""
     lines = Progress().lines({"b": Phase("load", 1.0), "a": Phase("check", 1.0)})
     assert lines == ["a: check", "b: load"]

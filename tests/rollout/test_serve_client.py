@@ -21,7 +21,7 @@ def test_a_model_that_never_answers_is_a_fault_and_not_a_wait(monkeypatch):
 
 
 @pytest.mark.parametrize("ask", [Instance.goal, Instance.states])
-def test_a_controller_that_hangs_is_told_and_not_waited_for(monkeypatch, ask):
+def test_a_controller_that_hangs_is_reported_and_not_waited_for(monkeypatch, ask):
     """Within a limit, in one sentence."""
     limits = []
 
@@ -38,11 +38,11 @@ def test_a_controller_that_hangs_is_told_and_not_waited_for(monkeypatch, ask):
 @pytest.mark.parametrize(("given", "applied"), [({}, 40.0), ({"target_capacity": 100}, 100)])
 def test_the_clusters_capacity_stays_where_a_file_says_nothing(monkeypatch, given, applied):
     """KubeRay sets it while it moves the traffic; it is of all applications."""
-    told = []
+    reported = []
     serving = object.__new__(Instance)
-    serving._client = SimpleNamespace(deploy_apps=lambda schema, _blocking: told.append(schema))
+    serving._client = SimpleNamespace(deploy_apps=lambda schema, _blocking: reported.append(schema))
     monkeypatch.setattr(
         serve_client, "instance_details", lambda _timeout_s: {"target_capacity": 40.0}
     )
     serving.apply({"applications": [{"name": "a", "import_path": "x:y"}], **given})
-    assert [schema.target_capacity for schema in told] == [applied]
+    assert [schema.target_capacity for schema in reported] == [applied]

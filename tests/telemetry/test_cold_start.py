@@ -30,7 +30,7 @@ def start_of(*spans, ready_s=10.0):
 
 
 def test_a_start_begins_with_the_process(asked):
-    """Without Serve's word the first phase is the interpreter's, as the system tells it."""
+    """Without Serve's word the first phase is the interpreter's, as the system says."""
     book = Ledger("llm", "abc")
     with book.span("check"):
         time.sleep(0.05)
@@ -75,17 +75,17 @@ def test_a_clock_that_is_set_meanwhile_moves_no_phase(asked, monkeypatch, jump_s
     with book.span("check"):
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + jump_s)
-        book.tell("check", 1, 2)
+        book.publish("check", 1, 2)
         time.sleep(0.05)
     with book.span("load"):
         pass
-    told = cold_start.running("llm", since=0)["abc"]
+    reported = cold_start.running("llm", since=0)["abc"]
     start = close(book)
     assert 0.05 <= phases(start)["check"].duration_s < 5
     ordered = [span.started_at for span in start.spans]
     assert ordered == sorted(ordered)
     assert 0.05 < start.ready_s < 3600  # the age of the test process at the most
-    assert ordered[-1] - told.told_at < 5
+    assert ordered[-1] - reported.published_at < 5
 
 
 def test_phases_that_were_timed_elsewhere_follow_each_other(asked):
@@ -103,7 +103,7 @@ def test_the_cluster_sees_the_phase_that_runs(asked):
     before = time.time()
     with book.span("check"):
         assert cold_start.running("llm", since=before)["abc"].name == "check"
-    book.tell("download", 3, 10)
+    book.publish("download", 3, 10)
     phase = cold_start.running("llm", since=before)["abc"]
     assert (phase.name, phase.done_bytes, phase.total_bytes) == ("download", 3, 10)
     assert cold_start.running("llm", since=time.time() + 1) == {}
@@ -163,6 +163,6 @@ def test_a_replica_that_was_killed_while_it_started_is_forgotten_after_a_day(ask
         with monkeypatch.context() as patch:
             now = time.time() - ago_s
             patch.setattr(cold_start, "now", lambda now=now: now)
-            Ledger("llm", name).tell("download")
+            Ledger("llm", name).publish("download")
     cold_start.keep(start_of(Span("check", 1.0, 1.0)))
     assert list(cold_start.running("llm", since=0)) == ["slow"]

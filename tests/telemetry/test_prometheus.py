@@ -31,7 +31,7 @@ def families(text):
 
 
 def test_two_nodes_make_one_page_that_prometheus_reads():
-    """Every header stands once, and each sample tells its node."""
+    """Every header stands once, and each sample names its node."""
     page = prometheus.merge({"a": NODE_A, "b": NODE_B})
     assert page.count("# TYPE ray_serve_app_seconds ") == 1
     found = families(page)

@@ -1,4 +1,4 @@
-"""Spans reach a collector over OTLP, and without the exporter one is told what to install."""
+"""Spans reach a collector over OTLP, and without the exporter the message says what to install."""
 
 import http.server
 import sys

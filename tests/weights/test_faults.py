@@ -149,7 +149,7 @@ def test_what_was_left_behind_wrong_is_thrown_away(hub, tmp_path):
     assert not list(store.blobs.glob("*.incomplete"))
 
 
-def test_a_hub_that_sends_other_bytes_is_told_after_the_second_time(hub, tmp_path):
+def test_a_hub_that_sends_other_bytes_is_reported_after_the_second_time(hub, tmp_path):
     """Nothing of it is left under a name that anybody looks for."""
     file = hub_file(hub)
     size, _ = file.size, file.sha256
@@ -161,7 +161,7 @@ def test_a_hub_that_sends_other_bytes_is_told_after_the_second_time(hub, tmp_pat
     assert not (store.snapshot / WEIGHTS).exists()
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_first_byte(hub, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(hub, tmp_path, monkeypatch):
     """Bytes needed, bytes free, the place, and which old revisions could go."""
     config = access(hub, tmp_path, hub.issue_token())
     old = commit_of(hub)
@@ -182,12 +182,12 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(hub, tmp_path, m
     assert cdn(hub) == []
 
 
-def test_old_revisions_are_told_and_stay(hub, tmp_path, monkeypatch):
+def test_old_revisions_are_reported_and_stay(hub, tmp_path, monkeypatch):
     """They make the rollback fast; what they share with others is not counted."""
-    told = []
+    reported = []
     monkeypatch.setattr(
         "serve_app.weights.fetch.log",
-        SimpleNamespace(info=lambda event, **facts: told.append((event, facts))),
+        SimpleNamespace(info=lambda event, **facts: reported.append((event, facts))),
     )
     config = access(hub, tmp_path, hub.issue_token())
     old = commit_of(hub)
@@ -195,7 +195,7 @@ def test_old_revisions_are_told_and_stay(hub, tmp_path, monkeypatch):
     hub._state.repos[TINY_REPO].push(single_files() | {WEIGHTS: os.urandom(5000)})
     fetch(MODEL, config, commit_of(hub))
     alone = len(single_files()[WEIGHTS])
-    assert told == [("weights.outdated", {"repo_id": TINY_REPO, "revisions": {old: alone}})]
+    assert reported == [("weights.outdated", {"repo_id": TINY_REPO, "revisions": {old: alone}})]
     assert (first / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
 
 

@@ -80,7 +80,7 @@ def test_replicas_of_one_node_share_the_download(hub, tmp_path):
         (Behaviour.expired, "expired"),
     ],
 )
-def test_a_refusal_is_told_in_the_hubs_words(hub, tmp_path, behaviour, words):
+def test_a_refusal_is_reported_in_the_hubs_words(hub, tmp_path, behaviour, words):
     """A 403 too, which huggingface_hub reports as `check your connection`; no secret goes along."""
     token = hub.issue_token(behaviour)
     with pytest.raises(AccessDenied, match=words) as caught:
@@ -125,7 +125,7 @@ def test_other_failures_are_one_clean_sentence(hub, tmp_path, monkeypatch, error
         fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
 
 
-def test_a_broken_token_is_told_before_the_download(hub, tmp_path):
+def test_a_broken_token_is_reported_before_the_download(hub, tmp_path):
     """The file may have been rotated to nonsense since the gate."""
     with pytest.raises(AccessDenied, match="quotes"):
         fetch(MODEL, access(hub, tmp_path, f"'{fake_token()}'"), "0" * 40)
@@ -144,7 +144,7 @@ def test_a_local_directory_is_taken_as_it_is(hub, tmp_path):
     assert hub.log == []
 
 
-def test_the_bytes_are_told_as_they_come(tmp_path, monkeypatch):
+def test_the_bytes_are_reported_as_they_come(tmp_path, monkeypatch):
     """Growing, from what was begun, of the right total; and no more when all is here."""
     monkeypatch.setattr(weights_bring, "TELL_S", 0.02)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
@@ -153,13 +153,13 @@ def test_the_bytes_are_told_as_they_come(tmp_path, monkeypatch):
     with LocalHub([repo]) as hub:
         serve_other_bytes(repo.files(repo.sha)["model.safetensors"], content, pause_s=0.05)
         config = access(hub, tmp_path, hub.issue_token())
-        told: list[tuple[int, int]] = []
-        fetch(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
-        done = [each for each, _ in told]
-        assert {total for _, total in told} == {len(content) + 2}
+        reported: list[tuple[int, int]] = []
+        fetch(MODEL, config, repo.sha, progress=lambda *bytes_: reported.append(bytes_))
+        done = [each for each, _ in reported]
+        assert {total for _, total in reported} == {len(content) + 2}
         assert done == sorted(done)
         assert len(set(done)) > 3
-        fetch(MODEL, config, repo.sha, tell=lambda *bytes_: told.append(bytes_))
-        count = len(told)
+        fetch(MODEL, config, repo.sha, progress=lambda *bytes_: reported.append(bytes_))
+        count = len(reported)
         time.sleep(0.1)
-        assert len(told) == count
+        assert len(reported) == count

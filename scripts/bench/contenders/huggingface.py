@@ -93,7 +93,7 @@ def _load(setup: Setup) -> Any:
 
 
 class _Clock(BaseStreamer):
-    """Notes when each step's tokens come; the first call brings the prompts."""
+    """Notes when each step's tokens come; the first call has the prompts."""
 
     def __init__(self, began: float) -> None:
         self.times: list[float] = []

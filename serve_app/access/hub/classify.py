@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def is_ok(self) -> bool:
-        """Tell whether the status is a success."""
+        """Return whether the status is a success."""
         return 200 <= self.status < 300
 
     def payload(self) -> Any:
@@ -103,7 +103,7 @@ def _code(code: str) -> _Match:
 
 
 def _gate(words: str) -> _Match:
-    """Match a refusal of the gate; what it says tells which of its states."""
+    """Match a refusal of the gate; its words say which of its states."""
     return lambda answer, _caller: answer.code == "GatedRepo" and words in answer.words
 
 
@@ -156,7 +156,7 @@ RULES: tuple[tuple[_Match, Outcome], ...] = (
 
 
 def classify(answer: Answer, caller: Caller) -> Outcome:
-    """Return the one meaning of an answer that did not bring what was asked for."""
+    """Return the one meaning of an answer that did not have what was asked for."""
     for matches, outcome in RULES:
         if matches(answer, caller):
             return outcome
@@ -166,7 +166,7 @@ def classify(answer: Answer, caller: Caller) -> Outcome:
 
 
 def holds_weights(answer: Answer, size: int | None) -> bool:
-    """Tell whether an answer is the beginning of a safetensors file.
+    """Return whether an answer is the beginning of a safetensors file.
 
     The format begins with the length of its JSON header, 8 bytes little endian, and the
     header's opening brace.
@@ -178,10 +178,10 @@ def holds_weights(answer: Answer, size: int | None) -> bool:
     if answer.status not in (200, 206) or len(answer.body) < 9 or answer.body[8:9] != b"{":
         return False
     header = int.from_bytes(answer.body[:8], "little")
-    told = _total(answer)
-    if size is not None and told is not None and told != size:
+    stated = _total(answer)
+    if size is not None and stated is not None and stated != size:
         return False
-    total = told if told is not None else size
+    total = stated if stated is not None else size
     return 2 <= header <= HEADER_BYTES and (total is None or 8 + header <= total)
 
 

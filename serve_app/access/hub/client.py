@@ -178,7 +178,7 @@ def _read(chunks: Iterator[bytes], limit: int, stop_at: float) -> bytes:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether the same request may succeed a moment later."""
+    """Return whether the same request may succeed a moment later."""
     passing = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
     return isinstance(error, passing) and not is_certificate(error)
 
@@ -186,13 +186,13 @@ def _may_pass(error: Exception) -> bool:
 def _pause(answer: Answer, attempt: int, tries: int) -> float | None:
     """Return how many seconds to wait before asking again; None says not to."""
     if answer.status == 429 and tries > 1:
-        return _told_to_wait(answer) + random.uniform(0, 0.5)  # noqa: S311
+        return _wait_asked_for(answer) + random.uniform(0, 0.5)  # noqa: S311
     if answer.status in (408, 500, 502, 503, 504) and attempt < tries:
         return _backoff(attempt)
     return None
 
 
-def _told_to_wait(answer: Answer) -> float:
+def _wait_asked_for(answer: Answer) -> float:
     after = whole_number(answer.headers.get("retry-after"))
     quota = re.search(r";\s*t\s*=\s*(\d{1,9})", answer.headers.get("ratelimit", ""))
     waits = [] if after is None else [float(after)]

@@ -263,7 +263,7 @@ class Probe:
 
 
 def _explains(hint: NodeVerdict, failed: Failed, report: TokenReport) -> bool:
-    """Tell whether another node has asked about the same refusal of the same token."""
+    """Return whether another node has asked about the same refusal of the same token."""
     if hint.token.fingerprint != report.fingerprint:
         return False
     expired = (Outcome.EXPIRED_TOKEN, Outcome.INVALID_TOKEN)

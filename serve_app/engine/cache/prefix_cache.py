@@ -5,7 +5,7 @@ region, so a hit is a copy of K and V, about a hundredth of computing them; a re
 finished sequence left, and that the hit covers whole, is taken over instead. What is cached
 lies in room that nobody needs: it goes, least recently used first, when somebody does.
 
-All requests of a replica share the cache, so the time to the first token can tell a client
+All requests of a replica share the cache, so the time to the first token can show a client
 whether somebody sent the same beginning before. Where that matters, switch it off.
 """
 

@@ -102,6 +102,6 @@ def _of_choices(choices: list[str]) -> str:
 
 @cache
 def _is_regular(pattern: str) -> bool:
-    """Tell whether a pattern can be enforced; look-around and back references cannot."""
+    """Return whether a pattern can be enforced; look-around and back references cannot."""
     grammar = LLMatcher.grammar_from_json_schema({"type": "string", "pattern": pattern}, OPTIONS)
     return not LLMatcher.validate_grammar(grammar)

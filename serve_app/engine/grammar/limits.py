@@ -52,7 +52,7 @@ def _check_repeats(text: str) -> None:
 
 
 def is_too_large_a_multiple(value: Any) -> bool:
-    """Tell whether `multipleOf` at this value takes an automaton beyond `MAX_MULTIPLE` states."""
+    """Return whether `multipleOf` at this value takes an automaton beyond `MAX_MULTIPLE` states."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         return False  # malformed: the compiler says so
     if value == float("inf"):

@@ -1,7 +1,7 @@
 """One completion's way through a grammar, as the engine's thread sees it.
 
 The thread sends the token that was sampled and goes on with its step; the mask of the next one
-is computed by the worker meanwhile. Nothing here waits longer than it is told to: a completion
+is computed by the worker meanwhile. Nothing here waits longer than its limit: a completion
 whose mask is late sits out a step, and one whose worker is gone fails alone.
 """
 
@@ -156,7 +156,7 @@ class Worker:
         """Fail all that walk the grammar, and end the process.
 
         Args:
-            why: a sentence; None if the process is gone and its status tells.
+            why: a sentence; None if the process is gone and its status says it.
         """
         if self.fault is None:
             self.fault = why or self._host.explain(self)

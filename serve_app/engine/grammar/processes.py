@@ -123,7 +123,7 @@ class Server:
         self._govern("kill", worker)
 
     def explain(self, worker: Worker, *, compiling: bool = False) -> str:
-        """Tell, in a sentence, why a worker has ended."""
+        """Return, as a sentence, why a worker has ended."""
         limits = self._settings.limits
         status = self._govern("status", worker)
         what = "compiling it" if compiling else "one of its masks"

@@ -81,7 +81,7 @@ def prepare(
     Args:
         schema: the client's.
         strict: whether what cannot be enforced is an error, where no mark says otherwise.
-        is_regular: tells whether a pattern can be enforced.
+        is_regular: whether a pattern can be enforced.
 
     Raises:
         SchemaFault: nested too deeply, or, under `strict`, something in it cannot be enforced or a
@@ -162,7 +162,7 @@ class _Preparation:
         return value
 
     def _is_kept(self, keyword: str, value: Any, place: _Place) -> bool:
-        """Tell whether a keyword goes to the compiler.
+        """Return whether a keyword goes to the compiler.
 
         Raises:
             SchemaFault: it cannot be enforced, and has to be.
@@ -279,7 +279,7 @@ def _members(node: dict[str, Any], keyword: str) -> list[Any]:
 
 
 def _describe_one_object(node: dict[str, Any], keyword: str) -> bool:
-    """Tell whether the members of a keyword speak of an object that others speak of, too."""
+    """Return whether the members of a keyword speak of an object that others speak of, too."""
     beside = {"properties", "allOf", "$ref"} & node.keys() - {keyword}
     several = keyword == "allOf" and len(_members(node, keyword)) > 1
     return keyword in ("allOf", "anyOf", "oneOf") and (several or bool(beside))

@@ -23,7 +23,7 @@ _MASK = 2**64 - 1
 
 
 def finite(logits: torch.Tensor) -> list[bool]:
-    """Tell which rows of (rows, vocabulary) hold neither NaN nor an infinity."""
+    """Return which rows of (rows, vocabulary) hold neither NaN nor an infinity."""
     # Any of them survives a sum, so this is one pass over the logits.
     return torch.isfinite(logits.sum(dim=-1, dtype=torch.float32)).tolist()
 

@@ -96,7 +96,7 @@ class VllmLoop:
         asyncio.run_coroutine_threadsafe(self._look(), self._events)
 
     def stop(self, timeout_s: float) -> bool:
-        """End vLLM's processes and the thread; tell whether it has ended in time."""
+        """End vLLM's processes and the thread; return whether it has ended in time."""
         self._is_over = True
         self._watchdog.stop()
         with suppress(TimeoutError):
@@ -117,7 +117,7 @@ class VllmLoop:
             self._events.call_soon_threadsafe(self._abort, key)
 
     def is_alive(self) -> bool:
-        """Tell whether vLLM's processes do their work."""
+        """Return whether vLLM's processes do their work."""
         return not self._is_over and self._thread.is_alive() and not self.llm.errored
 
     @property

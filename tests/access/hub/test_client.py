@@ -99,8 +99,8 @@ def test_a_sick_server_is_asked_four_times(status, monkeypatch):
         ({}, 5),
     ],
 )
-def test_a_rate_limit_is_waited_for_as_told(headers, wait_s, monkeypatch):
-    """The longer of what is told, plus up to half a second so that nodes do not come at once."""
+def test_a_rate_limit_is_waited_for_as_asked(headers, wait_s, monkeypatch):
+    """The longer of what is asked, plus up to half a second so that nodes do not come at once."""
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     answer, _ = scripted(httpx2.Response(429, headers=headers), httpx2.Response(200))
@@ -127,7 +127,7 @@ def test_a_wait_beyond_the_budget_is_not_begun(monkeypatch):
         (ValueError("x"), 1, "could not be asked"),
     ],
 )
-def test_no_answer_is_told_by_its_cause(error, tries, words, monkeypatch):
+def test_no_answer_is_reported_by_its_cause(error, tries, words, monkeypatch):
     """What may pass is repeated, what needs a fix is not; no cause with a request in it."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     answer, seen = scripted(error)

@@ -77,7 +77,7 @@ def test_a_proxy_that_refuses_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
-def test_a_socks_proxy_without_its_package_is_told_so(monkeypatch, scheme):
+def test_a_socks_proxy_without_its_package_is_reported_so(monkeypatch, scheme):
     """With the package to install; not as a failure of the probe."""
     monkeypatch.setenv("ALL_PROXY", f"{scheme}://user:secret@127.0.0.1:1080")
     verdict = asked()
@@ -86,7 +86,7 @@ def test_a_socks_proxy_without_its_package_is_told_so(monkeypatch, scheme):
     assert "secret" not in verdict.hub_message
 
 
-def test_a_proxy_of_an_unknown_kind_is_told_so(monkeypatch):
+def test_a_proxy_of_an_unknown_kind_is_reported_so(monkeypatch):
     """A mistyped scheme."""
     monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy:21")
     verdict = asked()
@@ -127,7 +127,9 @@ def test_a_variable_of_other_clients_is_translated(certificates, tmp_path, monke
         assert check_here(MODEL, config).outcome is Outcome.GRANTED
 
 
-def test_an_authority_that_is_not_known_is_told_where_to_put(certificates, tmp_path, monkeypatch):
+def test_an_authority_that_is_not_known_gets_a_hint_where_to_put(
+    certificates, tmp_path, monkeypatch
+):
     """Without any variable, and with a file that lacks it."""
     with LocalHub([Repo(TINY_REPO, single_files())], tls=certificates.server) as hub:
         config = access(hub, tmp_path, hub.issue_token(), **LIMITS)

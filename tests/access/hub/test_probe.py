@@ -20,7 +20,7 @@ from tests.access.cases import MODEL, access, fake_token, sharded_files, single_
 from tests.conftest import TINY_REPO
 
 IMPATIENT = {"timeout_s": 0.5, "deadline_s": 3}
-# behaviour of the Hub -> outcome, requests to the Hub, the account is told
+# behaviour of the Hub -> outcome, requests to the Hub, the account is reported
 REFUSALS = {
     Behaviour.never_asked: (Outcome.LICENSE_NOT_ACCEPTED, 3, True),
     Behaviour.pending: (Outcome.REQUEST_PENDING, 3, True),
@@ -81,7 +81,7 @@ def test_every_behaviour_of_the_hub_has_its_test():
 
 @pytest.mark.parametrize("behaviour", list(REFUSALS))
 def test_refusals(hub, tmp_path, behaviour):
-    """Each is told apart, in the Hub's words, with a fix; at most whoami is asked on top."""
+    """Each is distinguished, in the Hub's words, with a fix; at most whoami is asked on top."""
     token = hub.issue_token(behaviour, account="alice")
     verdict = check_here(MODEL, access(hub, tmp_path, token, **IMPATIENT))
     outcome, requests, names_account = REFUSALS[behaviour]
@@ -161,7 +161,7 @@ def test_a_dead_token_fails_at_a_public_repository(tmp_path, behaviour):
 
 
 def test_a_broken_token_costs_no_request(hub, tmp_path):
-    """Its shape is told before anything is sent."""
+    """Its shape is reported before anything is sent."""
     verdict = check_here(MODEL, access(hub, tmp_path, f'"{fake_token()}"'))
     assert (verdict.outcome, verdict.hub_requests) == (Outcome.MALFORMED_TOKEN, 0)
     assert hub.log == []
@@ -179,7 +179,7 @@ def test_a_missing_repository(hub, tmp_path):
             assert "model.repo_id" in verdict.remedy
 
 
-def test_a_missing_revision_is_told_even_without_a_grant(hub, tmp_path):
+def test_a_missing_revision_is_reported_even_without_a_grant(hub, tmp_path):
     """The gate answers before existence, so the public description is asked first."""
     model = ModelConfig(repo_id=TINY_REPO, revision="v9/no such")
     for behaviour in (Behaviour.granted, Behaviour.never_asked):
@@ -263,7 +263,7 @@ def test_a_flaky_hub_is_asked_again(hub, tmp_path):
         assert verdict.outcome is Outcome.GRANTED
 
 
-def test_a_long_rate_limit_is_told_at_once(hub, tmp_path):
+def test_a_long_rate_limit_is_reported_at_once(hub, tmp_path):
     """Waiting five minutes does not fit into the deadline, so nobody waits at all."""
     token = hub.issue_token(Behaviour.rate_limited, retry_after_s=300)
     began = time.monotonic()
@@ -354,7 +354,7 @@ def test_a_mirror_over_plain_http_is_asked_without_a_token_or_if_allowed(
 
 
 def test_https_with_an_authority_of_our_own(certificates, tmp_path, monkeypatch):
-    """Trusted by SSL_CERT_FILE as huggingface_hub trusts it; otherwise told as TLS."""
+    """Trusted by SSL_CERT_FILE as huggingface_hub trusts it; otherwise reported as TLS."""
     with LocalHub([Repo(TINY_REPO, single_files())], tls=certificates.server) as hub:
         config = access(hub, tmp_path, hub.issue_token())
         untrusted = check_here(MODEL, config)

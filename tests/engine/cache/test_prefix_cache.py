@@ -18,7 +18,7 @@ def cached(cache: PrefixCache, *blocks: int, spare: int = 0):
     return holding
 
 
-def test_a_block_is_told_from_its_equal_after_other_tokens():
+def test_a_block_differs_from_its_equal_after_other_tokens():
     """The digest is of the whole beginning, and of no token after the last whole block."""
     assert chain(1, 2)[1] != chain(3, 2)[1]
     assert chain(1, 2)[:1] == chain(1)

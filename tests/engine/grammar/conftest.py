@@ -71,7 +71,7 @@ class Demo:
         return Walk(self.decode(ids), complete=False, fault=None)
 
     def accepts(self, worker: Worker, text: str) -> bool:
-        """Tell whether a text is complete under a grammar."""
+        """Return whether a text is complete under a grammar."""
         (matcher,) = worker.open()
         try:
             for token in (*self.tokenizer.encode(text).ids, EOS):

@@ -309,7 +309,7 @@ async def test_the_one_that_compiles_longest_makes_room(demo, monkeypatch):
             task.cancel()
 
 
-async def test_too_many_at_once_are_told_to_come_back(demo, monkeypatch):
+async def test_too_many_at_once_are_asked_to_come_back(demo, monkeypatch):
     """The line for a place is bounded."""
     monkeypatch.setattr(pools, "MAX_QUEUED_PER_CLIENT", 0)
     with closing(demo.pool()) as pool:

@@ -46,7 +46,9 @@ def written_out(query, keys, values, spans, scoring):
     return out
 
 
-def tensors(heads, kv_heads, spans, value_dim=VALUE_DIM):
+def tensors(heads, spans, value_dim=VALUE_DIM):
+    """Return random (query, keys, values) for a pair (heads, kv_heads)."""
+    heads, kv_heads = heads
     generator = torch.Generator().manual_seed(heads)
     tokens = sum(span.q_count for span in spans)
     shapes = ((tokens, heads, DIM), (POOL, kv_heads, DIM), (POOL, kv_heads, value_dim))
@@ -58,14 +60,14 @@ def tensors(heads, kv_heads, spans, value_dim=VALUE_DIM):
 @pytest.mark.parametrize("scoring", SCORINGS, ids=str)
 def test_sdpa_is_attention(heads, spans, scoring):
     """Causal, windowed and softcapped, with shared KV heads, over the pool in place."""
-    query, keys, values = tensors(*heads, spans)
+    query, keys, values = tensors(heads, spans)
     out = SdpaBackend().begin(spans).attend(query, keys, values, scoring)
     torch.testing.assert_close(out, written_out(query, keys, values, spans, scoring))
 
 
 def test_sdpa_takes_values_of_another_size():
     """K and V heads may differ in size."""
-    query, keys, values = tensors(4, 2, MIXED, value_dim=8)
+    query, keys, values = tensors((4, 2), MIXED, value_dim=8)
     out = SdpaBackend().begin(MIXED).attend(query, keys, values, Scoring(0.25))
     torch.testing.assert_close(out, written_out(query, keys, values, MIXED, Scoring(0.25)))
 
@@ -116,7 +118,7 @@ def documented_varlen_attn(  # noqa: PLR0917 (torch's signature)
 @pytest.mark.parametrize("scoring", SCORINGS[:3], ids=str)
 def test_varlen_asks_for_what_sdpa_does(heads, spans, scoring):
     """Starts, lengths and windows handed to `varlen_attn` mean the same attention."""
-    query, keys, values = tensors(*heads, spans)
+    query, keys, values = tensors(heads, spans)
     step = VarlenBackend(documented_varlen_attn).begin(spans)
     out = step.attend(query, keys, values, scoring)
     torch.testing.assert_close(out, written_out(query, keys, values, spans, scoring))
@@ -132,7 +134,7 @@ def test_single_queries_get_the_fast_kernel(window):
         calls.append((rows, how["max_q"], how["window_size"], how["seqused_k"].tolist()))
         return documented_varlen_attn(query, keys, values, **how)
 
-    query, keys, values = tensors(4, 2, MIXED)
+    query, keys, values = tensors((4, 2), MIXED)
     scoring = Scoring(0.25, window=window)
     VarlenBackend(attend).begin(MIXED).attend(query, keys, values, scoring)
     left = -1 if window is None else window - 1

@@ -92,7 +92,7 @@ SHAPE = LayerShape(
 
 
 class Card:
-    """A GPU of 80 GiB, as torch and the driver tell of it; sizes in GiB."""
+    """A GPU of 80 GiB, as torch and the driver report it; sizes in GiB."""
 
     total = 80.0
 
@@ -101,10 +101,10 @@ class Card:
         self.weights = 0.0
         self.context = 0.5
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: self.told())
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: self.reported())
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: int(self.weights * GIB))
 
-    def told(self):
+    def reported(self):
         free = self.total - self.others - self.weights - self.context
         return int(free * GIB), int(self.total * GIB)
 

@@ -263,7 +263,7 @@ def test_a_model_that_says_nothing_fails_the_warm_up(copy):
 
 
 async def test_a_model_without_a_chat_template_loads(copy):
-    """Completions work; a conversation is told why not."""
+    """Completions work; a conversation is refused with the reason."""
     (copy / "chat_template.jinja").unlink()
     engine = load_engine(copy)
     try:

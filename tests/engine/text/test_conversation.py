@@ -194,7 +194,7 @@ def test_what_a_template_takes_is_rendered_as_it_came(template, messages, option
     assert ChatRenderer(tokenizer).render(ChatPrompt(messages, **options)) == theirs
 
 
-def test_a_refusal_is_told_in_the_templates_own_words():
+def test_a_refusal_is_reported_in_the_templates_own_words():
     """Those about what the client sent, when no other form helps either."""
     stubborn = "{{ raise_exception(messages | length ~ ' are not enough') }}"
     with pytest.raises(InvalidRequest, match="refuses this conversation: 2 are not enough"):

@@ -115,7 +115,7 @@ def test_an_empty_text_is_what_the_tokenizer_begins_a_text_with():
 )
 def test_bad_prompts_are_refused(prompt, words):
     """Each gets one sentence and harms nobody."""
-    if words == "refuses":  # jinja2 renders a missing content as nothing, unless told not to
+    if words == "refuses":  # jinja2 renders a missing content as nothing, unless asked not to
         strict = make_tokenizer()
         strict.chat_template = "{{ messages[0].content + 'x' }}"
         with pytest.raises(InvalidRequest, match="refuses this conversation"):

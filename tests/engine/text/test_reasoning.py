@@ -56,7 +56,7 @@ def test_any_cut_of_any_text_is_split_alike(text, ends, start):
     assert split(pieces, start) == split([text], start) == split(text, start)
 
 
-def test_thoughts_are_told_while_they_come():
+def test_thoughts_are_reported_while_they_come():
     """What may be the closing tag is held, and white space before it."""
     splitter = ThoughtSplitter(Thinking.OPEN)
     seen = [splitter.push(piece) for piece in ["\nI", " see ", "<", "b", " </th", "ink>\n", "so"]]

@@ -38,7 +38,7 @@ async def test_a_few_at_a_time():
 
 
 async def test_what_waits_is_bounded(monkeypatch):
-    """More is told to come back; when the line is empty, any size gets its turn."""
+    """More is asked to come back; when the line is empty, any size gets its turn."""
     monkeypatch.setattr(text_work, "MAX_PENDING_CHARS", 3 * LONG)
     work = TextWork()
     go = threading.Event()

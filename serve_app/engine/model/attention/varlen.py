@@ -39,7 +39,7 @@ def find_varlen_attn() -> Callable[..., torch.Tensor] | None:
 
 
 def supports(shapes: Iterable[LayerShape]) -> bool:
-    """Tell whether every layer fits FlashAttention 2 on its device."""
+    """Return whether every layer fits FlashAttention 2 on its device."""
     return all(
         shape.device.type == "cuda"
         and torch.cuda.get_device_capability(shape.device) >= MIN_CAPABILITY

@@ -2,7 +2,7 @@
 
 The C++ has no dependency but OpenMP, whose runtime torch has loaded already, so compiling
 takes seconds and works wherever a C++ compiler is. The result is kept in the user's cache
-under a name that tells source, compiler and processor apart.
+under a name that differs by source, compiler and processor.
 """
 
 from __future__ import annotations

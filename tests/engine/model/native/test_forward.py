@@ -209,7 +209,7 @@ def test_unlike_models_are_left_alone():
     assert "float16" in unsupported(model.half())
 
 
-def test_a_machine_without_a_compiler_is_told(monkeypatch, tmp_path):
+def test_a_machine_without_a_compiler_is_reported(monkeypatch, tmp_path):
     """Nothing found, or something that fails: one sentence, no traceback."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
