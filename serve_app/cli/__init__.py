@@ -3,6 +3,7 @@
 main.py       START HERE: the parser, and what each command calls
 check.py      the gate without a rollout
 deploy.py     `deploy` and `rollback`
+prefetch.py   the weights onto every node, after the gate and before a rollout
 history.py    what gates, deploys and rollbacks decided
 receipt.py    what each node has proven, under which license, since when
 coldstart.py  the latest starts of every replica, by phase

@@ -17,7 +17,7 @@ from serve_app.errors import ConfigError
 from serve_app.loadtest.options import add_capacity, add_loadtest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from serve_app.access.receipt import NodeReceipt
     from serve_app.access.verdict import Verdict
@@ -102,6 +102,11 @@ def _add_rollouts(commands: Any) -> None:
     deploy = commands.add_parser("deploy", help="gate, apply, watch, ask; back if it fails")
     deploy.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
     deploy.add_argument("--dry-run", action="store_true", help="stop after the gate and the plan")
+    deploy.add_argument(
+        "--prefetch",
+        action="store_true",
+        help="the weights onto every node before Serve is touched",
+    )
     deploy.set_defaults(command=_deploy)
     deploy.add_argument(
         "--remove",
@@ -110,12 +115,15 @@ def _add_rollouts(commands: Any) -> None:
         default=[],
         help="take an application away that serves and is not in the file; others stay",
     )
+    prefetch = commands.add_parser("prefetch", help="after the gate, the weights onto every node")
+    prefetch.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    prefetch.set_defaults(command=_prefetch)
     rollback = commands.add_parser("rollback", help="go back to the config that served before")
     rollback.add_argument(
         "application", nargs="?", metavar="APP", help="this one (default: the last rollout's)"
     )
     rollback.set_defaults(command=_rollback, dry_run=False, remove=[])
-    for parser in (deploy, rollback):
+    for parser in (deploy, prefetch, rollback):
         parser.add_argument(
             "--address", help="address of the Ray cluster (default: the running one)"
         )
@@ -130,10 +138,7 @@ def _check(options: argparse.Namespace) -> int:
     from serve_app.access.preflight import check_this_machine
     from serve_app.cli import check
 
-    try:
-        wait_s = check.parse_duration(options.wait)
-    except ValueError as error:
-        raise ConfigError(f"--wait: {error}") from None
+    wait_s = _duration(options.wait, "--wait")
     _configure_logs("error")
     if options.repo_id:
         apps = serve_config.read_foreign(
@@ -161,10 +166,46 @@ def _deploy(options: argparse.Namespace) -> int:
     code, verdicts = _gate_before_rollout(apps, options)
     if code and how.dry_run:
         return code
+    if options.prefetch and not code and not how.dry_run:
+        not_fetched = _fetch_everywhere(apps, verdicts, options)
+        if not_fetched:
+            return not_fetched
     with deploy.connected(options.address):
         if code:
             return deploy.blocked(code, apps, verdicts)
         return deploy.run(goal, apps, verdicts, how)
+
+
+def _prefetch(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+
+    _configure_logs("error")
+    apps = serve_config.read(options.config)
+    code, verdicts = _gate_before_rollout(apps, options)
+    return code or _fetch_everywhere(apps, verdicts, options)
+
+
+def _fetch_everywhere(
+    apps: Sequence[ServedApp], verdicts: Mapping[str, Verdict], options: argparse.Namespace
+) -> int:
+    from serve_app.cli import prefetch
+
+    return prefetch.run(
+        apps,
+        verdicts,
+        address=options.address,
+        timeout_s=_duration(options.timeout, "--timeout"),
+        as_json=options.json,
+    )
+
+
+def _duration(text: str, option: str) -> float:
+    from serve_app.cli import check
+
+    try:
+        return check.parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -193,13 +234,9 @@ def _configure_logs(level: Literal["error", "info"]) -> None:
 
 
 def _rollout_options(options: argparse.Namespace) -> Options:
-    from serve_app.cli import check
     from serve_app.cli.deploy import Options
 
-    try:
-        timeout_s = check.parse_duration(options.timeout)
-    except ValueError as error:
-        raise ConfigError(f"--timeout: {error}") from None
+    timeout_s = _duration(options.timeout, "--timeout")
     # A script gets each entry of the history as a line; a person has read it already.
     _configure_logs("error" if sys.stderr.isatty() else "info")
     return Options(
