@@ -6,6 +6,7 @@ node_check.py   what one node does: its probe, and a receipt for what it proved
 hub/            everything that speaks to a Hub: probe, answers, listing, download
 token.py        which token this process uses, and from where it came
 local.py        a model that is a directory on the node
+license.py      the license a model states, its text, and whether the config allows it
 capacity.py     what this node can hold
 verdict.py      outcomes of nodes, and the decision over all of them
 remedies.py     one sentence for each outcome: what to do about it

@@ -6,11 +6,15 @@ check must not load a tensor library before the node has proven what it holds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from serve_app.access.capacity import room_fault
+from serve_app.access.license import facts_of, license_fault
+from serve_app.access.remedies import remedy
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
+from serve_app.access_config import LicensePolicy
 from serve_app.checkpoint.directory import check_checkpoint
 from serve_app.checkpoint.runnable import Loader, weights_bytes
 from serve_app.errors import ModelLoadError
@@ -38,6 +42,20 @@ def check_directory(path: str, loader: Loader | None = None) -> NodeVerdict:
     except OSError as error:
         return _verdict(Outcome.WEIGHTS_MISSING, path, f"{error.filename}: {error.strerror}")
     return _verdict(Outcome.GRANTED, path, "")
+
+
+def check_model(path: str, policy: LicensePolicy | None, loader: Loader | None) -> NodeVerdict:
+    """Do `check_directory`, and compare the license in the directory with the policy.
+
+    Returns:
+        `granted`, `weights_missing` or `license_not_allowed`, with what the directory states.
+    """
+    verdict = check_directory(path, loader)
+    facts = facts_of(Path(path).expanduser())
+    if verdict.outcome is Outcome.GRANTED and (fault := license_fault(policy, facts)):
+        sentence, _ = remedy(Outcome.LICENSE_NOT_ALLOWED)
+        verdict = _verdict(Outcome.LICENSE_NOT_ALLOWED, path, fault, sentence)
+    return replace(verdict, facts=facts)
 
 
 def _refuse_size(listed: int, config: dict[str, Any], loader: Loader) -> None:

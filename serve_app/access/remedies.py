@@ -62,6 +62,16 @@ _MENDS: dict[Outcome, tuple[str, str | None]] = {
         "that (country, network or content policy, single sign-on), or ask the repo's owners.",
         "/{repo_id}",
     ),
+    Outcome.LICENSE_NOT_ALLOWED: (
+        "Let whoever decides about licenses read it; then add it to access.license, or choose "
+        "another model or revision.",
+        "/{repo_id}",
+    ),
+    Outcome.DIGEST_MISMATCH: (
+        "Find out who changed the files; then set model.digest to what `serve-app digest` prints, "
+        "or model.revision to the commit that the digest belongs to.",
+        "/{repo_id}/commits/{revision}",
+    ),
     Outcome.REPO_NOT_FOUND: (
         "Check model.repo_id; if the repository is private, this node needs the token of an "
         "account that may see it.",

@@ -29,6 +29,8 @@ class Outcome(StrEnum):
     TOKEN_SCOPE = "token_scope"  # noqa: S105
     ORG_POLICY = "org_policy"
     CONTENT_BLOCKED = "content_blocked"
+    LICENSE_NOT_ALLOWED = "license_not_allowed"
+    DIGEST_MISMATCH = "digest_mismatch"
     REPO_NOT_FOUND = "repo_not_found"
     REVISION_NOT_FOUND = "revision_not_found"
     REPO_DISABLED = "repo_disabled"
@@ -70,6 +72,21 @@ class TokenReport:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitFacts:
+    """What a commit is besides its name; the same on every node.
+
+    Args:
+        license_id: as its model card states it, in lower case; several joined by a comma.
+        license_sha256: of its license text; None if there is none, or nobody had to read it.
+        digest: of its list of files, see `access/digest.py`; None if nobody had to compute it.
+    """
+
+    license_id: str | None = None
+    license_sha256: str | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeVerdict:
     """What one node may do.
 
@@ -88,6 +105,7 @@ class NodeVerdict:
         weights_bytes: of all weights in memory, where that was learned.
         receipt_age_s: set if the Hub could not be asked and a receipt of this age granted it.
         deferred: no node was there to ask, and `access.on_no_nodes` leaves it to the replicas.
+        facts: what the commit is, as far as this node learned it.
     """
 
     node_id: str
@@ -104,6 +122,7 @@ class NodeVerdict:
     weights_bytes: int | None = None
     receipt_age_s: float | None = None
     deferred: bool = False
+    facts: CommitFacts = CommitFacts()
 
     def line(self) -> str:
         """Say the whole verdict in one line."""
@@ -124,6 +143,8 @@ class NodeVerdict:
                 "fingerprint": self.token.fingerprint,
                 "account": self.token.account,
             },
+            "license": {"id": self.facts.license_id, "text_sha256": self.facts.license_sha256},
+            "digest": self.facts.digest,
         }
 
 

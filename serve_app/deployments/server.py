@@ -23,8 +23,8 @@ import structlog
 from ray import serve
 
 from serve_app.access import verdict as verdicts
+from serve_app.access.license import license_in
 from serve_app.access.node_check import keep_receipt, loader_of, prove_here
-from serve_app.access.receipt import license_in
 from serve_app.cluster.placement import all_nodes
 from serve_app.config import AppConfig
 from serve_app.deployments import status

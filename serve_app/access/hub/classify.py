@@ -24,6 +24,7 @@ class Step(StrEnum):
     """The question that an answer belongs to; the words stand in messages."""
 
     DESCRIPTION = "model description"
+    LICENSE = "license text"
     CONFIG = "config.json"
     LISTING = "list of files"
     INDEX = "weights index"

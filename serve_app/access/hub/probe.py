@@ -24,10 +24,11 @@ from serve_app.access import local
 from serve_app.access.hub.bounded_client import origin
 from serve_app.access.hub.classify import Answer, Caller, Step, classify
 from serve_app.access.hub.client import Failed, Wire
+from serve_app.access.hub.provenance import Terms
 from serve_app.access.hub.steps import JSON_BYTES, Proof, Subject
 from serve_app.access.remedies import remedy
 from serve_app.access.token import ResolvedToken, resolve_token
-from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
+from serve_app.access.verdict import CommitFacts, NodeVerdict, Outcome, TokenReport
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.endpoint import check_endpoint, is_plain_http
@@ -85,7 +86,8 @@ def check_here(
     """
     name = socket.gethostname()
     if model.path is not None:
-        return replace(local.check_directory(model.path, loader), node_name=name)
+        verdict = local.check_model(model.path, access.license, loader)
+        return replace(verdict, node_name=name)
     probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
 
@@ -178,6 +180,8 @@ class Probe:
             has_token=self._resolved.token is not None,
             loader=self._loader,
             weights_bytes=hint.weights_bytes if hint else None,
+            terms=Terms(license=self._access.license),
+            facts=hint.facts if hint else None,
         )
         self._proof = Proof(subject, wire)
         try:
@@ -259,6 +263,7 @@ class Probe:
             commit=self._proof.commit if self._proof else self._pinned,
             weights_file=self._proof.weights_file if self._proof else None,
             weights_bytes=self._proof.weights_bytes if self._proof else None,
+            facts=self._proof.facts if self._proof else CommitFacts(),
         )
 
 

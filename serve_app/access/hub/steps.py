@@ -1,15 +1,16 @@
 """The questions that prove access, in order; each ends the probe unless its answer is right.
 
-description -> config.json -> index -> weights file (not followed) -> its first bytes, directly
-or from the chunk store. The description is public and names the commit and the files; from
-config.json on the gate decides; and only bytes prove that the way to them is open. What
-config.json says is compared with what the engine can load, before a byte of weights.
+description -> license -> config.json -> index -> weights file (not followed) -> its first bytes,
+directly or from the chunk store. The description is public and names the commit and the files;
+from config.json on the gate decides; and only bytes prove that the way to them is open. What the
+license and config.json say is compared with the policy and with what the engine can load, before
+a byte of weights.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urljoin
 
@@ -26,7 +27,8 @@ from serve_app.access.hub.classify import (
 )
 from serve_app.access.hub.client import Failed, Wire
 from serve_app.access.hub.network import host_of
-from serve_app.access.verdict import Outcome
+from serve_app.access.hub.provenance import Provenance, Terms
+from serve_app.access.verdict import CommitFacts, Outcome
 from serve_app.checkpoint import files
 from serve_app.checkpoint.names import escape_fault, shown
 from serve_app.checkpoint.runnable import Loader, Refusal, refusal, weights_bytes
@@ -54,6 +56,8 @@ class Subject:
         has_token: whether the requests carry a token.
         loader: what will load the files; None asks for access alone.
         weights_bytes: of all its weights in memory, if that is known.
+        terms: what the config wants of the commit besides access.
+        facts: what another node learned of the pinned commit.
     """
 
     endpoint: str
@@ -64,6 +68,8 @@ class Subject:
     has_token: bool
     loader: Loader | None = None
     weights_bytes: int | None = None
+    terms: Terms = field(default_factory=Terms)
+    facts: CommitFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class Proof:
         self._wire = wire
         self._repo_id = subject.repo_id
         self._config: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
+        self._provenance = Provenance(subject.terms, subject.facts)
         self.commit = subject.pinned
         self.weights_file = subject.weights_file
         self.weights_bytes = subject.weights_bytes
@@ -98,11 +106,14 @@ class Proof:
         Raises:
             Failed: with the outcome of the first question that was not answered right.
         """
-        if self.weights_file is None:
+        if self.weights_file is None or not self._provenance.is_known:
             names = self._describe()
+            self._provenance.learn(names, self._small_file)
+            self._provenance.refuse()
             if self._subject.loader is not None:
                 self._config = self._loadable(names, self._subject.loader)
             self.weights_file = self._shard(names)
+        self._provenance.refuse()
         weights = self._locate(self.weights_file)
         if self.weights_file == files.SINGLE and weights.size is not None:
             self._weigh(weights.size)
@@ -112,10 +123,17 @@ class Proof:
         else:
             self._read_first_bytes(weights)
 
+    @property
+    def facts(self) -> CommitFacts:
+        """What was learned of the commit."""
+        return self._provenance.facts
+
     def _describe(self) -> set[str]:
         """Learn the commit and the names of its files; public, so it proves nothing else."""
         revision = quote(self._subject.pinned or self._subject.revision, safe="")
-        url = self._api_url(f"revision/{revision}")
+        # With sizes the index need not be asked for: the license's text takes its place.
+        sizes = "?blobs=true" if self._subject.terms.wants_text else ""
+        url = self._api_url(f"revision/{revision}{sizes}")
         answer = self._wire.ask(Step.DESCRIPTION, "GET", url, limit=JSON_BYTES)
         payload = answer.payload() if answer.is_ok else None
         if not isinstance(payload, dict):
@@ -127,6 +145,8 @@ class Proof:
             message = f"asked for commit {self._subject.pinned}, was named about {commit}"
             raise Failed(Outcome.UNKNOWN, message)
         self.commit = commit
+        self._sizes = _sizes(payload["siblings"])
+        self._provenance.describe(payload)
         name = payload.get("id")
         if answer.url != url and isinstance(name, str) and _REPO.fullmatch(name):
             self._repo_id = name  # renamed: ask there, not through a redirect each time
@@ -157,9 +177,15 @@ class Proof:
         return shards[0]
 
     def _indexed(self, entry: str, names: set[str]) -> list[str]:
-        """Return the shards of an index; whoever pinned the commit has read it."""
+        """Return the shards of an index; whoever pinned the commit has read it.
+
+        A complete set of numbered shards, whose sizes are known, stands for it too.
+        """
         shards = sorted(name for name in names if _SHARD.fullmatch(name))
-        if self._subject.pinned is not None and shards and entry == files.INDEX:
+        is_whole = _is_complete(shards) and self._sizes.keys() >= set(shards)
+        if is_whole:
+            self._weigh(sum(self._sizes[shard] for shard in shards))
+        if entry == files.INDEX and shards and (is_whole or self._subject.pinned is not None):
             return shards
         index = files.parse_index(
             self._small_file(Step.INDEX, entry, files.INDEX_BYTES), name=entry
@@ -243,6 +269,22 @@ class Proof:
 def _unloadable(found: Refusal) -> Failed:
     """Say what cannot be loaded: for this engine the repository holds no weights."""
     return Failed(Outcome.WEIGHTS_MISSING, sanitise(found.message), remedy=found.remedy)
+
+
+def _sizes(siblings: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the bytes of the files whose sizes the description states."""
+    stated = {entry.get("rfilename"): entry.get("size") for entry in siblings}
+    return {
+        name: size
+        for name, size in stated.items()
+        if isinstance(name, str) and isinstance(size, int) and size >= 0
+    }
+
+
+def _is_complete(shards: list[str]) -> bool:
+    """Return whether names like model-00001-of-00002.safetensors are all of their number."""
+    counts = {int(name[:-12].rpartition("-")[2]) for name in shards}
+    return counts == {len(shards)}
 
 
 def _names(siblings: Any) -> set[str] | None:
