@@ -37,6 +37,11 @@ class ModelConfig(Part):
         None, description="name in the API, or a list of them; default, and always taken: repo_id"
     )
     path: str | None = Field(None, description="local directory instead of the Hub")
+    digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="of all files and their hashes, as `serve-app digest` prints it; null: any",
+    )
     share_weights: bool = Field(
         default=True, description="nodes that proved their access fetch from each other first"
     )

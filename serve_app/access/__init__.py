@@ -7,6 +7,8 @@ hub/            everything that speaks to a Hub: probe, answers, listing, downlo
 token.py        which token this process uses, and from where it came
 local.py        a model that is a directory on the node
 license.py      the license a model states, its text, and whether the config allows it
+digest.py       one hash for all files of a commit or a directory
+terms.py        what the config wants of a commit besides access
 capacity.py     what this node can hold
 verdict.py      outcomes of nodes, and the decision over all of them
 remedies.py     one sentence for each outcome: what to do about it

@@ -5,6 +5,7 @@ check.py      the gate without a rollout
 deploy.py     `deploy` and `rollback`
 history.py    what gates, deploys and rollbacks decided
 receipt.py    what each node has proven, under which license, since when
+digest.py     what to write into `model.digest`
 coldstart.py  the latest starts of every replica, by phase
 
 `loadtest` and `capacity` are in serve_app/loadtest/command.py.

@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     receipt.set_defaults(command=_receipt)
 
+    digest = commands.add_parser("digest", help="what to write into `model.digest`")
+    digest.add_argument("what", metavar="CONFIG|DIR|REPO[@REV]", help="the model, or its config")
+    digest.set_defaults(command=_digest)
+
     coldstart = commands.add_parser("coldstart", help="where each replica's start spent its time")
     coldstart.add_argument(
         "--address", help="address of the Ray cluster (default: the running one)"
@@ -240,6 +244,13 @@ def _history(options: argparse.Namespace) -> int:
 
     _configure_logs("error")
     return history.run(options.application, options.address, as_json=options.json)
+
+
+def _digest(options: argparse.Namespace) -> int:
+    from serve_app.cli import digest
+
+    _configure_logs("error")
+    return digest.run(options.what)
 
 
 def _coldstart(options: argparse.Namespace) -> int:

@@ -105,6 +105,16 @@ class HubDownload:
             raise ModelLoadError(f"the Hub lists no weights of {self._repo_id} at {self._commit}")
         return chosen
 
+    def listing(self) -> Entries:
+        """Return all files of the commit: by the cache if it was listed here before.
+
+        Raises:
+            AccessDenied: the Hub refuses.
+            ModelLoadError: the Hub does not answer.
+        """
+        with self._failures():
+            return read_listing(self._repo_id, self._commit) or self._list(BUDGET_S)
+
     def fetch(self, file: HubFile, appending: Appending) -> None:
         """Fetch the rest of a file that may be here in part, over HTTP.
 

@@ -24,9 +24,9 @@ from serve_app.access import local
 from serve_app.access.hub.bounded_client import origin
 from serve_app.access.hub.classify import Answer, Caller, Step, classify
 from serve_app.access.hub.client import Failed, Wire
-from serve_app.access.hub.provenance import Terms
 from serve_app.access.hub.steps import JSON_BYTES, Proof, Subject
 from serve_app.access.remedies import remedy
+from serve_app.access.terms import Terms
 from serve_app.access.token import ResolvedToken, resolve_token
 from serve_app.access.verdict import CommitFacts, NodeVerdict, Outcome, TokenReport
 from serve_app.checkpoint.runnable import Loader
@@ -86,7 +86,7 @@ def check_here(
     """
     name = socket.gethostname()
     if model.path is not None:
-        verdict = local.check_model(model.path, access.license, loader)
+        verdict = local.check_model(model.path, Terms(access.license, model.digest), loader)
         return replace(verdict, node_name=name)
     probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
@@ -180,7 +180,7 @@ class Probe:
             has_token=self._resolved.token is not None,
             loader=self._loader,
             weights_bytes=hint.weights_bytes if hint else None,
-            terms=Terms(license=self._access.license),
+            terms=Terms(self._access.license, self._model.digest),
             facts=hint.facts if hint else None,
         )
         self._proof = Proof(subject, wire)

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote, urljoin
 
 from serve_app.access.capacity import room_fault
+from serve_app.access.hub import listing
 from serve_app.access.hub.bounded_client import may_lead
 from serve_app.access.hub.chunk_store import ChunkStore, chunk_hash
 from serve_app.access.hub.classify import (
@@ -26,8 +27,10 @@ from serve_app.access.hub.classify import (
     whole_number,
 )
 from serve_app.access.hub.client import Failed, Wire
+from serve_app.access.hub.listing import Entries, Masked, ask_listing, described
 from serve_app.access.hub.network import host_of
-from serve_app.access.hub.provenance import Provenance, Terms
+from serve_app.access.hub.provenance import Provenance
+from serve_app.access.terms import Terms
 from serve_app.access.verdict import CommitFacts, Outcome
 from serve_app.checkpoint import files
 from serve_app.checkpoint.names import escape_fault, shown
@@ -74,11 +77,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the Hub says about one file of weights."""
+    """What the Hub says about one file of weights; `xet_hash` if it lies in the chunk store."""
 
     answer: Answer
     name: str
     size: int | None
+    xet_hash: str | None
 
 
 class Proof:
@@ -95,6 +99,7 @@ class Proof:
         self._repo_id = subject.repo_id
         self._config: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
+        self._entries: Entries = {}
         self._provenance = Provenance(subject.terms, subject.facts)
         self.commit = subject.pinned
         self.weights_file = subject.weights_file
@@ -108,18 +113,23 @@ class Proof:
         """
         if self.weights_file is None or not self._provenance.is_known:
             names = self._describe()
-            self._provenance.learn(names, self._small_file)
+            self._entries = self._provenance.learn(names, self._small_file, self._list)
             self._provenance.refuse()
+            self._sizes |= {path: described(path, e).size for path, e in self._entries.items()}
+            names = set(self._entries) or names
             if self._subject.loader is not None:
                 self._config = self._loadable(names, self._subject.loader)
             self.weights_file = self._shard(names)
         self._provenance.refuse()
-        weights = self._locate(self.weights_file)
+        weights = self._listed(self.weights_file) or self._locate(self.weights_file)
         if self.weights_file == files.SINGLE and weights.size is not None:
             self._weigh(weights.size)
         self._refuse_size()
-        if xet_hash := chunk_hash(weights.answer.headers):
-            self._ask_chunk_store(weights, xet_hash)
+        self._prove_bytes(weights)
+
+    def _prove_bytes(self, weights: Weights) -> None:
+        if weights.xet_hash is not None:
+            self._ask_chunk_store(weights, weights.xet_hash)
         else:
             self._read_first_bytes(weights)
 
@@ -132,7 +142,7 @@ class Proof:
         """Learn the commit and the names of its files; public, so it proves nothing else."""
         revision = quote(self._subject.pinned or self._subject.revision, safe="")
         # With sizes the index need not be asked for: the license's text takes its place.
-        sizes = "?blobs=true" if self._subject.terms.wants_text else ""
+        sizes = "?blobs=true" if self._subject.terms.wants_sizes else ""
         url = self._api_url(f"revision/{revision}{sizes}")
         answer = self._wire.ask(Step.DESCRIPTION, "GET", url, limit=JSON_BYTES)
         payload = answer.payload() if answer.is_ok else None
@@ -231,7 +241,29 @@ class Proof:
             message = f"the answer for {name} belongs to commit {named}"
             raise Failed(Outcome.UNKNOWN, sanitise(message), status=answer.status)
         length = answer.headers.get("content-length") if answer.is_ok else None
-        return Weights(answer, name, whole_number(answer.headers.get("x-linked-size") or length))
+        size = whole_number(answer.headers.get("x-linked-size") or length)
+        return Weights(answer, name, size, chunk_hash(answer.headers))
+
+    def _list(self) -> Entries:
+        """Ask for all files of the commit with their hashes, which only a grant shows."""
+        endpoint, commit = self._subject.endpoint, str(self.commit)
+        try:
+            return ask_listing(self._wire, endpoint, self._repo_id, commit)
+        except Masked as masked:
+            self._locate(masked.path)  # asked for the file itself, the Hub says why
+            message = f"the Hub hides the hash of {masked.path}"
+        except listing.Refusal as refusal:
+            raise self._refusal(refusal.answer) from None
+        except ModelLoadError as error:
+            message = error.message
+        raise Failed(Outcome.UNKNOWN, sanitise(message))
+
+    def _listed(self, name: str) -> Weights | None:
+        """Return what the listing says of a file in the chunk store, instead of asking for it."""
+        file = described(name, self._entries[name]) if name in self._entries else None
+        if file is None or file.xet_hash is None:
+            return None
+        return Weights(Answer(Step.LISTING, 200), name, file.size, file.xet_hash)
 
     def _read_first_bytes(self, weights: Weights) -> None:
         url = urljoin(weights.answer.url, weights.answer.headers.get("location", ""))
@@ -250,6 +282,10 @@ class Proof:
         url = self._api_url(f"xet-read-token/{self.commit}")
         store = ChunkStore(self._wire, self._subject.endpoint, url)
         key = store.key()
+        if not key.is_ok and weights.answer.step is Step.LISTING:
+            # A refusal has better words at the file, and a mirror may list what it cannot give.
+            self._prove_bytes(self._locate(weights.name))
+            return
         if not (key.is_ok and {"x-xet-cas-url", "x-xet-access-token"} <= key.headers.keys()):
             raise self._refusal(key)
         store.prove(key, weights.answer, weights.name, xet_hash)
