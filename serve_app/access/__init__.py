@@ -14,5 +14,6 @@ verdict.py      outcomes of nodes, and the decision over all of them
 remedies.py     one sentence for each outcome: what to do about it
 report.py       the table that people read
 receipt.py      what a node proved, when, under which license
+statement.py    a receipt as a statement that other tools read (in-toto)
 recheck.py      the grant while serving: asked again, shown, never acted upon
 """

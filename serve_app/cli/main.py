@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     receipt.add_argument(
         "--json", action="store_true", help="print one JSON object per application"
     )
+    receipt.add_argument(
+        "--attest", action="store_true", help="print an in-toto statement for each node"
+    )
     receipt.set_defaults(command=_receipt)
 
     digest = commands.add_parser("digest", help="what to write into `model.digest`")
@@ -236,7 +239,8 @@ def _receipt(options: argparse.Namespace) -> int:
 
     _configure_logs("error")
     audit = _everywhere(options, receipt.of_cluster, receipt.of_this_machine)
-    return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
+    apps = serve_config.read(options.config)
+    return receipt.run(apps, audit, as_json=options.json, attest=options.attest)
 
 
 def _history(options: argparse.Namespace) -> int:
