@@ -51,6 +51,25 @@ class LicensePolicy(Part):
         return plain
 
 
+class IdentityConfig(Part):
+    """An identity token of every node, exchanged for a Hub token: no secret is stored."""
+
+    token_file: str = Field(
+        min_length=1, description="file that holds the identity token (a JWT), on every node"
+    )
+    resource: str = Field(
+        pattern=r"^(user|model/[A-Za-z0-9._-]+)/[A-Za-z0-9._-]+$",
+        max_length=200,
+        description="what access is asked for: `user/NAME` or `model/OWNER/NAME`, whose Trusted "
+        "Publisher the identity is",
+    )
+    audience: str = Field(
+        "https://huggingface.co",
+        min_length=1,
+        description="the `aud` claim that the identity token must have",
+    )
+
+
 class AccessConfig(Part):
     """How every node proves that it can read the weights."""
 
@@ -79,6 +98,9 @@ class AccessConfig(Part):
     on_no_nodes: Literal["block", "defer"] = Field(
         "block", description="`defer`: with no node to ask yet, each replica's own check decides"
     )
+    identity: IdentityConfig | None = Field(
+        None, description="a token by exchange instead of a stored one; null: a stored one"
+    )
     license: LicensePolicy | None = Field(
         None, description="which licenses may be served; null: whatever access was granted to"
     )
@@ -91,8 +113,11 @@ class AccessConfig(Part):
     @model_validator(mode="after")
     def _keeps_the_token(self) -> AccessConfig:
         plain = self.endpoint is not None and is_plain_http(self.endpoint)
-        if plain and self.token_file is not None and not self.allow_http:
+        has_secret = self.token_file is not None or self.identity is not None
+        if plain and has_secret and not self.allow_http:
             raise ValueError(CLEAR_TEXT)
+        if self.identity is not None and self.token_file is not None:
+            raise ValueError("set one of token_file (a stored token) and identity (an exchange)")
         return self
 
 

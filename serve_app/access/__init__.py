@@ -5,6 +5,8 @@ collect.py      asks every node and gathers the answers under one deadline
 node_check.py   what one node does: its probe, and a receipt for what it proved
 hub/            everything that speaks to a Hub: probe, answers, listing, download
 token.py        which token this process uses, and from where it came
+shape.py        what can be seen of a token's value before it is sent
+identity.py     whose token it is by an exchange
 local.py        a model that is a directory on the node
 license.py      the license a model states, its text, and whether the config allows it
 digest.py       one hash for all files of a commit or a directory

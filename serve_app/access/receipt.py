@@ -41,13 +41,14 @@ class Receipt:
         commit: what was proven, 40 hex digits.
         endpoint: the Hub that said so.
         token_source: where the token came from.
-        fingerprint: of the token; None if none was needed.
+        fingerprint: of the token, or of its identity; None if none was needed.
         account: the token's user, where the Hub says it.
         first_granted_at: Unix seconds of the first proof of this commit with this token.
         granted_at: Unix seconds of the latest proof.
         license_sha256: of the license text in the node's copy; None before the download.
         license_id: as the model card states it; None if it states none, or was not asked for.
         digest: of the commit's list of files; None if it was not asked for.
+        identity: whose the token is by an exchange; None of a stored one.
     """
 
     repo_id: str
@@ -62,6 +63,7 @@ class Receipt:
     license_sha256: str | None = None
     license_id: str | None = None
     digest: str | None = None
+    identity: str | None = None
 
     def age_s(self) -> float:
         """Return the seconds since the latest proof; negative if it lies in the future."""
@@ -139,6 +141,7 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
         license_sha256=text.sha256 if text else facts.license_sha256 or known.license_sha256,
         license_id=facts.license_id or known.license_id,
         digest=facts.digest or known.digest,
+        identity=verdict.token.identity,
     )
     _write(receipt)
     return receipt

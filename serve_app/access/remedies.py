@@ -27,6 +27,11 @@ _MENDS: dict[Outcome, tuple[str, str | None]] = {
         "The token has expired: create a new one and replace it at {source}.",
         "/settings/tokens",
     ),
+    Outcome.IDENTITY_REFUSED: (
+        "Compare these claims with the Trusted Publisher on the Hub (issuer and claims have to be "
+        "the same to the letter), the audience and the clock of who issues it ({source}).",
+        "/settings/tokens",
+    ),
     Outcome.LICENSE_NOT_ACCEPTED: (
         "Log in as {account}, open the link, accept the license or ask for access, and check "
         "again.",

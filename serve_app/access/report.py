@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROWS = 64  # beyond these, granted nodes are counted instead of listed
 WIDTH = 100
 GRANTED = "granted"
-OUR_WORDS = ("weights_unreachable", "unknown")
+OUR_WORDS = ("weights_unreachable", "unknown", "identity_refused")
 _Problem: TypeAlias = tuple[str, str | None, str]
 
 

@@ -42,6 +42,7 @@ def statement(node: NodeReceipt, receipt: Receipt) -> dict[str, Any]:
                 "source": receipt.token_source,
                 "fingerprint": receipt.fingerprint,
                 "account": receipt.account,
+                "identity": receipt.identity,
             },
             "node": {"id": node.node_id, "name": node.node_name},
             "outcome": Outcome.GRANTED.value,

@@ -27,11 +27,6 @@ class Terms:
         """Return whether the license's text has to be read."""
         return self.license is not None and self.license.text_sha256 is not None
 
-    @property
-    def wants_sizes(self) -> bool:
-        """Return whether sizes have to come with the description, and the index need not."""
-        return self.wants_text and self.digest is None
-
     def fault(self, facts: CommitFacts) -> tuple[Outcome, str] | None:
         """Return the outcome and the sentence for a commit that is not as wanted; else None."""
         if message := license_fault(self.license, facts):

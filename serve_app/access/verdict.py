@@ -22,6 +22,7 @@ class Outcome(StrEnum):
     MALFORMED_TOKEN = "malformed_token"  # noqa: S105
     INVALID_TOKEN = "invalid_token"  # noqa: S105
     EXPIRED_TOKEN = "expired_token"  # noqa: S105
+    IDENTITY_REFUSED = "identity_refused"
     LICENSE_NOT_ACCEPTED = "license_not_accepted"
     REQUEST_PENDING = "request_pending"
     REQUEST_REJECTED = "request_rejected"
@@ -54,17 +55,20 @@ class TokenReport:
     """Which token a node sends, without its value.
 
     Args:
-        source: `env:<NAME>`, `file:<path>`, `oidc`, `colab`, `none`, or `unresolved` if the
-            search for it did not end.
-        fingerprint: first 8 hex digits of the value's SHA-256; None without a token.
+        source: `env:<NAME>`, `file:<path>`, `identity:<path>`, `oidc`, `colab`, `none`, or
+            `unresolved` if the search for it did not end.
+        fingerprint: first 8 hex digits of a SHA-256: of the value, or of the identity that it was
+            exchanged for; None without a token.
         account: the user it belongs to, where the Hub says it.
         warnings: sentences about other tokens of this node that disagree with it.
+        identity: whose it is by an exchange: subject, issuer and resource; None without one.
     """
 
     source: str = "none"
     fingerprint: str | None = None
     account: str | None = None
     warnings: tuple[str, ...] = ()
+    identity: str | None = None
 
     def __str__(self) -> str:
         """Return source and fingerprint, as the table shows them."""
@@ -142,6 +146,7 @@ class NodeVerdict:
                 "source": self.token.source,
                 "fingerprint": self.token.fingerprint,
                 "account": self.token.account,
+                "identity": self.token.identity,
             },
             "license": {"id": self.facts.license_id, "text_sha256": self.facts.license_sha256},
             "digest": self.facts.digest,

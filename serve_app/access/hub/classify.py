@@ -34,6 +34,7 @@ class Step(StrEnum):
     XET_STORE = "storage query"
     XET_BYTES = "first bytes from the storage"
     WHOAMI = "account"
+    EXCHANGE = "token exchange"
 
 
 STORAGE = frozenset({Step.BYTES, Step.XET_STORE, Step.XET_BYTES})

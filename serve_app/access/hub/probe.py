@@ -39,6 +39,7 @@ PLAIN_HTTP_REMEDY = (
     "Use an https:// URL (access.endpoint or HF_ENDPOINT), set access.allow_http: true if the "
     "network to it is trusted, or give this node no token if the mirror needs none."
 )
+MESSAGE_CHARS = 900  # the claims of an identity, and what the Hub said to them
 BUDGET_SHARE = 2 / 3  # of the gate's deadline; the rest is for starting and collecting probes
 # Own words instead of huggingface_hub's `build_hf_headers`, which may ask the Hub for a list of
 # known agents first: a request that nobody counts, three seconds where the Hub hangs.
@@ -161,7 +162,8 @@ class Probe:
     def _run(self, budget_s: float) -> NodeVerdict:
         self._resolved = resolve_token(self._access)
         if self._resolved.fault is not None:
-            raise Failed(self._resolved.fault.outcome, self._resolved.fault.message)
+            fault = self._resolved.fault
+            raise Failed(fault.outcome, fault.message, status=fault.status, remedy=fault.remedy)
         self._refuse_endpoint()
         self._wire = wire = Wire(
             self._endpoint,
@@ -182,6 +184,7 @@ class Probe:
             weights_bytes=hint.weights_bytes if hint else None,
             terms=Terms(self._access.license, self._model.digest),
             facts=hint.facts if hint else None,
+            spent_requests=self._resolved.requests,
         )
         self._proof = Proof(subject, wire)
         try:
@@ -256,10 +259,10 @@ class Probe:
             outcome=end.outcome,
             remedy=end.remedy or sentence,
             http_status=end.status,
-            hub_message=sanitise(message) or None,
+            hub_message=sanitise(message, limit=MESSAGE_CHARS) or None,
             url=url,
             token=self._resolved.report,
-            hub_requests=self._wire.requests if self._wire else 0,
+            hub_requests=self._resolved.requests + (self._wire.requests if self._wire else 0),
             commit=self._proof.commit if self._proof else self._pinned,
             weights_file=self._proof.weights_file if self._proof else None,
             weights_bytes=self._proof.weights_bytes if self._proof else None,

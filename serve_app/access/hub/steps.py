@@ -61,6 +61,7 @@ class Subject:
         weights_bytes: of all its weights in memory, if that is known.
         terms: what the config wants of the commit besides access.
         facts: what another node learned of the pinned commit.
+        spent_requests: to the Hub, for the token: another one is saved for it.
     """
 
     endpoint: str
@@ -73,6 +74,12 @@ class Subject:
     weights_bytes: int | None = None
     terms: Terms = field(default_factory=Terms)
     facts: CommitFacts | None = None
+    spent_requests: int = 0
+
+    @property
+    def wants_sizes(self) -> bool:
+        """Return whether sizes have to come with the description, and the index need not."""
+        return self.terms.digest is None and bool(self.terms.wants_text or self.spent_requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +148,8 @@ class Proof:
     def _describe(self) -> set[str]:
         """Learn the commit and the names of its files; public, so it proves nothing else."""
         revision = quote(self._subject.pinned or self._subject.revision, safe="")
-        # With sizes the index need not be asked for: the license's text takes its place.
-        sizes = "?blobs=true" if self._subject.terms.wants_sizes else ""
+        # With sizes the index need not be asked for: another request takes its place.
+        sizes = "?blobs=true" if self._subject.wants_sizes else ""
         url = self._api_url(f"revision/{revision}{sizes}")
         answer = self._wire.ask(Step.DESCRIPTION, "GET", url, limit=JSON_BYTES)
         payload = answer.payload() if answer.is_ok else None
