@@ -18,4 +18,5 @@ report.py       the table that people read
 receipt.py      what a node proved, when, under which license
 statement.py    a receipt as a statement that other tools read (in-toto)
 recheck.py      the grant while serving: asked again, shown, never acted upon
+file_watch.py   files of tokens and keys on this node that change
 """

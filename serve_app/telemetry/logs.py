@@ -27,6 +27,8 @@ EVENTS = {
     "access.refused": "this node may not, or could not prove that it may; says why",
     "access.deferred": "no node is there to ask; each replica will prove its own access",
     "access.conflict": "another token here disagrees with the one in use, or no receipt is kept",
+    "access.file_changed": "a token's, an identity's or the API keys' file on this node is another "
+    "one now; a token's node is checked again at once",
     "rollout.approved": "every node that may host a replica proved its access",
     "rollout.blocked": "at least one node did not; what served goes on serving",
     "history.recorded": "an entry of the rollout history: what was decided, when, why, by whom; "

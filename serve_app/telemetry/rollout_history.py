@@ -61,6 +61,8 @@ class What(StrEnum):
     FAILED = "failed"  # nothing to go back to, or it did not serve again
     ACCESS_LOST = "access_lost"
     ACCESS_REGAINED = "access_regained"
+    TOKEN_CHANGED = "token_changed"  # noqa: S105 (the file of a token, or of an identity)
+    KEYS_CHANGED = "keys_changed"  # the file of API keys
 
 
 ROLLOUTS = frozenset({What.APPROVED, What.BLOCKED, What.DONE, What.ROLLED_BACK, What.FAILED})
@@ -142,6 +144,15 @@ def record(entry: Entry) -> None:
         _append(entry.application, follow)
     except RayError:
         log.warning("history.recorded", **entry.facts(), kept=False)
+
+
+def record_change(entry: Entry) -> None:
+    """Append that a file changed by which somebody may read, or call; never raises for Ray."""
+    with suppress(RayError):
+        _append(
+            entry.application,
+            lambda newest: replace(entry, refused=newest.refused if newest else {}),
+        )
 
 
 def record_grants(application: str, verdict: Verdict) -> None:

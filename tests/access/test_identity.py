@@ -41,7 +41,7 @@ def bare_process(monkeypatch, tmp_path):
 
 @pytest.fixture
 def hub():
-    with LocalHub([Repo(TINY_REPO, sharded_files(), xet=True)]) as running:
+    with LocalHub([Repo(TINY_REPO, sharded_files())]) as running:
         running.publishers.trust("alice", Publisher(ISSUER, SUBJECT))
         yield running
 
@@ -78,6 +78,7 @@ def exchanges(hub):
 
 def test_a_node_without_any_stored_secret_is_granted(hub, node):
     """The exchange is one of five requests; whose token it is stands in the verdict."""
+    hub.add_repo(Repo(TINY_REPO, sharded_files(), xet=True))
     verdict = node.check(loader=LOADER)
     assert verdict.outcome is Outcome.GRANTED
     assert verdict.hub_requests == sum(entry.origin == "hub" for entry in hub.log) == 5
