@@ -1,6 +1,6 @@
 """START HERE: the config becomes a Serve application, if the gate agrees.
 
-    args ─► parse_args ─► require_access ─► pinned commit ─► LLMServer ─► Ingress
+    args ─► parse_args ─► preflight ─► pinned commit ─► LLMServer ─► Ingress
             config.py     access/           (main -> sha)    server.py    ingress.py
 
 `serve run configs/x.yaml` calls `build_app` in a task on some node of the cluster. A refusal
@@ -10,14 +10,13 @@ retry; the version that served goes on serving.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import structlog
 from ray import serve
 from ray.serve import Application
 
-from serve_app.access.preflight import RolloutBlocked, require_access
+from serve_app.access.preflight import RolloutBlocked, preflight
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.placement import actor_options, applications_of
 from serve_app.config import AppConfig, ReplicaConfig, parse_args
@@ -27,7 +26,7 @@ from serve_app.deployments.server import LLMServer
 from serve_app.errors import ConfigError
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
 from serve_app.telemetry import logs, rollout_history
-from serve_app.telemetry.rollout_history import Entry, What, config_hash
+from serve_app.telemetry.rollout_history import config_hash
 
 log = structlog.get_logger()
 
@@ -60,14 +59,13 @@ def build_app(args: dict[str, Any]) -> Application:
     except ConfigError as error:
         raise RolloutBlocked(f"The config is wrong:\n{error.message}") from None
     logs.configure_serve(config.logging)
-    began = time.monotonic()
-    try:
-        verdict = require_access(config)
-    except RolloutBlocked as error:
+    verdict = preflight(config)
+    # Serve does not give a builder the name of its application.
+    hashed = config_hash(config.model_dump(mode="json"))
+    rollout_history.record_gate(applications_of(config), verdict, hashed)
+    if not verdict.approved:
         log.error("rollout.blocked", repo_id=config.model.source)
-        _record(config, What.BLOCKED, str(error), duration_s=time.monotonic() - began)
-        raise
-    _record(config, What.APPROVED, verdict.table(), verdict.commit, duration_s=verdict.duration_s)
+        raise RolloutBlocked(verdict.table())
     log.info(
         "rollout.approved",
         repo_id=config.model.source,
@@ -78,27 +76,6 @@ def build_app(args: dict[str, Any]) -> Application:
         deferred=verdict.is_deferred,
     )
     return bind(config, verdict)
-
-
-def _record(
-    config: AppConfig, what: What, table: str, commit: str | None = None, *, duration_s: float
-) -> None:
-    """Record what the gate decided; the first line of its table says why."""
-    why = table.partition("\n")[0]
-    hashed = config_hash(config.model_dump(mode="json"))
-    # Serve does not give a builder the name of its application.
-    for name in applications_of(config):
-        rollout_history.record(
-            Entry(
-                application=name,
-                what=what,
-                why=why,
-                who="build",
-                commit=commit,
-                config_hash=hashed,
-                duration_s=duration_s,
-            )
-        )
 
 
 def bind(config: AppConfig, verdict: Verdict) -> Application:

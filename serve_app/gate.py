@@ -1,11 +1,16 @@
-"""The gate for other people's Serve applications: one function to call first in a builder.
+"""The gate for other people's Serve applications, by YAML or by one call.
 
-    def build(args):
+    import_path: serve_app.gate:build        # the gate, then whatever `app` builds
+    args:
+      gate: {model: {repo_id: meta-llama/Llama-3.1-8B-Instruct}}
+      app: {import_path: "ray.serve.llm:build_openai_app", args: {llm_configs: [...]}}
+
+    def build(args):                         # or from a builder of one's own
         commit = require_repo_access("meta-llama/Llama-3.1-8B-Instruct", replica={"num_gpus": 1})
-        ...  # any Serve application, `ray.serve.llm` too; load exactly this commit
+        ...  # any Serve application; load exactly this commit
 
 Run by `serve run` or `serve deploy`, a refusal ends the build with the table of all nodes in
-`serve status`, and the version that served goes on serving.
+`serve status`, and the version that served goes on serving. `check` asks from a notebook.
 """
 
 from __future__ import annotations
@@ -13,9 +18,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.access.preflight import RolloutBlocked, require_access
-from serve_app.config import parse_args
+import ray
+import structlog
+from ray import serve
+from ray.serve import Application
+
+from serve_app.access.preflight import (
+    RolloutBlocked,
+    check_this_machine,
+    preflight,
+    require_access,
+)
+from serve_app.access.verdict import Verdict
+from serve_app.cluster.application import build as build_application
+from serve_app.cluster.application import placements
+from serve_app.cluster.placement import Placement, applications_with
+from serve_app.config import AppConfig, parse_args
+from serve_app.deployments.grant_watch import GrantWatch
 from serve_app.errors import ConfigError
+from serve_app.gate_config import GATE_IMPORT_PATH, GatedApp, parse_gated
+from serve_app.telemetry import logs, rollout_history
+from serve_app.telemetry.rollout_history import config_hash
+
+log = structlog.get_logger()
 
 
 def require_repo_access(
@@ -46,14 +71,108 @@ def require_repo_access(
         RolloutBlocked: a node was refused or could not prove its access, or an argument is
             wrong; the message is meant for `serve status`.
     """
-    model = {"repo_id": repo_id, "revision": revision}
     try:
-        config = parse_args(
-            {"model": model, "replica": dict(replica or {}), "access": dict(access or {})}
-        )
+        config = _question(repo_id, revision, replica, access)
     except ConfigError as error:
         raise RolloutBlocked(f"The gate was asked wrongly:\n{error.message}") from None
     verdict = require_access(config, access_only=True)
     if verdict.commit is None:
         raise RolloutBlocked(f"No commit of {repo_id} was proven.\n{verdict.table()}")
     return verdict.commit
+
+
+def check(
+    repo_id: str,
+    *,
+    revision: str = "main",
+    replica: Mapping[str, Any] | None = None,
+    access: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Ask every node of the connected cluster, or without one this machine; nothing is blocked.
+
+    A notebook shows the verdict as a table.
+
+    Args:
+        repo_id: `owner/name` on the Hub.
+        revision: branch, tag or commit.
+        replica: what one replica needs, by the keys of the config's `replica:`.
+        access: which token, which Hub, which limits, by the keys of the config's `access:`.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+    config = _question(repo_id, revision, replica, access)
+    if not ray.is_initialized():
+        return check_this_machine(config, access_only=True)
+    return preflight(config, access_only=True)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Prove access wherever an application's deployments will run, then build that application.
+
+    Its builder is called twice: with the revision as it was asked for, to see where the
+    deployments go and with which environment, and after the gate with the commit.
+
+    Args:
+        args: see `GatedApp`.
+
+    Raises:
+        RolloutBlocked: the args are wrong, or a node could not prove its access.
+        Exception: whatever the builder raises.
+    """
+    try:
+        gated = parse_gated(args)
+        names, asked = _placements(gated, args)
+    except ConfigError as error:
+        raise RolloutBlocked(f"The config is wrong:\n{error.message}") from None
+    logs.configure_serve(gated.config.logging)
+    verdict = preflight(gated.config, placements=asked, access_only=True)
+    rollout_history.record_gate(names, verdict, config_hash(gated.model_dump(mode="json")))
+    if not verdict.approved:
+        log.error("rollout.blocked", repo_id=verdict.repo_id)
+        raise RolloutBlocked(verdict.table())
+    commit = verdict.commit or gated.gate.model.revision  # a local directory has no commit
+    return build_application(gated.app.import_path, gated.builder_args(commit))
+
+
+def watch(args: dict[str, Any]) -> Application:
+    """Build the application that re-checks the grants of a gated one beside it.
+
+    Args:
+        args: `application`, its name in Serve.
+
+    Raises:
+        RolloutBlocked: the args are something else.
+    """
+    if set(args) != {"application"} or not isinstance(args["application"], str):
+        raise RolloutBlocked("The config is wrong:\nserve_app.gate:watch takes `application: NAME`")
+    options: dict[str, Any] = {"name": "GrantWatch", "ray_actor_options": {"num_cpus": 0}}
+    deployment: Any = serve.deployment(**options)(GrantWatch)
+    application: Application = deployment.bind(args["application"])
+    return application
+
+
+def _placements(gated: GatedApp, args: Mapping[str, Any]) -> tuple[list[str], list[Placement]]:
+    """Return the names of the applications that Serve builds from these args, and their places."""
+    source = gated.app
+    built = build_application(source.import_path, gated.builder_args(gated.gate.model.revision))
+    applications = applications_with(GATE_IMPORT_PATH, args)
+    found: list[Placement] = []
+    rolled_out = [(each.runtime_env, each.deployments) for each in applications]
+    for runtime_env, overrides in rolled_out or [({}, [])]:
+        places = placements(
+            built, names=gated.gate.deployments, runtime_env=runtime_env, overrides=overrides
+        )
+        found += [place for place in places if place not in found]
+    return [application.name for application in applications], found
+
+
+def _question(
+    repo_id: str,
+    revision: str,
+    replica: Mapping[str, Any] | None,
+    access: Mapping[str, Any] | None,
+) -> AppConfig:
+    model = {"repo_id": repo_id, "revision": revision}
+    args = {"model": model, "replica": dict(replica or {}), "access": dict(access or {})}
+    return parse_args(args)

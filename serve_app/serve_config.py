@@ -18,6 +18,7 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDepl
 
 from serve_app.config import AppConfig, parse_args, refuse_secrets
 from serve_app.errors import ConfigError
+from serve_app.gate_config import GATE_IMPORT_PATH, GatedApp, parse_gated
 
 IMPORT_PATH = "serve_app.app:build_app"
 SERVER_DEPLOYMENT = "LLMServer"  # whose replicas load the weights
@@ -26,7 +27,7 @@ INGRESS_DEPLOYMENT = "Ingress"  # whose replicas speak HTTP
 
 @dataclass(frozen=True, slots=True)
 class ServedApp:
-    """One application of the YAML that this package builds.
+    """One application of the YAML that this package builds, or lets through its gate.
 
     Args:
         name: of the application.
@@ -34,12 +35,16 @@ class ServedApp:
         runtime_env: Ray's runtime environment of the application.
         deployments: what the YAML overrides of single deployments; Serve never shows it to the
             builder, and it decides where replicas go and with which environment.
+        gated: the application is somebody else's behind the gate.
+        access_only: another engine than ours loads the weights, so what it can load is its affair.
     """
 
     name: str
     config: AppConfig
     runtime_env: dict[str, Any]
     deployments: tuple[DeploymentSchema, ...] = ()
+    gated: GatedApp | None = None
+    access_only: bool = False
 
 
 def read(path: Path) -> tuple[ServedApp, ...]:
@@ -64,8 +69,9 @@ def read_whole(path: Path) -> tuple[dict[str, Any], tuple[ServedApp, ...]]:
     ours = served(document)
     if not ours:
         raise ConfigError(
-            f"{path.name}: no application has `import_path: {IMPORT_PATH}`; "
-            "to check somebody else's application, name its repository with --repo-id"
+            f"{path.name}: no application has `import_path: {IMPORT_PATH}`, or our gate, "
+            f"`{GATE_IMPORT_PATH}`; to check somebody else's application, name its repository "
+            "with --repo-id"
         )
     return document, ours
 
@@ -119,9 +125,10 @@ def read_foreign(path: Path, *, repo_id: str, revision: str) -> tuple[ServedApp,
                 config,
                 runtime_env,
                 (entry.model_copy(update={"name": SERVER_DEPLOYMENT}),),
+                access_only=True,
             )
             for entry in chosen
-        ] or [ServedApp(app.name, config, runtime_env)]
+        ] or [ServedApp(app.name, config, runtime_env, access_only=True)]
     return tuple(found)
 
 
@@ -163,14 +170,16 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _ours(applications: list[dict[str, Any]]) -> Iterator[ServedApp]:
     for application in applications:
-        if application.get("import_path") != IMPORT_PATH:
-            continue
-        name = str(application.get("name", "default"))
+        name, path = str(application.get("name", "default")), application.get("import_path")
+        args, runtime_env = application.get("args") or {}, application.get("runtime_env") or {}
         try:
-            config = parse_args(application.get("args") or {})
+            if path == IMPORT_PATH:
+                yield ServedApp(name, parse_args(args), runtime_env)
+            elif path == GATE_IMPORT_PATH:
+                gated = parse_gated(args)
+                yield ServedApp(name, gated.config, runtime_env, gated=gated, access_only=True)
         except ConfigError as error:
             raise ConfigError(f"application {name}:\n{error.message}") from None
-        yield ServedApp(name, config, application.get("runtime_env") or {})
 
 
 def _misplaced(tree: object, schema: type[BaseModel], place: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import hypothesis
 import pytest
 import structlog
+from _pytest.nodeid import coerce_node_id
 
 from tests.certificates import Certificates, make_certificates
 
@@ -102,7 +103,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes, let one begin with the tests that start Ray, which take longest."""
+    """Of two processes, let one begin with the tests that start Ray, which take longest.
+
+    pytest 9.2 gives all of a schema's operations (schemathesis) one id, and of tests with one id
+    pytest-xdist runs a single one: those get the id that their name says.
+    """
+    for item in items:
+        if item.parent is not None and not item.nodeid.endswith(item.name):
+            item._id = coerce_node_id(f"{item.parent.nodeid}::{item.name}")
     if os.environ.get("PYTEST_XDIST_WORKER"):
         items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 

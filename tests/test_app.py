@@ -37,7 +37,7 @@ def gate(monkeypatch, kv_store):
         node = NodeVerdict("id", "n1", outcome[0], "fix", commit="c" * 40)
         return Verdict("acme/tiny", "main", "c" * 40, "http://hub", 0.5, (node,))
 
-    monkeypatch.setattr("serve_app.access.preflight.preflight", preflight)
+    monkeypatch.setattr(app, "preflight", preflight)
     monkeypatch.setattr(app, "applications_of", lambda config: ["a", "b"])
     return outcome
 

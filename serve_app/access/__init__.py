@@ -7,6 +7,7 @@ hub/            everything that speaks to a Hub: probe, answers, listing, downlo
 token.py        which token this process uses, and from where it came
 shape.py        what can be seen of a token's value before it is sent
 identity.py     whose token it is by an exchange
+notebook.py     why a notebook has no token although its user believes so
 local.py        a model that is a directory on the node
 license.py      the license a model states, its text, and whether the config allows it
 digest.py       one hash for all files of a commit or a directory

@@ -22,11 +22,13 @@ from serve_app.access.hub.probe import endpoint_of
 from serve_app.access.node_check import loader_of, prove_here, prove_later
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.checkpoint.runnable import Loader
+from serve_app.cluster.application import described
 from serve_app.cluster.connection import connected
 from serve_app.cluster.nodes import Node, shortage
 from serve_app.cluster.placement import Placement, all_nodes, placement_of, placements_of
 from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
+from serve_app.gate_config import GatedApp
 
 # A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.
 _PROBE = node_task(prove_later)
@@ -101,6 +103,8 @@ def check_cluster(
     runtime_env: Mapping[str, Any] | None = None,
     deployments: Sequence[DeploymentSchema] = (),
     address: str | None = None,
+    access_only: bool = False,
+    gated: GatedApp | None = None,
 ) -> Verdict | None:
     """Run the gate from outside, connecting to a cluster for as long as it takes.
 
@@ -109,23 +113,31 @@ def check_cluster(
         runtime_env: of the application, as the Serve config has it.
         deployments: overrides of single deployments, as the Serve config has them.
         address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
+        access_only: see `preflight`.
+        gated: the application is somebody else's, whose builder says where it goes.
 
     Returns:
         The verdict; None if no cluster is named in any of these ways.
 
     Raises:
-        ConfigError: there is no cluster at the address.
+        ConfigError: there is no cluster at the address, or the builder does not run there.
     """
     environment = dict(runtime_env or {})
-    asked = placement_of(config, environment, deployments)
+    asked = Placement((), environment) if gated else placement_of(config, environment, deployments)
     with connected(asked, environment, address) as placement:
-        return preflight(config, placements=[placement]) if placement else None
+        if placement is None:
+            return None
+        places = [placement]
+        if gated is not None:
+            places = described(gated, gated.gate.model.revision, placement.runtime_env, deployments)
+        return preflight(config, placements=places, access_only=access_only)
 
 
-def check_this_machine(config: AppConfig) -> Verdict:
-    """Run the gate for this machine alone, without Ray."""
+def check_this_machine(config: AppConfig, *, access_only: bool = False) -> Verdict:
+    """Run the gate for this machine alone, without Ray; see `preflight`."""
     began = time.monotonic()
-    verdict = prove_here(config.model, config.access, loader=loader_of(config))
+    loader = None if access_only else loader_of(config)
+    verdict = prove_here(config.model, config.access, loader=loader)
     return _decide(
         config, [verdict], verdict.commit, verdict.hub_requests, time.monotonic() - began
     )

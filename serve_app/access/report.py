@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from html import escape
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 ROWS = 64  # beyond these, granted nodes are counted instead of listed
 WIDTH = 100
 GRANTED = "granted"
+HEAD = ("NODE", "OUTCOME", "TOKEN", "ACCOUNT")
 OUR_WORDS = ("weights_unreachable", "unknown", "identity_refused")
 _Problem: TypeAlias = tuple[str, str | None, str]
 
@@ -34,6 +36,28 @@ def table(verdict: Verdict) -> str:
     """Say a whole verdict: the decision, a line for each node, then each problem with its fix."""
     lines = [*_head(verdict), "", *_rows(verdict), *_problems(verdict), *_warnings(verdict)]
     return "\n".join(_ascii(entry).rstrip() for entry in lines)
+
+
+def html(verdict: Verdict) -> str:
+    """Say the same as `table` for a notebook; every value is escaped, links can be clicked."""
+    cells = [
+        (node.node_name, str(node.outcome), str(node.token), node.token.account or "-")
+        for node in verdict.nodes
+    ]
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells
+    )
+    names = "".join(f"<th>{name.title()}</th>" for name in HEAD)
+    said = [*_problems(verdict), *_warnings(verdict)]
+    text = "<br>".join(_linked(line) for line in (*_head(verdict), *said))
+    return f"<p>{text}</p><table><tr>{names}</tr>{rows}</table>"
+
+
+def _linked(line: str) -> str:
+    label, found, url = line.partition("Link: ")
+    if not found or not url.startswith("https://"):
+        return escape(line)
+    return f'{escape(label)}<a href="{escape(url)}" rel="noreferrer">{escape(url)}</a>'
 
 
 def _head(verdict: Verdict) -> Iterator[str]:
@@ -70,7 +94,7 @@ def _rows(verdict: Verdict) -> Iterator[str]:
         kept = granted[: max(0, ROWS - len(refused))]
         hidden = len(granted) - len(kept)
         nodes = refused + kept
-    cells = [("NODE", "OUTCOME", "TOKEN", "ACCOUNT")]
+    cells = [HEAD]
     cells += [
         (node.node_name, str(node.outcome), str(node.token), node.token.account or "-")
         for node in nodes

@@ -24,6 +24,7 @@ import httpx2
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
+from serve_app.access import notebook
 from serve_app.access.hub.exchange import REFUSALS, Refused, words_of
 from serve_app.access.identity import Identity, claims_of, proven_identity, refusal
 from serve_app.access.shape import shape_fault
@@ -125,7 +126,8 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
         report = TokenReport(unusable.source)
         return ResolvedToken(None, report, unusable.fault, unusable.requests)
     if found is None:
-        return ResolvedToken(None, TokenReport(warnings=tuple(_unused(access))))
+        notes = (*_unused(access), *notebook.reasons())
+        return ResolvedToken(None, TokenReport(warnings=notes))
     value = found.raw.strip()
     complaint = shape_fault(value)
     if complaint is not None:

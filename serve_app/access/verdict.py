@@ -226,6 +226,10 @@ class Verdict:
         """Say everything to a person: ASCII, no tabs, no trailing spaces."""
         return report.table(self)
 
+    def _repr_html_(self) -> str:
+        """Show the verdict in a notebook."""
+        return report.html(self)
+
 
 def log_facts(verdict: NodeVerdict) -> dict[str, Any]:
     """Return a node's verdict as flat keywords for a log line, without its node id."""

@@ -22,7 +22,7 @@ from serve_app.rollout.scope import Scope, pinned, restored, scope_of
 from serve_app.rollout.serve_client import Instance
 from serve_app.serve_config import ServedApp
 from serve_app.telemetry import rollout_history
-from serve_app.telemetry.rollout_history import Entry, What, config_hash, whoami
+from serve_app.telemetry.rollout_history import Entry, config_hash, whoami
 
 NOTHING: dict[str, Any] = {"applications": []}
 
@@ -110,7 +110,7 @@ def run(
         _say(line)
     for name in scope.others:
         _say(f"{name}: not in the file, stays as it is; --remove {name} takes it away")
-    for app in apps:
+    for app in (app for app in apps if app.gated is None):
         for line in needs(app, verdicts[app.name]):
             _say(line)
     if options.dry_run:
@@ -147,6 +147,7 @@ def _good(
 
 def _source(app: Mapping[str, Any]) -> tuple[Any, ...]:
     args = app.get("args") or {}
+    args = args.get("gate") or args  # of somebody else's application behind the gate
     model = args.get("model") or {}
     endpoint = (args.get("access") or {}).get("endpoint")
     return model.get("repo_id"), model.get("revision", "main"), endpoint
@@ -171,16 +172,8 @@ def blocked(code: int, apps: Sequence[ServedApp], verdicts: Mapping[str, Verdict
     for app in apps:
         verdict = verdicts.get(app.name)
         if verdict and not verdict.approved:
-            entry = Entry(
-                application=app.name,
-                what=What.BLOCKED,
-                why=verdict.table().partition("\n")[0],
-                who=whoami(),
-                commit=verdict.commit,
-                config_hash=config_hash(app.config.model_dump(mode="json")),
-                duration_s=verdict.duration_s,
-            )
-            rollout_history.record(entry)
+            hashed = config_hash((app.gated or app.config).model_dump(mode="json"))
+            rollout_history.record_gate([app.name], verdict, hashed, who=whoami())
     return code
 
 

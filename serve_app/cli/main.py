@@ -19,9 +19,10 @@ from serve_app.loadtest.options import add_capacity, add_loadtest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from serve_app.access.receipt import NodeReceipt
     from serve_app.access.verdict import Verdict
     from serve_app.cli.deploy import Options
-    from serve_app.config import AppConfig
+    from serve_app.cli.receipt import Audit
     from serve_app.serve_config import ServedApp
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ def _add_rollouts(commands: Any) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from serve_app import serve_config
-    from serve_app.access.preflight import check_cluster, check_this_machine
+    from serve_app.access.preflight import check_this_machine
     from serve_app.cli import check
 
     try:
@@ -150,7 +151,11 @@ def _check(options: argparse.Namespace) -> int:
     else:
         apps = serve_config.read(options.config)
     output = check.Output(as_json=options.json, junit=options.junit)
-    gate = _everywhere(options, check_cluster, check_this_machine)
+
+    def here(app: ServedApp) -> Verdict:
+        return check_this_machine(app.config, access_only=app.access_only)
+
+    gate = _everywhere(options, _check_cluster, here)
     return check.run(apps, gate, output, wait_s=wait_s)
 
 
@@ -209,22 +214,29 @@ def _rollout_options(options: argparse.Namespace) -> Options:
     )
 
 
+def _check_cluster(app: ServedApp, address: str | None) -> Verdict | None:
+    from serve_app.access.preflight import check_cluster
+
+    return check_cluster(
+        app.config,
+        runtime_env=app.runtime_env,
+        deployments=app.deployments,
+        address=address,
+        access_only=app.access_only,
+        gated=app.gated,
+    )
+
+
 def _gate_before_rollout(
     apps: Sequence[ServedApp], options: argparse.Namespace
 ) -> tuple[int, dict[str, Verdict]]:
     """Prove every application's access; returns the exit code and the verdicts by name."""
-    from serve_app.access.preflight import check_cluster
     from serve_app.cli import check
 
     verdicts: dict[str, Verdict] = {}
 
     def gate(app: ServedApp) -> Verdict:
-        verdict = check_cluster(
-            app.config,
-            runtime_env=app.runtime_env,
-            deployments=app.deployments,
-            address=options.address,
-        )
+        verdict = _check_cluster(app, options.address)
         if verdict is None:
             raise ConfigError("no Ray cluster is running here; name one with --address")
         verdicts[app.name] = verdict
@@ -238,7 +250,14 @@ def _receipt(options: argparse.Namespace) -> int:
     from serve_app.cli import receipt
 
     _configure_logs("error")
-    audit = _everywhere(options, receipt.of_cluster, receipt.of_this_machine)
+
+    def in_cluster(app: ServedApp, address: str | None) -> Sequence[NodeReceipt] | None:
+        environment, changed = app.runtime_env, app.deployments
+        return receipt.of_cluster(
+            app.config, runtime_env=environment, deployments=changed, address=address
+        )
+
+    audit: Audit = _everywhere(options, in_cluster, lambda app: receipt.of_this_machine(app.config))
     apps = serve_config.read(options.config)
     return receipt.run(apps, audit, as_json=options.json, attest=options.attest)
 
@@ -277,23 +296,20 @@ def _capacity(options: argparse.Namespace) -> int:
 
 
 def _everywhere(
-    options: argparse.Namespace, cluster: Callable[..., T | None], here: Callable[[AppConfig], T]
+    options: argparse.Namespace,
+    cluster: Callable[[ServedApp, str | None], T | None],
+    here: Callable[[ServedApp], T],
 ) -> Callable[[ServedApp], T]:
     """Ask a cluster where one runs, else this machine, and say so."""
 
     def ask(app: ServedApp) -> T:
         if options.this_node:
-            return here(app.config)
-        found = cluster(
-            app.config,
-            runtime_env=app.runtime_env,
-            deployments=app.deployments,
-            address=options.address,
-        )
+            return here(app)
+        found = cluster(app, options.address)
         if found is not None:
             return found
         print("No Ray cluster is running: checking this machine alone.", file=sys.stderr)
-        return here(app.config)
+        return here(app)
 
     return ask
 

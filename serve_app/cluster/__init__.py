@@ -2,6 +2,7 @@
 
 connection.py  a connection to a cluster that was named
 placement.py   where replicas may go, and in which environment
+application.py somebody else's application: built as Serve does, and where its deployments go
 nodes.py       which nodes may host a replica: decisions, no Ray
 tasks.py       one function run on those nodes
 controller.py  what Serve's controller knows of the whole instance

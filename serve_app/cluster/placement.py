@@ -38,7 +38,7 @@ class Placement:
 def placements_of(config: AppConfig) -> tuple[Placement, ...]:
     """Find where the replicas of these args may go, overrides of the Serve config included."""
     found: list[Placement] = []
-    for application in _goal_applications():
+    for application in goal_applications():
         placement = _placement(application, config)
         if placement is not None and placement not in found:
             found.append(placement)
@@ -47,7 +47,14 @@ def placements_of(config: AppConfig) -> tuple[Placement, ...]:
 
 def applications_of(config: AppConfig) -> list[str]:
     """Return the names of the applications that Serve is rolling out with these args."""
-    return [app.name for app in _goal_applications() if _is_of(app, config)]
+    return [app.name for app in goal_applications() if _is_of(app, config)]
+
+
+def applications_with(import_path: str, args: Mapping[str, Any]) -> list[ServeApplicationSchema]:
+    """Return the applications that Serve is rolling out from this builder and these very args."""
+    return [
+        app for app in goal_applications() if app.import_path == import_path and app.args == args
+    ]
 
 
 def placement_of(
@@ -69,8 +76,8 @@ def placement_of(
         if overrides.get("name") == SERVER_DEPLOYMENT:
             options = overrides.get("ray_actor_options") or options
             bundles = overrides.get("placement_group_bundles")
-    demands = tuple(_bundle(bundle, options) for bundle in bundles or ()) or (demand_of(options),)
-    return Placement(demands, _merged(runtime_env, options.get("runtime_env") or {}))
+    demands = bundle_demands(bundles or (), options) or (demand_of(options),)
+    return Placement(demands, merged_runtime_env(runtime_env, options.get("runtime_env") or {}))
 
 
 def asked_by(config: AppConfig) -> Placement:
@@ -108,7 +115,7 @@ def draining() -> Sequence[str]:
         return []
 
 
-def _goal_applications() -> list[ServeApplicationSchema]:
+def goal_applications() -> list[ServeApplicationSchema]:
     """Return the applications that Serve is rolling out; none if Serve is not running."""
     from ray.serve._private.constants import (  # noqa: PLC0415 (private in Ray 2.60)
         SERVE_CONTROLLER_NAME,
@@ -136,11 +143,29 @@ def _placement(application: ServeApplicationSchema, config: AppConfig) -> Placem
     return placement_of(config, application.runtime_env or {}, application.deployments)
 
 
-def _bundle(bundle: Mapping[str, float], options: Mapping[str, Any]) -> Demand:
-    return Demand(dict(bundle), dict(options.get("label_selector") or {}))
+def bundle_demands(
+    bundles: Sequence[Mapping[str, float]],
+    options: Mapping[str, Any],
+    labels: Sequence[Mapping[str, str]] = (),
+) -> tuple[Demand, ...]:
+    """Return what each bundle of a replica's placement group asks of its node.
+
+    Args:
+        bundles: resources of each.
+        options: the replica's `ray_actor_options`, whose labels count for all of them.
+        labels: label selector of each bundle; one counts for all.
+    """
+    shared = dict(options.get("label_selector") or {})
+    each = list(labels) * len(bundles) if len(labels) == 1 else list(labels)
+    each += [{}] * (len(bundles) - len(each))
+    return tuple(
+        Demand(dict(bundle), {**shared, **own}) for bundle, own in zip(bundles, each, strict=True)
+    )
 
 
-def _merged(application: Mapping[str, Any], deployment: Mapping[str, Any]) -> dict[str, Any]:
+def merged_runtime_env(
+    application: Mapping[str, Any], deployment: Mapping[str, Any]
+) -> dict[str, Any]:
     """Merge as Serve 2.60 does: a deployment's keys win, but variables are combined."""
     merged = {**application, **deployment}
     variables = {**application.get("env_vars", {}), **deployment.get("env_vars", {})}

@@ -1,4 +1,4 @@
-"""The two Serve deployments of the application, and what they say to each other.
+"""The Serve deployments of this package, and what they say to each other.
 
 ingress.py        OpenAI's HTTP surface in front of the replicas; needs no GPU
 engine_client.py  the replicas as an `LLMEngine`, over a Serve handle
@@ -6,5 +6,6 @@ server.py         one replica, which is one engine
 heartbeats.py     signs of life in a stream between the two
 autoscaling.py    how many replicas the load needs
 files.py          files of tokens and keys that change: checked at once, and recorded
+grant_watch.py    the re-check beside somebody else's application, itself a small one
 status.py         the application as a whole, for its status page
 """

@@ -55,7 +55,7 @@ def on_change_of(application: str, node_id: str) -> Callable[[Change], None]:
         host = socket.gethostname()
         log.info("access.file_changed", node_id=node_id, kind=change.kind, path=change.path)
         is_gone = change.stamp == "gone"
-        rollout_history.record_change(
+        rollout_history.record(
             Entry(
                 application=application,
                 what=What.KEYS_CHANGED if change.kind == KEYS else What.TOKEN_CHANGED,

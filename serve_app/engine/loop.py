@@ -44,8 +44,6 @@ STEP_ERRORS = (
 # Failed steps without a good one between them before the engine itself is at fault. The first
 # is of a whole batch, the others of one request each.
 MAX_FAILURES = 4
-
-
 # Where all sequences wait for masks, commands are looked at so often.
 IDLE_WAIT_S = 0.01
 
@@ -307,6 +305,8 @@ class EngineLoop:
                 self._activity = None
         except Exception as error:  # noqa: BLE001 (the one place: it fails all and marks us dead)
             self._died(error)
+        finally:
+            self._watchdog.stop()  # a thread that has ended does not hang
 
     def _hangs(self, seconds: float) -> None:
         """Give up on a step; on the watchdog's thread, since the engine's does not come back."""

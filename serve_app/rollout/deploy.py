@@ -184,7 +184,8 @@ def _settle(
                 _say(f"{name}: {state.status} {''.join(state.message.splitlines()[-1:])}".rstrip())
             if state.status in FAILED:
                 return f"{name} is {state.status}: {state.message}"
-            waiting -= {name} if state.status == "RUNNING" else set()
+            if state.status == "RUNNING":
+                waiting.remove(name)
         if waiting and time.monotonic() > deadline:
             return f"not running within {timeout_s:.0f} s: {', '.join(sorted(waiting))}"
         time.sleep(POLL_S if waiting else 0)

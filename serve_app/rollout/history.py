@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve_app.config import parse_args
+from serve_app.gate_config import GATE_IMPORT_PATH, parse_gated
 from serve_app.rollout.deploy import Result
 from serve_app.rollout.diff import by_name
 from serve_app.rollout.scope import Scope, pinned
@@ -157,6 +158,8 @@ def _reason(rollout: Rollout, name: str) -> str:
 
 def _hash(app: Mapping[str, Any]) -> str:
     """Return the hash of ours by its `args:` with the defaults, as the gate of a build has it."""
+    if app.get("import_path") == GATE_IMPORT_PATH:
+        return config_hash(parse_gated(app.get("args") or {}).model_dump(mode="json"))
     if app.get("import_path") != IMPORT_PATH:
         return config_hash(app)
     return config_hash(parse_args(app.get("args") or {}).model_dump(mode="json"))

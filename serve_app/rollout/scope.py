@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.errors import ConfigError
+from serve_app.gate_config import GATE_IMPORT_PATH
 from serve_app.rollout.diff import by_name
 from serve_app.serve_config import IMPORT_PATH
 
@@ -93,10 +94,17 @@ def restored(
 
 def pinned(app: dict[str, Any], commit: str | None) -> dict[str, Any]:
     """Return an application that loads this very commit, whatever its branch means by now."""
-    model = (app.get("args") or {}).get("model") or {}
-    if app.get("import_path") != IMPORT_PATH or commit is None or model.get("repo_id") is None:
-        return app
-    return {**app, "args": {**app["args"], "model": {**model, "revision": commit}}}
+    args = app.get("args") or {}
+    if app.get("import_path") == GATE_IMPORT_PATH:
+        return {**app, "args": {**args, "gate": _at(args.get("gate") or {}, commit)}}
+    return {**app, "args": _at(args, commit)} if app.get("import_path") == IMPORT_PATH else app
+
+
+def _at(part: dict[str, Any], commit: str | None) -> dict[str, Any]:
+    model = part.get("model") or {}
+    if commit is None or model.get("repo_id") is None:
+        return part
+    return {**part, "model": {**model, "revision": commit}}
 
 
 def _with_logging(app: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ EVENTS = {
     "access.granted": "this node proved that it can read the weights",
     "access.refused": "this node may not, or could not prove that it may; says why",
     "access.deferred": "no node is there to ask; each replica will prove its own access",
+    "access.not_rechecked": "a gated application could not be looked at; the last verdict stays",
     "access.conflict": "another token here disagrees with the one in use, or no receipt is kept",
     "access.file_changed": "a token's, an identity's or the API keys' file on this node is another "
     "one now; a token's node is checked again at once",

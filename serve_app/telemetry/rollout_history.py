@@ -146,12 +146,34 @@ def record(entry: Entry) -> None:
         log.warning("history.recorded", **entry.facts(), kept=False)
 
 
-def record_change(entry: Entry) -> None:
-    """Append that a file changed by which somebody may read, or call; never raises for Ray."""
-    with suppress(RayError):
-        _append(
-            entry.application,
-            lambda newest: replace(entry, refused=newest.refused if newest else {}),
+def record_gate(
+    applications: Iterable[str],
+    verdict: Verdict,
+    hashed: str,
+    *,
+    who: str = "build",
+    duration_s: float | None = None,
+) -> None:
+    """Append what the gate decided; the first line of its table says why.
+
+    Args:
+        applications: their names in Serve.
+        verdict: over all nodes.
+        hashed: `config_hash` of what was asked for.
+        who: see `Entry`.
+        duration_s: of the gate, where it is more than the verdict's.
+    """
+    for name in applications:
+        record(
+            Entry(
+                application=name,
+                what=What.APPROVED if verdict.approved else What.BLOCKED,
+                why=verdict.table().partition("\n")[0],
+                who=who,
+                commit=verdict.commit,
+                config_hash=hashed,
+                duration_s=verdict.duration_s if duration_s is None else duration_s,
+            )
         )
 
 

@@ -115,3 +115,17 @@ def test_foreign_words_are_made_safe():
     assert len(clean) <= 400
     assert token not in clean.replace(" ", "")
     assert clean.isprintable()
+
+
+def test_html_says_the_same_with_every_value_escaped():
+    """For a notebook: what the Hub said may be anything; links can be clicked."""
+    said = "<script>alert(1)</script>"
+    node = verdict("<b>", Outcome.LICENSE_NOT_ACCEPTED, hub_message=said, url="https://hub/acme")
+    page = decision(granted("node-a"), node)._repr_html_()
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert "&lt;script&gt;" in page
+    assert '<a href="https://hub/acme"' in page
+    assert "<td>node-a</td><td>granted</td>" in page
+    odd = decision(verdict("n", Outcome.LICENSE_NOT_ACCEPTED, url="javascript:alert(1)"))
+    assert "href" not in odd._repr_html_()

@@ -117,6 +117,8 @@ def test_json_is_one_object_per_application(capsys):
         "remedy",
         "url",
         "token",
+        "license",
+        "digest",
     }
 
 

@@ -35,7 +35,7 @@ def application(*deployments, args=ARGS, **facts):
 def goal(monkeypatch):
     """Set what the Serve controller is rolling out."""
     applications = []
-    monkeypatch.setattr(placement, "_goal_applications", lambda: applications)
+    monkeypatch.setattr(placement, "goal_applications", lambda: applications)
     return applications
 
 

@@ -35,9 +35,11 @@ def sequence(key, prompt=4, max_tokens=3):
     return Sequence(key, [1] * prompt, prompt, max_tokens, PLAN)
 
 
-def loop(*, running=1, deliver=lambda _: None, died=lambda _: None):
+def loop(*, running=1, deliver=lambda _: None, died=lambda _: None, step_timeout_s=60.0):
     scheduler = Scheduler(kv_tokens=100, max_batch_tokens=8, max_running_requests=running)
-    return EngineLoop(scheduler, Constant(), deliver=deliver, died=died, step_timeout_s=60.0)
+    return EngineLoop(
+        scheduler, Constant(), deliver=deliver, died=died, step_timeout_s=step_timeout_s
+    )
 
 
 def test_commands_wait_for_no_step():
@@ -100,17 +102,19 @@ def test_no_number_is_a_fault_of_its_sequence():
 
 
 def test_a_failing_delivery_is_reported_like_a_failing_step():
-    """Whatever breaks on the thread ends it once, with the cause."""
+    """Whatever breaks on the thread ends it once, with the cause; it does not hang afterwards."""
     errors: list[Exception] = []
 
     def deliver(updates):
         raise OSError("reader")
 
-    some = loop(deliver=deliver, died=errors.append)
+    some = loop(deliver=deliver, died=errors.append, step_timeout_s=0.2)
     some.start()
     some.submit(sequence(0))
     some._thread.join(5)
     assert not some.is_alive()
+    some._watchdog._thread.join(5)
+    assert not some._watchdog._thread.is_alive()
     assert [str(error) for error in errors] == ["reader"]
 
 

@@ -22,6 +22,27 @@ def plain(args):
     return deployment.bind(require_repo_access(args["repo_id"], access=args["access"]))
 
 
+class Front:
+    def __init__(self, *loaders):
+        self.loaders = loaders
+
+    async def __call__(self):
+        return " ".join([await loader.remote() for loader in self.loaders])
+
+
+def two_loaders(args):
+    """Build a front and two deployments, each with Ray options of its own."""
+    deployment: Any = Plain
+    loaders = [
+        deployment.options(name=name, ray_actor_options={"num_cpus": 0, **args[name]}).bind(
+            args["revision"]
+        )
+        for name in ("First", "Second")
+    ]
+    front: Any = serve.deployment(ray_actor_options={"num_cpus": 0})(Front)
+    return front.bind(*loaders)
+
+
 def llm(args):
     """Build an application of `ray.serve.llm`, which checks no access of its own."""
     commit = require_repo_access(args["repo_id"], access=args["access"])

@@ -60,7 +60,9 @@ def test_the_ledger_tells_every_start(service):
         assert wanted <= set(phases)
         beside = ("libraries", "first_token")
         covered = sum(span["duration_s"] for name, span in phases.items() if name not in beside)
-        assert -0.5 < start["ready_s"] - covered < 0.5 + phases["libraries"]["duration_s"]
+        # Between two phases the process may have to wait for a core.
+        slack_s = 0.5 + 0.05 * start["ready_s"]
+        assert -0.5 < start["ready_s"] - covered < slack_s + phases["libraries"]["duration_s"]
         assert phases["libraries"]["at_s"] < phases["download"]["at_s"] + 0.5
     answered = [start for start in starts if start["spans"][-1]["phase"] == "first_token"]
     assert answered

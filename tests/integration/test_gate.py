@@ -6,7 +6,9 @@ import httpx
 import pytest
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
-from serve_app.gate import RolloutBlocked, require_repo_access
+from serve_app.access.preflight import RolloutBlocked
+from serve_app.errors import ConfigError
+from serve_app.gate import check, require_repo_access
 from tests.conftest import TINY_REPO, tiny_files
 from tests.integration.conftest import LogicalNode, cluster_of
 from tests.integration.service import Service
@@ -74,3 +76,16 @@ def test_a_wrong_argument_blocks_with_its_correction(arguments, words):
     """A typo in a builder must not let anything through."""
     with pytest.raises(RolloutBlocked, match=words):
         require_repo_access(TINY_REPO, **arguments)
+
+
+def test_check_returns_the_clusters_verdict_and_blocks_nothing(service):
+    """For a script or a notebook: the rows, and the fix; a wrong argument is an error."""
+    access = {"endpoint": service.hub.url}
+    service.hub.set_behaviour(service.tokens["worker"], Behaviour.never_asked)
+    verdict = check(TINY_REPO, access=access)
+    service.hub.set_behaviour(service.tokens["worker"], Behaviour.granted)
+    assert (verdict.approved, verdict.exit_code) == (False, 3)
+    assert "license_not_accepted" in verdict._repr_html_()
+    assert check(TINY_REPO, access=access).approved
+    with pytest.raises(ConfigError, match="not a Hub repository"):
+        check("a/b/c")

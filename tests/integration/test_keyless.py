@@ -42,9 +42,13 @@ class Identities:
 
 
 @pytest.fixture(scope="module")
-def service(demo_model_dir, tmp_path_factory):
+def identities(tmp_path_factory):
+    return Identities(tmp_path_factory.mktemp("homes"))
+
+
+@pytest.fixture(scope="module")
+def service(demo_model_dir, identities):
     """The first version runs on node a."""
-    identities = Identities(tmp_path_factory.mktemp("homes"))
     with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:
         hub.publishers.trust("alice", Publisher(ISSUER, SUBJECT, lifetime_s=LIFETIME_S))
         nodes = [
@@ -58,7 +62,6 @@ def service(demo_model_dir, tmp_path_factory):
         ]
         with cluster_of(*nodes) as running:
             service = Service(hub, running, {})
-            service.identities = identities
             service.deploy(replicas=1, selector={"is": "a"}, access=ACCESS)
             yield service
 
@@ -75,9 +78,9 @@ def until(condition, timeout_s):
     return time.monotonic() - began
 
 
-def test_one_wrong_subject_blocks_with_its_claims(service):
+def test_one_wrong_subject_blocks_with_its_claims(service, identities):
     """Three nodes are granted, the old version answers throughout."""
-    service.identities.write("d", WRONG)
+    identities.write("d", WRONG)
     before = service.builds()
     with service.under_load() as answered:
         service.put(served_name="second", replicas=1, selector=SERVING, access=ACCESS)
@@ -94,15 +97,15 @@ def test_one_wrong_subject_blocks_with_its_claims(service):
 
 
 def test_a_dead_identity_is_noticed_at_once_and_nothing_that_runs_is_touched(
-    service, record_testsuite_property
+    service, identities, record_testsuite_property
 ):
     """And its return likewise, with a renewed token; both are in the history."""
     with service.under_load() as answered:
         time.sleep(2)  # the ingress has looked at what was announced before
-        service.identities.write("a", exp=1000)
+        identities.write("a", exp=1000)
         lost_s = until(lambda: shown(service)["a"]["outcome"] == "identity_refused", AT_ONCE_S)
         assert "The token is expired" in shown(service)["a"]["hub_message"]
-        service.identities.write("a")
+        identities.write("a")
         until(lambda: shown(service)["a"]["outcome"] == "granted", AT_ONCE_S)
     record_testsuite_property("seconds_until_a_dead_identity_is_shown", round(lost_s, 1))
     assert answered
@@ -116,10 +119,10 @@ def test_a_dead_identity_is_noticed_at_once_and_nothing_that_runs_is_touched(
     assert service.logged("access.file_changed")
 
 
-def test_no_secret_of_an_exchange_lies_anywhere(service):
+def test_no_secret_of_an_exchange_lies_anywhere(service, identities):
     """Not in Ray's session: logs, configs, the store's snapshot."""
     session = service.logs.parent
-    secrets = [token.encode() for token in service.identities.written]
+    secrets = [token.encode() for token in identities.written]
     for path in session.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

@@ -13,6 +13,7 @@ WALL = {
     "api/responses_response.py": "`created_at` and `completed_at`, as the API has them",
     "deployments/ingress.py": "`created` of the model",
     "telemetry/cold_start.py": "one look when the process starts; from then on the monotonic clock",
+    "access/notebook.py": "a time of day to show",
     "loadtest/session.py": "the date of a report",
     "rollout/lock.py": "a date to show",
     "telemetry/rollout_history.py": "a date that is never before that of an earlier entry",

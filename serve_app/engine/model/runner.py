@@ -64,6 +64,7 @@ class Runner:
         kept = [row for row in rows if row.kept]
         if not kept:
             return []
+        # `logits` is one tensor of all rows' kept positions; row i's end at ends[i].
         ends = list(itertools.accumulate(row.kept for row in kept))
         drawn = [
             place
@@ -71,17 +72,22 @@ class Runner:
             if row.samples
             for place in range(end - 1 - len(row.drafts), end)
         ]
+        # Without scored prompts every position is drawn from, and no copy is needed.
         last = logits if len(drawn) == len(logits) else logits[drawn]
-        results = iter(_draw(last, [row for row in kept if row.samples]))
-        return [
-            replace(
-                next(results) if row.samples else Sampled(row),
-                prompt=_prompt_scores(logits[end - row.kept : end], row),
+        results = dict(
+            zip(
+                (row.sequence.key for row in kept if row.samples),
+                _draw(last, [row for row in kept if row.samples]),
+                strict=True,
             )
-            if row.sequence.wants_scores
-            else next(results)
-            for row, end in zip(kept, ends, strict=True)
-        ]
+        )
+        for row, end in zip(kept, ends, strict=True):
+            if row.sequence.wants_scores:
+                # A chunk in the middle of a scored prompt draws no token.
+                result = results.get(row.sequence.key) or Sampled(row)
+                scores = _prompt_scores(logits[end - row.kept : end], row)
+                results[row.sequence.key] = replace(result, prompt=scores)
+        return list(results.values())
 
 
 def _draw(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
@@ -125,6 +131,7 @@ def _sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
         return []
     places = [(row.sequence, guess) for row in rows for guess in range(1 + len(row.drafts))]
     sequences = [sequence for sequence, _ in places]
+    # Asked before the masks, which write infinities of their own.
     finite = sampling.finite(logits)
     tokens = sampling.sample(
         adjusted(logits, sequences),
@@ -135,6 +142,8 @@ def _sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
     results = []
     first = 0
     for row in rows:
+        # A guess counts while all before it were what the model itself drew, and the token drawn
+        # after the last right one is free.
         count = 1 + _right(row.drafts, tokens[first:])
         if all(finite[first : first + count]):
             sampled = tuple(tokens[first : first + count])

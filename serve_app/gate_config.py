@@ -1,0 +1,136 @@
+"""The `args:` of `serve_app.gate:build`: which weights the gate asks about, and whose application.
+
+    gate: {model: {repo_id: …}, access: {…}, deployments: [names]}
+    app: {import_path: "ray.serve.llm:build_openai_app", args: {…}}
+
+`${gate.commit}` anywhere in `app.args` becomes the commit that was proven; the builder of
+`ray.serve.llm` gets it without being asked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from serve_app.config import AccessConfig, AppConfig, ModelConfig, refuse_secrets
+from serve_app.errors import ConfigError
+
+GATE_IMPORT_PATH = "serve_app.gate:build"
+COMMIT = "${gate.commit}"
+RAY_LLM_BUILDER = "ray.serve.llm:build_openai_app"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class GateConfig(_Part):
+    """What has to be readable, and where."""
+
+    model: ModelConfig
+    access: AccessConfig = AccessConfig()
+    deployments: tuple[str, ...] = Field(
+        (), description="those that load the weights; default: all that ask for a GPU, else all"
+    )
+
+
+class AppSource(_Part):
+    """Whose application comes after the gate."""
+
+    import_path: str = Field(description="`module:builder` or `module:application`")
+    args: dict[str, Any] = Field(default_factory=dict, description="of the builder")
+
+    @field_validator("import_path")
+    @classmethod
+    def _names_something(cls, value: str) -> str:
+        module, _, name = value.replace(":", ".").rpartition(".")
+        if not module or not name:
+            raise ValueError("must be `module:builder`")
+        return value
+
+
+class GatedApp(_Part):
+    """The `args:` of an application of somebody else behind the gate."""
+
+    gate: GateConfig
+    app: AppSource
+
+    @property
+    def config(self) -> AppConfig:
+        """The gate's question, as every other part of this package reads it."""
+        return AppConfig(model=self.gate.model, access=self.gate.access)
+
+    def builder_args(self, commit: str) -> dict[str, Any]:
+        """Return the builder's args with the commit in its places.
+
+        Raises:
+            ConfigError: no place for the commit, so the application would load whatever the
+                branch means by then.
+        """
+        args, found = _filled(self.app.args, commit)
+        if not found and self.app.import_path.replace(":", ".") == RAY_LLM_BUILDER.replace(
+            ":", "."
+        ):
+            args, found = _with_ray_llm_revisions(args, self.gate.model.source, commit)
+        if not found and self.gate.model.path is None:
+            raise ConfigError(
+                f"args.app.args: nothing takes the commit; write {COMMIT} where the revision goes",
+                param="app.args",
+            )
+        return dict(args)
+
+
+def parse_gated(args: Mapping[str, Any]) -> GatedApp:
+    """Read the `args:` of `serve_app.gate:build`.
+
+    Raises:
+        ConfigError: every fault, one line each; no value is echoed.
+    """
+    refuse_secrets(args, where="args")
+    try:
+        gated = GatedApp.model_validate(args)
+    except ValidationError as error:
+        lines = [_explain(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+    gated.builder_args(gated.gate.model.revision)
+    return gated
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    path = ".".join(("args", *map(str, loc)))
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key; args are `gate:` (model, access, deployments) and `app:`"
+    return f"{path}: {message.removeprefix('Value error, ')}"
+
+
+def _filled(tree: Any, commit: str) -> tuple[Any, bool]:
+    """Return a copy with every placeholder replaced, and whether there was one."""
+    if isinstance(tree, str):
+        return tree.replace(COMMIT, commit), COMMIT in tree
+    if isinstance(tree, Mapping):
+        pairs = {key: _filled(value, commit) for key, value in tree.items()}
+        return {key: value for key, (value, _) in pairs.items()}, any(f for _, f in pairs.values())
+    if isinstance(tree, list | tuple):
+        parts = [_filled(value, commit) for value in tree]
+        return [value for value, _ in parts], any(found for _, found in parts)
+    return tree, False
+
+
+def _with_ray_llm_revisions(
+    args: Mapping[str, Any], repo_id: str, commit: str
+) -> tuple[dict[str, Any], bool]:
+    """Set the engine's revisions of each `llm_configs` entry that loads this repository."""
+    changed, found = copy.deepcopy(dict(args)), False
+    configs = changed.get("llm_configs")
+    for config in configs if isinstance(configs, list) else ():
+        if not isinstance(config, dict):
+            continue  # the name of another file, whose args nobody sees here
+        loading = config.get("model_loading_config") or {}
+        if repo_id in (loading.get("model_source") or loading.get("model_id"),):
+            engine = config["engine_kwargs"] = dict(config.get("engine_kwargs") or {})
+            engine |= {"revision": commit, "tokenizer_revision": commit}
+            found = True
+    return changed, found
