@@ -31,8 +31,8 @@ class LicensePolicy(Part):
     text_sha256: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="SHA-256 of the license texts that were accepted, hex; `serve-app receipt` "
-        "shows them; null: any text",
+        description="SHA-256 of the license texts that were accepted, hex; a refusal names the "
+        "one it found, and so does `serve-app receipt --json`; null: any text",
     )
 
     @field_validator("allow")

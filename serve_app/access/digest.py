@@ -103,6 +103,8 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
             if found > ENTRIES:
                 raise ModelLoadError(f"{root} has more than {ENTRIES:,} files")
             path = Path(folder) / name
+            if not path.is_file():  # nothing, or something that would be waited for
+                raise ModelLoadError(f"{path} is no file that can be read")
             yield path.relative_to(root).as_posix(), path
 
 

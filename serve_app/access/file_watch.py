@@ -26,6 +26,7 @@ from serve_app.cluster import kv
 PREFIX = "changed/"
 LOOK_S = 1.0
 TOKEN, IDENTITY, KEYS = "token", "identity", "keys"
+GONE = "gone"
 GRANTING = frozenset({TOKEN, IDENTITY})  # of which a change may end a grant
 
 Stamp = tuple[int, int, int] | None
@@ -159,7 +160,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _change(kind: str, path: Path, stamp: Stamp) -> Change:
-    named = "gone" if stamp is None else "-".join(map(str, stamp))
+    named = GONE if stamp is None else "-".join(map(str, stamp))
     return Change(kind, str(path), named, _owner(path))
 
 

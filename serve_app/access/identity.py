@@ -96,7 +96,7 @@ def proven_identity(access: AccessConfig, named: IdentityConfig) -> Proven:
     if claims is None:
         message = f"{named.token_file} (access.identity.token_file) holds no identity token (JWT)"
         raise _refused(Outcome.MALFORMED_TOKEN, message)
-    identity = Identity(named.resource, _text(claims.get("iss")), _text(claims.get("sub")))
+    identity = _identity(named, claims)
     if named.audience not in _audiences(claims):
         message = f"the identity token is not for {named.audience} (access.identity.audience)"
         raise _refused(Outcome.IDENTITY_REFUSED, f"{message}; it has {shown(claims)}")
@@ -112,6 +112,15 @@ def proven_identity(access: AccessConfig, named: IdentityConfig) -> Proven:
             raise _explained(refused, named.resource, claims) from None
         _hold(key, found)
     return Proven(found.value, identity, found.requests)
+
+
+def identity_here(named: IdentityConfig) -> Identity | None:
+    """Return who this node is by its file, which nobody has verified; None if it holds none."""
+    try:
+        claims = claims_of(_read(Path(named.token_file).expanduser(), named.token_file))
+    except Refused:
+        return None
+    return None if claims is None else _identity(named, claims)
 
 
 def claims_of(token: str) -> dict[str, Any] | None:
@@ -144,6 +153,10 @@ def refusal(resource: str, words: str, status: int | None, claims: Mapping[str, 
     said = f"{status}: {words}" if words else str(status)
     text = f"the exchange for {resource} was refused ({said}); the identity token has"
     return sanitise(f"{text} {shown(claims)}", limit=900)
+
+
+def _identity(named: IdentityConfig, claims: Mapping[str, Any]) -> Identity:
+    return Identity(named.resource, _text(claims.get("iss")), _text(claims.get("sub")))
 
 
 def _hold(key: tuple[str, str, str], found: Exchanged) -> None:

@@ -146,6 +146,7 @@ def _proof(receipt: Receipt) -> dict[str, Any]:
             "source": receipt.token_source,
             "fingerprint": receipt.fingerprint,
             "account": receipt.account,
+            "identity": receipt.identity,
         },
         "first_proven_at": moment(receipt.first_granted_at),
         "last_proven_at": moment(receipt.granted_at),

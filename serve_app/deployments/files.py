@@ -10,20 +10,30 @@ from pathlib import Path
 import ray
 import structlog
 
-from serve_app.access.file_watch import KEYS, Change, FileWatch, announce, token_files
+from serve_app.access.file_watch import (
+    GONE,
+    IDENTITY,
+    KEYS,
+    TOKEN,
+    Change,
+    FileWatch,
+    announce,
+    token_files,
+)
+from serve_app.access.identity import Identity, identity_here
 from serve_app.access.preflight import preflight
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.placement import placements_of
-from serve_app.config import AppConfig
+from serve_app.config import AccessConfig, AppConfig
 from serve_app.telemetry import rollout_history
 from serve_app.telemetry.rollout_history import Entry, What
 
 log = structlog.get_logger()
 
 _NAMES = {
-    "token": "the token's file",
-    "identity": "the identity token's file",
-    "keys": "the file of API keys",
+    TOKEN: "the token's file",
+    IDENTITY: "the identity token's file",
+    KEYS: "the file of API keys",
 }
 
 
@@ -41,31 +51,47 @@ def watch_files(application: str, config: AppConfig, *, keys: bool = False) -> F
     files = {} if config.model.path is not None else token_files(config.access)
     if keys and config.api.api_keys_file is not None:
         files[KEYS] = Path(config.api.api_keys_file).expanduser()
-    watch = FileWatch(files, on_change_of(application, ray.get_runtime_context().get_node_id()))
+    node_id = ray.get_runtime_context().get_node_id()
+    watch = FileWatch(files, on_change_of(application, node_id, config.access))
     watch.start()
     return watch
 
 
-def on_change_of(application: str, node_id: str) -> Callable[[Change], None]:
-    """Return what is to be done with a change on this node."""
+def on_change_of(application: str, node_id: str, access: AccessConfig) -> Callable[[Change], None]:
+    """Return what is to be done with a change on this node.
+
+    A fresh token of the same identity, which comes every hour, is checked and logged, and no entry
+    of the history.
+    """
+    known = _identity(access)
 
     def on_change(change: Change) -> None:
+        nonlocal known
+        before, known = known, _identity(access)
         if not announce(application, node_id, change):
             return
-        host = socket.gethostname()
         log.info("access.file_changed", node_id=node_id, kind=change.kind, path=change.path)
-        is_gone = change.stamp == "gone"
-        rollout_history.record(
-            Entry(
-                application=application,
-                what=What.KEYS_CHANGED if change.kind == KEYS else What.TOKEN_CHANGED,
-                why=f"{_NAMES[change.kind]}, {change.path}, {'is gone' if is_gone else 'changed'}",
-                # Who wrote it is not known; whose it is, is.
-                who=f"{change.owner} on {host}",
-            )
-        )
+        if change.kind != IDENTITY or known is None or known != before:
+            _record(application, change)
 
     return on_change
+
+
+def _record(application: str, change: Change) -> None:
+    happened = "is gone" if change.stamp == GONE else "changed"
+    rollout_history.record(
+        Entry(
+            application=application,
+            what=What.KEYS_CHANGED if change.kind == KEYS else What.TOKEN_CHANGED,
+            why=f"{_NAMES[change.kind]}, {change.path}, {happened}",
+            # Who wrote it is not known; whose it is, is.
+            who=f"{change.owner} on {socket.gethostname()}",
+        )
+    )
+
+
+def _identity(access: AccessConfig) -> Identity | None:
+    return None if access.identity is None else identity_here(access.identity)
 
 
 def recheck(application: str, config: AppConfig, commit: str | None) -> Verdict:

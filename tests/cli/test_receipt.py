@@ -83,7 +83,12 @@ def test_json_is_one_object_with_the_whole_proof(capsys):
         "license_sha256": "ef" * 32,
         "license": None,
         "digest": None,
-        "token": {"source": "env:HF_TOKEN", "fingerprint": "0123abcd", "account": "alice"},
+        "token": {
+            "source": "env:HF_TOKEN",
+            "fingerprint": "0123abcd",
+            "account": "alice",
+            "identity": None,
+        },
         "first_proven_at": "2001-09-09T01:46:40Z",
         "last_proven_at": "2001-09-09T01:48:20Z",
     }
