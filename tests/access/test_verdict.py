@@ -10,7 +10,8 @@ from tests.access.cases import COMMIT, granted, verdict
 ALL = [
     "granted", "no_token", "malformed_token", "invalid_token", "expired_token",
     "identity_refused", "license_not_accepted", "request_pending", "request_rejected",
-    "request_reset", "token_scope", "org_policy", "content_blocked", "license_not_allowed", "digest_mismatch",
+    "request_reset", "token_scope", "org_policy", "content_blocked", "license_not_allowed",
+    "digest_mismatch",
     "repo_not_found", "revision_not_found", "repo_disabled",
     "weights_missing", "weights_unreachable", "rate_limited", "hub_unreachable", "probe_failed",
     "unknown",
