@@ -114,6 +114,13 @@ def proven_identity(access: AccessConfig, named: IdentityConfig) -> Proven:
     return Proven(found.value, identity, found.requests)
 
 
+def forget(value: str) -> None:
+    """Keep a token no longer that the Hub does not know any more, before its end."""
+    with _LOCK:
+        for key in [key for key, held in _HELD.items() if held.value == value]:
+            del _HELD[key]
+
+
 def identity_here(named: IdentityConfig) -> Identity | None:
     """Return who this node is by its file, which nobody has verified; None if it holds none."""
     try:

@@ -144,6 +144,15 @@ def test_a_new_identity_token_is_exchanged_at_once(hub, node):
     assert node.check().outcome is Outcome.IDENTITY_REFUSED
 
 
+def test_a_token_that_is_revoked_before_its_end_is_exchanged_anew(hub, node):
+    """The check that finds it dead blocks, the next one asks for another."""
+    held = resolve_token(node.access).token.reveal()
+    hub.set_behaviour(held, Behaviour.invalid)
+    assert node.check().outcome is Outcome.INVALID_TOKEN
+    assert node.check().outcome is Outcome.GRANTED
+    assert len(exchanges(hub)) == 2
+
+
 @pytest.mark.parametrize(
     ("claims", "words"),
     [

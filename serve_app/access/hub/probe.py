@@ -25,6 +25,7 @@ from serve_app.access.hub.bounded_client import origin
 from serve_app.access.hub.classify import Answer, Caller, Step, classify
 from serve_app.access.hub.client import Failed, Wire
 from serve_app.access.hub.steps import JSON_BYTES, Proof, Subject
+from serve_app.access.identity import forget
 from serve_app.access.remedies import remedy
 from serve_app.access.terms import Terms
 from serve_app.access.token import ResolvedToken, resolve_token
@@ -44,6 +45,7 @@ BUDGET_SHARE = 2 / 3  # of the gate's deadline; the rest is for starting and col
 # Own words instead of huggingface_hub's `build_hf_headers`, which may ask the Hub for a list of
 # known agents first: a request that nobody counts, three seconds where the Hub hangs.
 USER_AGENT = f"serve-app/{__version__}; hf_hub/{huggingface_hub.__version__}"
+DEAD = frozenset({Outcome.INVALID_TOKEN, Outcome.EXPIRED_TOKEN})
 # Refusals that a look at the account explains: whose grant is it, is the token alive at all?
 EXPLAINED = frozenset(
     {
@@ -190,7 +192,10 @@ class Probe:
         try:
             self._proof.run()
         except Failed as failed:
-            return self._verdict(self._explain(wire, failed))
+            found = self._explain(wire, failed)
+            if self._resolved.token is not None and found.outcome in DEAD:
+                forget(self._resolved.token.reveal())  # one by exchange may be revoked early
+            return self._verdict(found)
         return self._verdict(Failed(Outcome.GRANTED, ""))
 
     def _refuse_endpoint(self) -> None:
