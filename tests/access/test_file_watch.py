@@ -155,3 +155,14 @@ async def test_the_watch_checks_a_changed_node_at_once():
     task.cancel()
     assert asked == [(both, {"id-b"})]
     assert everybody == []
+
+
+def test_a_store_that_does_not_answer_delays_and_loses_nothing(kv_store):
+    """What was announced is returned when it answers again."""
+    announced = Announced("llm")
+    assert announce("llm", "n1", CHANGE) is True
+    kv_store.is_lost = True
+    assert announce("llm", "n2", CHANGE) is False
+    assert announced.nodes() == frozenset()
+    kv_store.is_lost = False
+    assert announced.nodes() == {"n1"}
