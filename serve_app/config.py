@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from serve_app.endpoint import CLEAR_TEXT, check_endpoint, is_plain_http
+from serve_app.access_config import AccessConfig, Part, parts_in
 from serve_app.errors import ConfigError
 from serve_app.redaction import SECRET
 
@@ -25,11 +25,7 @@ HAND_OVER = (
 )
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class ModelConfig(_Part):
+class ModelConfig(Part):
     """Which weights are served, and under which name."""
 
     repo_id: str | None = Field(None, description="Hub repository, `owner/name`")
@@ -41,6 +37,11 @@ class ModelConfig(_Part):
         None, description="name in the API, or a list of them; default, and always taken: repo_id"
     )
     path: str | None = Field(None, description="local directory instead of the Hub")
+    digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="of all files and their hashes, as `serve-app digest` prints it; null: any",
+    )
     share_weights: bool = Field(
         default=True, description="nodes that proved their access fetch from each other first"
     )
@@ -98,50 +99,7 @@ class ModelConfig(_Part):
         return self.names[0]
 
 
-class AccessConfig(_Part):
-    """How every node proves that it can read the weights."""
-
-    token_file: str | None = Field(
-        None, description="file that holds the token, on every node; `~` works"
-    )
-    token_env: str = Field(
-        "HF_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the token's variable"
-    )
-    endpoint: str | None = Field(
-        None, description="Hub URL; default: HF_ENDPOINT or huggingface.co"
-    )
-    allow_http: bool = Field(
-        default=False,
-        description="send the token over plain http, to a mirror in a trusted network",
-    )
-    timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
-    deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
-    watch_interval_s: float = Field(900, ge=1, description="re-check while serving")
-    on_unreachable: Literal["block", "allow_cached"] = Field(
-        "block", description="`allow_cached`: while nobody says no, a fresh receipt counts"
-    )
-    receipt_max_age_s: float = Field(
-        604_800, gt=0, description="age up to which a receipt is fresh"
-    )
-
-    on_no_nodes: Literal["block", "defer"] = Field(
-        "block", description="`defer`: with no node to ask yet, each replica's own check decides"
-    )
-
-    @field_validator("endpoint")
-    @classmethod
-    def _is_url(cls, value: str | None) -> str | None:
-        return None if value is None else check_endpoint(value)
-
-    @model_validator(mode="after")
-    def _keeps_the_token(self) -> AccessConfig:
-        plain = self.endpoint is not None and is_plain_http(self.endpoint)
-        if plain and self.token_file is not None and not self.allow_http:
-            raise ValueError(CLEAR_TEXT)
-        return self
-
-
-class ReplicaConfig(_Part):
+class ReplicaConfig(Part):
     """What one replica needs, and how many there are."""
 
     num_gpus: float = Field(1, ge=0, description="GPUs of one replica")
@@ -171,7 +129,7 @@ class ReplicaConfig(_Part):
         return self
 
 
-class EngineConfig(_Part):
+class EngineConfig(Part):
     """How one replica batches."""
 
     max_context_tokens: int = Field(
@@ -213,7 +171,7 @@ class EngineConfig(_Part):
     )
 
 
-class ApiConfig(_Part):
+class ApiConfig(Part):
     """Limits of the HTTP surface."""
 
     api_keys_file: str | None = Field(None, description="file of key hashes; null: no keys asked")
@@ -255,7 +213,7 @@ class ApiConfig(_Part):
     )
 
 
-class LoggingConfig(_Part):
+class LoggingConfig(Part):
     """What is logged, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level")
@@ -264,7 +222,7 @@ class LoggingConfig(_Part):
     )
 
 
-class AppConfig(_Part):
+class AppConfig(Part):
     """The `args:` of the Serve application."""
 
     model: ModelConfig
@@ -345,5 +303,5 @@ def _suggest(loc: tuple[str, ...]) -> str:
 def _keys(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, info in part.model_fields.items():
         yield prefix + name, info.description or ""
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _keys(info.annotation, f"{prefix}{name}.")
+        for inner in parts_in(info.annotation):
+            yield from _keys(inner, f"{prefix}{name}.")

@@ -64,6 +64,7 @@ def preflight(
     *,
     placements: Sequence[Placement] | None = None,
     access_only: bool = False,
+    only: frozenset[str] | None = None,
 ) -> Verdict:
     """Probe every node of the connected cluster that may host a replica.
 
@@ -74,16 +75,18 @@ def preflight(
         placements: where its replicas may go; default: what the Serve controller is rolling
             out for these args, or what the config itself asks for.
         access_only: do not ask whether our engine can load what is there.
+        only: ids of nodes; ask no others, and none of them that no replica may run on.
     """
     loader = None if access_only else loader_of(config)
     began = time.monotonic()
     verdicts: list[NodeVerdict] = []
     commit, requests = None, 0
     for placement in placements or placements_of(config):
-        probes = RayProbes(config.model, config.access, placement, loader)
+        probes = RayProbes(config.model, config.access, placement, loader, only)
         left_s = began + config.access.deadline_s - time.monotonic()
         collection = Collection(probes, deadline_s=max(1.0, left_s))
-        verdicts += collection.run() or [_nowhere(placement, config.access)]
+        nowhere = [] if only is not None else [_nowhere(placement, config.access)]
+        verdicts += collection.run() or nowhere
         commit = commit or collection.commit
         requests += collection.hub_requests
     if commit is None and any(verdict.deferred for verdict in verdicts):
@@ -148,6 +151,7 @@ class RayProbes(NodeTasks[NodeVerdict]):
         access: which token, which Hub, which limits.
         placement: which nodes count, and the environment of the probes.
         loader: what the replicas load with; None asks for access alone.
+        only: ids of the nodes that count; None is all.
     """
 
     def __init__(
@@ -156,11 +160,18 @@ class RayProbes(NodeTasks[NodeVerdict]):
         access: AccessConfig,
         placement: Placement,
         loader: Loader | None = None,
+        only: frozenset[str] | None = None,
     ) -> None:
         super().__init__(_PROBE, NodeVerdict, placement)
         self._model = model
         self._access = access
         self._loader = loader
+        self._only = only
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes that may host a replica now."""
+        only = self._only
+        return [node for node in super().nodes() if only is None or node.node_id in only]
 
     def launch(
         self, node: Node, *, commit: str | None, hint: NodeVerdict | None, delay_s: float

@@ -6,6 +6,7 @@ deploy.py     `deploy` and `rollback`
 prefetch.py   the weights onto every node, after the gate and before a rollout
 history.py    what gates, deploys and rollbacks decided
 receipt.py    what each node has proven, under which license, since when
+digest.py     what to write into `model.digest`
 coldstart.py  the latest starts of every replica, by phase
 
 `loadtest` and `capacity` are in serve_app/loadtest/command.py.

@@ -77,7 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     receipt.add_argument(
         "--json", action="store_true", help="print one JSON object per application"
     )
+    receipt.add_argument(
+        "--attest", action="store_true", help="print an in-toto statement for each node"
+    )
     receipt.set_defaults(command=_receipt)
+
+    digest = commands.add_parser("digest", help="what to write into `model.digest`")
+    digest.add_argument("what", metavar="CONFIG|DIR|REPO[@REV]", help="the model, or its config")
+    digest.set_defaults(command=_digest)
 
     coldstart = commands.add_parser("coldstart", help="where each replica's start spent its time")
     coldstart.add_argument(
@@ -288,7 +295,8 @@ def _receipt(options: argparse.Namespace) -> int:
         )
 
     audit: Audit = _everywhere(options, in_cluster, lambda app: receipt.of_this_machine(app.config))
-    return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
+    apps = serve_config.read(options.config)
+    return receipt.run(apps, audit, as_json=options.json, attest=options.attest)
 
 
 def _history(options: argparse.Namespace) -> int:
@@ -296,6 +304,13 @@ def _history(options: argparse.Namespace) -> int:
 
     _configure_logs("error")
     return history.run(options.application, options.address, as_json=options.json)
+
+
+def _digest(options: argparse.Namespace) -> int:
+    from serve_app.cli import digest
+
+    _configure_logs("error")
+    return digest.run(options.what)
 
 
 def _coldstart(options: argparse.Namespace) -> int:

@@ -1,21 +1,22 @@
 """The `receipt` command: what each node has proven, under which license, since when.
 
-For auditors and their scripts: asks every node for its receipt, never the Hub, and prints a table
-or one JSON object for each application.
+For auditors and their scripts: asks every node for its receipt, never the Hub, and prints a table,
+one JSON object for each application, or one in-toto statement for each node.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from ray.serve.schema import DeploymentSchema
 
 from serve_app.access.receipt import NodeReceipt, Receipt, receipt_here
 from serve_app.access.report import aligned
+from serve_app.access.statement import moment, statement
 from serve_app.access.verdict import EXIT_GRANTED, EXIT_UNDETERMINED
 from serve_app.cluster.connection import connected
 from serve_app.cluster.nodes import Lost
@@ -30,13 +31,17 @@ _RECEIPT = node_task(receipt_here)
 HEAD = ("NODE", "COMMIT", "LICENSE SHA-256", "TOKEN", "ACCOUNT", "FIRST PROVEN", "LAST PROVEN")
 
 
-def run(apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False) -> int:
+def run(
+    apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False, attest: bool = False
+) -> int:
     """Show the receipts of every application.
 
     Args:
         apps: applications to look at.
         audit: returns the receipts of all nodes of one of them.
         as_json: print for machines.
+        attest: print statements instead, one line each; a node without a receipt has none, and
+            is named on the standard error.
 
     Returns:
         The exit code: 0 if every node, and at least one, has a receipt, else 4.
@@ -44,7 +49,10 @@ def run(apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False) -> in
     code = EXIT_GRANTED
     for app in apps:
         nodes = audit(app)
-        print(json.dumps(_facts(app, nodes)) if as_json else "\n".join(_table(app, nodes)))
+        if attest:
+            _attest(nodes)
+        else:
+            print(json.dumps(_facts(app, nodes)) if as_json else "\n".join(_table(app, nodes)))
         if not _is_complete(nodes):
             code = EXIT_UNDETERMINED
     return code
@@ -91,6 +99,18 @@ def of_this_machine(config: AppConfig) -> tuple[NodeReceipt, ...]:
     return (receipt_here(config.model, config.access),)
 
 
+def _attest(nodes: Sequence[NodeReceipt]) -> None:
+    for node in nodes:
+        if node.receipt:
+            print(json.dumps(statement(node, node.receipt)))
+        else:
+            print(_lack(node), file=sys.stderr)
+
+
+def _lack(node: NodeReceipt) -> str:
+    return f"No receipt on {node.node_name}: {node.message}"
+
+
 def _is_complete(nodes: Sequence[NodeReceipt]) -> bool:
     return bool(nodes) and all(node.receipt for node in nodes)
 
@@ -120,13 +140,16 @@ def _proof(receipt: Receipt) -> dict[str, Any]:
         "commit": receipt.commit,
         "endpoint": receipt.endpoint,
         "license_sha256": receipt.license_sha256,
+        "license": receipt.license_id,
+        "digest": receipt.digest,
         "token": {
             "source": receipt.token_source,
             "fingerprint": receipt.fingerprint,
             "account": receipt.account,
+            "identity": receipt.identity,
         },
-        "first_proven_at": _moment(receipt.first_granted_at),
-        "last_proven_at": _moment(receipt.granted_at),
+        "first_proven_at": moment(receipt.first_granted_at),
+        "last_proven_at": moment(receipt.granted_at),
     }
 
 
@@ -142,7 +165,7 @@ def _table(app: ServedApp, nodes: Sequence[NodeReceipt]) -> Iterator[str]:
         yield from aligned([HEAD, *(_row(name, receipt) for name, receipt in shown)])
     for node in nodes:
         if not node.receipt:
-            yield f"No receipt on {node.node_name}: {node.message}"
+            yield _lack(node)
 
 
 def _row(name: str, receipt: Receipt) -> tuple[str, ...]:
@@ -152,10 +175,6 @@ def _row(name: str, receipt: Receipt) -> tuple[str, ...]:
         (receipt.license_sha256 or "not here yet")[:16],
         f"{receipt.token_source} {receipt.fingerprint or ''}".rstrip(),
         receipt.account or "-",
-        _moment(receipt.first_granted_at),
-        _moment(receipt.granted_at),
+        moment(receipt.first_granted_at),
+        moment(receipt.granted_at),
     )
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
