@@ -9,26 +9,23 @@ controller is rolling out, because a deployment's overrides there never reach th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import DeploymentSchema
 
 from serve_app.access.collect import Collection, failed
 from serve_app.access.hub.probe import endpoint_of
 from serve_app.access.node_check import loader_of, prove_here, prove_later
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.checkpoint.runnable import Loader
-from serve_app.cluster.application import described
-from serve_app.cluster.connection import connected
+from serve_app.cluster.application import connected_places
 from serve_app.cluster.nodes import Node, shortage
-from serve_app.cluster.placement import Placement, all_nodes, placement_of, placements_of
+from serve_app.cluster.placement import Placement, all_nodes, placements_of
 from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
-from serve_app.gate_config import GatedApp
+from serve_app.serve_config import ServedApp
 
 # A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.
 _PROBE = node_task(prove_later)
@@ -97,24 +94,12 @@ def preflight(
     return _decide(config, verdicts, commit, requests, time.monotonic() - began)
 
 
-def check_cluster(
-    config: AppConfig,
-    *,
-    runtime_env: Mapping[str, Any] | None = None,
-    deployments: Sequence[DeploymentSchema] = (),
-    address: str | None = None,
-    access_only: bool = False,
-    gated: GatedApp | None = None,
-) -> Verdict | None:
+def check_cluster(app: ServedApp, address: str | None = None) -> Verdict | None:
     """Run the gate from outside, connecting to a cluster for as long as it takes.
 
     Args:
-        config: the application.
-        runtime_env: of the application, as the Serve config has it.
-        deployments: overrides of single deployments, as the Serve config has them.
+        app: an application of a Serve config.
         address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
-        access_only: see `preflight`.
-        gated: the application is somebody else's, whose builder says where it goes.
 
     Returns:
         The verdict; None if no cluster is named in any of these ways.
@@ -122,15 +107,10 @@ def check_cluster(
     Raises:
         ConfigError: there is no cluster at the address, or the builder does not run there.
     """
-    environment = dict(runtime_env or {})
-    asked = Placement((), environment) if gated else placement_of(config, environment, deployments)
-    with connected(asked, environment, address) as placement:
-        if placement is None:
+    with connected_places(app, address) as places:
+        if places is None:
             return None
-        places = [placement]
-        if gated is not None:
-            places = described(gated, gated.gate.model.revision, placement.runtime_env, deployments)
-        return preflight(config, placements=places, access_only=access_only)
+        return preflight(app.config, placements=places, access_only=app.access_only)
 
 
 def check_this_machine(config: AppConfig, *, access_only: bool = False) -> Verdict:

@@ -1,6 +1,7 @@
 """The `serve-app` command: one module a command, which parses, calls and prints.
 
-main.py       START HERE: the parser, and what each command calls
+main.py       START HERE: what each command calls
+options.py    the options of every command
 check.py      the gate without a rollout
 deploy.py     `deploy` and `rollback`
 prefetch.py   the weights onto every node, after the gate and before a rollout

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from serve_app.access.verdict import Verdict
-from serve_app.cluster.application import described
-from serve_app.cluster.connection import connected
-from serve_app.cluster.placement import Placement, placement_of
+from serve_app.cluster.application import connected_places
 from serve_app.errors import ConfigError
 from serve_app.serve_config import ServedApp
 from serve_app.weights.prefetch import Prefetched, lacking, line, prefetch
@@ -45,7 +42,9 @@ def run(
         if commit is None:
             print(f"{app.name}: a local directory, nothing to fetch", file=sys.stderr)
             continue
-        with _places(app, address) as places:
+        with connected_places(app, address) as places:
+            if places is None:
+                raise ConfigError("no Ray cluster is running here; name one with --address")
             results = prefetch(
                 app.config.model, app.config.access, commit, places, timeout_s=timeout_s
             )
@@ -57,21 +56,3 @@ def run(
 
 def _json(app: ServedApp, commit: str, result: Prefetched) -> str:
     return json.dumps({"application": app.name, "commit": commit, **asdict(result)})
-
-
-@contextmanager
-def _places(app: ServedApp, address: str | None) -> Iterator[list[Placement]]:
-    """Connect for as long as it takes; yields where the application's weights are needed."""
-    asked = (
-        Placement((), app.runtime_env)
-        if app.gated
-        else placement_of(app.config, app.runtime_env, app.deployments)
-    )
-    with connected(asked, app.runtime_env, address) as placement:
-        if placement is None:
-            raise ConfigError("no Ray cluster is running here; name one with --address")
-        if app.gated is None:
-            yield [placement]
-        else:
-            revision = app.gated.gate.model.revision
-            yield described(app.gated, revision, placement.runtime_env, app.deployments)

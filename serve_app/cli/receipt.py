@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
-
-from ray.serve.schema import DeploymentSchema
 
 from serve_app.access.receipt import NodeReceipt, Receipt, receipt_here
 from serve_app.access.report import aligned
 from serve_app.access.statement import moment, statement
 from serve_app.access.verdict import EXIT_GRANTED, EXIT_UNDETERMINED
-from serve_app.cluster.connection import connected
-from serve_app.cluster.nodes import Lost
-from serve_app.cluster.placement import placement_of
+from serve_app.cluster.application import connected_places
+from serve_app.cluster.nodes import Lost, Node
 from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AppConfig
 from serve_app.serve_config import ServedApp
@@ -58,34 +55,28 @@ def run(
     return code
 
 
-def of_cluster(
-    config: AppConfig,
-    *,
-    runtime_env: Mapping[str, Any] | None = None,
-    deployments: Sequence[DeploymentSchema] = (),
-    address: str | None = None,
-) -> tuple[NodeReceipt, ...] | None:
+def of_cluster(app: ServedApp, address: str | None) -> tuple[NodeReceipt, ...] | None:
     """Ask every node that may host a replica, in the replicas' environment.
 
     Args:
-        config: the application.
-        runtime_env: of the application, as the Serve config has it.
-        deployments: overrides of single deployments, as the Serve config has them.
+        app: an application of a Serve config.
         address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
 
     Returns:
-        One entry for each eligible node; None if no cluster is named in any of these ways.
+        One entry for each eligible node and environment; None if no cluster is named in any of
+        these ways.
 
     Raises:
         ConfigError: there is no cluster at the address.
     """
-    environment = dict(runtime_env or {})
-    asked = placement_of(config, environment, deployments)
-    with connected(asked, environment, address) as placement:
-        if placement is None:
+    model, access = app.config.model, app.config.access
+    answers: list[tuple[Node, NodeReceipt | Lost]] = []
+    with connected_places(app, address) as places:
+        if places is None:
             return None
-        tasks = NodeTasks(_RECEIPT, NodeReceipt, placement)
-        answers = tasks.ask_all(config.model, config.access, timeout_s=config.access.deadline_s)
+        for placement in places:
+            tasks = NodeTasks(_RECEIPT, NodeReceipt, placement)
+            answers += tasks.ask_all(model, access, timeout_s=access.deadline_s)
     return tuple(
         NodeReceipt(node.node_id, node.name, None, str(answer))
         if isinstance(answer, Lost)

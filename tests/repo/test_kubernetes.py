@@ -23,7 +23,8 @@ from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 from serve_app import serve_config
 from serve_app.access_config import AccessConfig
 from serve_app.app import DRAIN_S
-from serve_app.cli.main import _parser
+from serve_app.cli.main import RUNS
+from serve_app.cli.options import parser_of
 
 ROOT = Path(__file__).parent.parent.parent / "configs" / "kubernetes"
 SCHEMA = json.loads(
@@ -130,7 +131,7 @@ def test_the_gate_of_a_pod_runs_a_command_that_exists(group):
     """A renamed flag would leave every pod waiting for ever."""
     (container,) = group["template"]["spec"]["initContainers"]
     program, *arguments = container["command"]
-    options = _parser().parse_args(arguments)
+    options = parser_of(RUNS).parse_args(arguments)
     assert program == "serve-app"
     assert options.this_node is True
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
