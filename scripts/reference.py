@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
 
+from serve_app.access_config import parts_in
 from serve_app.config import AppConfig
 from serve_app.telemetry.logs import EVENTS
 
@@ -49,11 +50,18 @@ def _table(*head: str, rows: Iterator[tuple[str, ...]]) -> str:
 
 def _settings() -> Iterator[tuple[str, str, str]]:
     for part, info in AppConfig.model_fields.items():
-        fields: dict[str, FieldInfo] = getattr(info.annotation, "model_fields", {})
-        for key, field in fields.items():
-            default = field.get_default(call_default_factory=True)
-            shown = json.dumps(list(default) if isinstance(default, tuple) else default)
-            yield f"`{part}.{key}`", f"`{shown}`", field.description or ""
+        for inner in parts_in(info.annotation):
+            yield from _settings_of(inner, part)
+
+
+def _settings_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for key, field in model.model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        shown = json.dumps(list(default) if isinstance(default, tuple) else default)
+        cell = "required" if field.is_required() else f"`{shown}`"
+        yield f"`{prefix}.{key}`", cell, field.description or ""
+        for inner in parts_in(field.annotation):
+            yield from _settings_of(inner, f"{prefix}.{key}")
 
 
 def _metrics() -> Iterator[tuple[str, str, str, str]]:

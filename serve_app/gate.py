@@ -15,7 +15,7 @@ Run by `serve run` or `serve deploy`, a refusal ends the build with the table of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -39,8 +39,11 @@ from serve_app.errors import ConfigError
 from serve_app.gate_config import GATE_IMPORT_PATH, GatedApp, parse_gated
 from serve_app.telemetry import logs, rollout_history
 from serve_app.telemetry.rollout_history import config_hash
+from serve_app.weights.prefetch import lacking, line, prefetch
 
 log = structlog.get_logger()
+
+FETCH_TIMEOUT_S = 4 * 3600.0  # of a large model over a slow line; Serve lets a build take so long
 
 
 def require_repo_access(
@@ -132,7 +135,8 @@ def build(args: dict[str, Any]) -> Application:
         log.error("rollout.blocked", repo_id=verdict.repo_id)
         raise RolloutBlocked(verdict.table())
     commit = verdict.commit or gated.gate.model.revision  # a local directory has no commit
-    return build_application(gated.app.import_path, gated.builder_args(commit))
+    path = _fetched(gated, verdict, asked) if gated.wants_path else ""
+    return build_application(gated.app.import_path, gated.builder_args(commit, path))
 
 
 def watch(args: dict[str, Any]) -> Application:
@@ -165,6 +169,30 @@ def _placements(gated: GatedApp, args: Mapping[str, Any]) -> tuple[list[str], li
         )
         found += [place for place in places if place not in found]
     return [application.name for application in applications], found
+
+
+def _fetched(gated: GatedApp, verdict: Verdict, asked: Sequence[Placement]) -> str:
+    """Fetch the model onto every node and return its directory, which has to be one for all.
+
+    Raises:
+        RolloutBlocked: a node does not have it, or has it elsewhere.
+    """
+    model = gated.gate.model
+    if model.path is not None or verdict.commit is None:
+        return str(model.path or "")
+    results = prefetch(model, gated.gate.access, verdict.commit, asked, timeout_s=FETCH_TIMEOUT_S)
+    if absent := lacking(results):
+        lines = "\n".join(line(result) for result in absent)
+        raise RolloutBlocked(
+            f"The weights are not on {len(absent)} of {len(results)} nodes:\n{lines}"
+        )
+    places = {result.directory: result.node for result in results}
+    if len(places) != 1:
+        named = ", ".join(f"{path} on {node}" for path, node in sorted(places.items()))
+        raise RolloutBlocked(
+            f"The nodes have the model in different directories ({named}): set the same HF_HOME"
+        )
+    return next(iter(places))
 
 
 def _question(

@@ -4,7 +4,8 @@
     app: {import_path: "ray.serve.llm:build_openai_app", args: {…}}
 
 `${gate.commit}` anywhere in `app.args` becomes the commit that was proven; the builder of
-`ray.serve.llm` gets it without being asked.
+`ray.serve.llm` gets it without being asked. `${gate.path}` becomes the directory that the model is
+in on every node: it is fetched there, verified, before the builder runs for good.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from serve_app.errors import ConfigError
 
 GATE_IMPORT_PATH = "serve_app.gate:build"
 COMMIT = "${gate.commit}"
+PATH = "${gate.path}"
 RAY_LLM_BUILDER = "ray.serve.llm:build_openai_app"
 
 
@@ -63,21 +65,31 @@ class GatedApp(_Part):
         """The gate's question, as every other part of this package reads it."""
         return AppConfig(model=self.gate.model, access=self.gate.access)
 
-    def builder_args(self, commit: str) -> dict[str, Any]:
-        """Return the builder's args with the commit in its places.
+    @property
+    def wants_path(self) -> bool:
+        """The application loads a directory, which the gate has to fill on every node first."""
+        return _filled(self.app.args, {PATH: ""})[1]
+
+    def builder_args(self, commit: str, path: str = "") -> dict[str, Any]:
+        """Return the builder's args with commit and directory in their places.
+
+        Args:
+            commit: for `${gate.commit}`.
+            path: for `${gate.path}`; "" where only the placement is asked for.
 
         Raises:
             ConfigError: no place for the commit, so the application would load whatever the
                 branch means by then.
         """
-        args, found = _filled(self.app.args, commit)
+        args, found = _filled(self.app.args, {COMMIT: commit, PATH: path})
         if not found and self.app.import_path.replace(":", ".") == RAY_LLM_BUILDER.replace(
             ":", "."
         ):
             args, found = _with_ray_llm_revisions(args, self.gate.model.source, commit)
         if not found and self.gate.model.path is None:
             raise ConfigError(
-                f"args.app.args: nothing takes the commit; write {COMMIT} where the revision goes",
+                f"args.app.args: nothing takes the commit; write {COMMIT} where the revision goes, "
+                f"or {PATH} where a directory does",
                 param="app.args",
             )
         return dict(args)
@@ -106,15 +118,18 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
     return f"{path}: {message.removeprefix('Value error, ')}"
 
 
-def _filled(tree: Any, commit: str) -> tuple[Any, bool]:
+def _filled(tree: Any, values: Mapping[str, str]) -> tuple[Any, bool]:
     """Return a copy with every placeholder replaced, and whether there was one."""
     if isinstance(tree, str):
-        return tree.replace(COMMIT, commit), COMMIT in tree
+        found = [placeholder for placeholder in values if placeholder in tree]
+        for placeholder in found:
+            tree = tree.replace(placeholder, values[placeholder])
+        return tree, bool(found)
     if isinstance(tree, Mapping):
-        pairs = {key: _filled(value, commit) for key, value in tree.items()}
+        pairs = {key: _filled(value, values) for key, value in tree.items()}
         return {key: value for key, (value, _) in pairs.items()}, any(f for _, f in pairs.values())
     if isinstance(tree, list | tuple):
-        parts = [_filled(value, commit) for value in tree]
+        parts = [_filled(value, values) for value in tree]
         return [value for value, _ in parts], any(found for _, found in parts)
     return tree, False
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# Hub tokens start with hf_ (users) or api_org_ (organisations); 20 is far below their length.
-SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9_]{20,}")
+# Hub tokens start with hf_ (users) or api_org_ (organisations); 20 is far below their length. What
+# comes of an exchange (hf_oauth_, hf_jwt_) and identity tokens (JWT) have dots and hyphens too.
+SECRET = re.compile(
+    r"\b(?:hf_(?:jwt|oauth)_[A-Za-z0-9_.=-]{20,}|(?:hf|api_org)_[A-Za-z0-9_]{20,}"
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*)"
+)
 MESSAGE_CHARS = 400
 
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}")

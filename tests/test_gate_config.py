@@ -61,6 +61,15 @@ def test_wrong_args_are_refused_without_their_values(wrong, words):
     assert "a" * 34 not in caught.value.message
 
 
+def test_the_directory_goes_where_its_placeholder_stands():
+    """It says which version is loaded, so no other place for the commit is needed."""
+    gated = parse_gated(args(model="${gate.path}", name="m-${gate.commit}"))
+    assert gated.wants_path
+    assert gated.builder_args(COMMIT, "/d") == {"model": "/d", "name": f"m-{COMMIT}"}
+    assert parse_gated(args(model="${gate.path}")).builder_args(COMMIT, "/d") == {"model": "/d"}
+    assert not parse_gated(args(r="${gate.commit}")).wants_path
+
+
 def test_a_local_directory_has_no_commit_to_take():
     """Its application loads the directory, whatever is in there."""
     gated = parse_gated(args(gate={"model": {"path": "/models/m"}}, directory="/models/m"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -58,6 +59,7 @@ FAULTS = frozenset(
 class Route(StrEnum):
     """The kinds of requests; a fault can be limited to some of them."""
 
+    exchange = "exchange"
     whoami = "whoami"
     info = "info"
     tree = "tree"
@@ -165,6 +167,7 @@ class Account:
         failures: answers of `flaky` that still fail.
         failure_status: what `flaky` (429 or 5xx) and `server_error` (5xx) answer.
         retry_after_s: what a 429 asks to wait.
+        ends_at: seconds of time.monotonic() at which the token expires; None never.
     """
 
     name: str
@@ -173,6 +176,7 @@ class Account:
     failures: int = 2
     failure_status: int = 503
     retry_after_s: int = 1
+    ends_at: float | None = None
     by_repo: dict[str, Behaviour] = field(default_factory=dict)
     key: str = field(default_factory=lambda: secrets.token_hex(8))  # stands for it in signed URLs
 
@@ -211,7 +215,10 @@ class Accounts:
     def find(self, token: str | None) -> Account | None:
         """Return the account of a token value; None for an unknown value."""
         with self._lock:
-            return self.anonymous if token is None else self._by_token.get(token)
+            account = self.anonymous if token is None else self._by_token.get(token)
+            if account and account.ends_at is not None and time.monotonic() >= account.ends_at:
+                account.behaviour = Behaviour.expired
+            return account
 
     def by_key(self, key: str) -> Account | None:
         """Return the account a signed URL was made for."""

@@ -110,6 +110,11 @@ class Hub:
     def _sound(self, request: Request, target: Target) -> Answer:
         if target.route is Route.other:
             return _other(request)
+        if target.route is Route.exchange:
+            status, body = self._state.publishers.answer(request.method, request.body)
+            if issued := body.get("access_token"):
+                self._state.accounts.add(issued, self._state.publishers.account_of(issued))
+            return json_answer(body, None, status)
         try:
             if target.route is Route.whoami:
                 return self._whoami(request)

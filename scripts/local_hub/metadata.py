@@ -6,6 +6,8 @@ import hashlib
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import yaml
+
 from scripts.local_hub.behaviours import Account, Behaviour
 from scripts.local_hub.repos import Repo, RepoFile
 from scripts.local_hub.wire import Request
@@ -52,6 +54,7 @@ def model_payload(
     expand: list[str],
 ) -> dict[str, Any]:
     """Describe a model at a commit; public, whatever the gate says about content."""
+    card = _card(repo.files(commit).get("README.md"))
     payload = {
         "_id": hashlib.sha256(repo.repo_id.encode()).hexdigest()[:24],
         "id": repo.repo_id,
@@ -67,7 +70,8 @@ def model_payload(
         "likes": 0,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["transformers", "safetensors", "text-generation"],
+        "tags": ["transformers", "safetensors", "text-generation", *_license_tags(card)],
+        **({"cardData": card} if card else {}),
         "siblings": [
             _sibling(file, blobs=blobs, masked=masked) for file in repo.files(commit).values()
         ],
@@ -75,6 +79,20 @@ def model_payload(
     if expand:
         payload = {key: payload[key] for key in ("_id", "id", *expand) if key in payload}
     return payload
+
+
+def _card(readme: RepoFile | None) -> dict[str, Any]:
+    """Return the metadata at the head of a model card."""
+    text = b"".join(readme.chunks()).decode() if readme else ""
+    if not text.startswith("---\n"):
+        return {}
+    head = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0])
+    return head if isinstance(head, dict) else {}
+
+
+def _license_tags(card: dict[str, Any]) -> list[str]:
+    stated = card.get("license", [])
+    return [f"license:{each}" for each in (stated if isinstance(stated, list) else [stated])]
 
 
 def _sibling(file: RepoFile, *, blobs: bool, masked: bool) -> dict[str, Any]:

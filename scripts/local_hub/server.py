@@ -12,6 +12,7 @@ from typing import Self
 
 from scripts.local_hub.behaviours import Account, Behaviour, Route, fingerprint
 from scripts.local_hub.control import Control
+from scripts.local_hub.exchange import Publishers
 from scripts.local_hub.hub import Hub
 from scripts.local_hub.repos import Repo
 from scripts.local_hub.signing import Signer
@@ -151,6 +152,11 @@ class LocalHub:
         )
         self._state.accounts.add(token, known)
         return token
+
+    @property
+    def publishers(self) -> Publishers:
+        """Whose identity tokens are exchanged, and by which clock and audience."""
+        return self._state.publishers
 
     def set_behaviour(
         self,

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from scripts.local_hub.behaviours import Accounts, Behaviour, Route, fingerprint
+from scripts.local_hub.exchange import Publishers
 from scripts.local_hub.repos import Repo
 from scripts.local_hub.signing import Signer
 from scripts.local_hub.wire import HubRequest, Origin, Request
@@ -35,6 +36,7 @@ class State:
     closed_url: str = ""  # an address where nobody listens
     chunks_url: str = ""  # where the Xet store says that chunks lie; "" is the CDN
     dropped_headers: frozenset[str] = frozenset()  # in lower case; a mirror may lose some
+    publishers: Publishers = field(default_factory=Publishers)
     page_size: int = 1000
     outage: Behaviour | None = None
     log: list[HubRequest] = field(default_factory=list)

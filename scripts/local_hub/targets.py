@@ -30,6 +30,8 @@ class Target:
 def find_target(request: Request) -> Target:
     """Read a path. Names of repositories have one or two parts."""
     parts = request.segments
+    if parts == ["oauth", "token"]:
+        return Target(Route.exchange)
     if parts[:2] == ["api", "whoami-v2"]:
         return Target(Route.whoami)
     if parts[:3] == ["api", "resolve-cache", "models"]:

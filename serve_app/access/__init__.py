@@ -5,12 +5,19 @@ collect.py      asks every node and gathers the answers under one deadline
 node_check.py   what one node does: its probe, and a receipt for what it proved
 hub/            everything that speaks to a Hub: probe, answers, listing, download
 token.py        which token this process uses, and from where it came
+shape.py        what can be seen of a token's value before it is sent
+identity.py     whose token it is by an exchange
 notebook.py     why a notebook has no token although its user believes so
 local.py        a model that is a directory on the node
+license.py      the license a model states, its text, and whether the config allows it
+digest.py       one hash for all files of a commit or a directory
+terms.py        what the config wants of a commit besides access
 capacity.py     what this node can hold
 verdict.py      outcomes of nodes, and the decision over all of them
 remedies.py     one sentence for each outcome: what to do about it
 report.py       the table that people read
 receipt.py      what a node proved, when, under which license
+statement.py    a receipt as a statement that other tools read (in-toto)
 recheck.py      the grant while serving: asked again, shown, never acted upon
+file_watch.py   files of tokens and keys on this node that change
 """

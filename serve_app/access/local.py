@@ -6,10 +6,15 @@ check must not load a tensor library before the node has proven what it holds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from serve_app.access.capacity import room_fault
+from serve_app.access.digest import directory_digest
+from serve_app.access.license import facts_of
+from serve_app.access.remedies import remedy
+from serve_app.access.terms import Terms
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
 from serve_app.checkpoint.directory import check_checkpoint
 from serve_app.checkpoint.runnable import Loader, weights_bytes
@@ -38,6 +43,30 @@ def check_directory(path: str, loader: Loader | None = None) -> NodeVerdict:
     except OSError as error:
         return _verdict(Outcome.WEIGHTS_MISSING, path, f"{error.filename}: {error.strerror}")
     return _verdict(Outcome.GRANTED, path, "")
+
+
+def check_model(path: str, terms: Terms, loader: Loader | None) -> NodeVerdict:
+    """Do `check_directory`, and compare the directory's license and digest with what is wanted.
+
+    Reads every byte of the directory if a digest is wanted, the next time only what changed.
+
+    Returns:
+        Its verdict, or `license_not_allowed` or `digest_mismatch`; with what the directory is.
+    """
+    verdict = check_directory(path, loader)
+    place = Path(path).expanduser()
+    facts = facts_of(place)
+    if verdict.outcome is not Outcome.GRANTED:
+        return replace(verdict, facts=facts)
+    try:
+        if terms.digest is not None:
+            facts = replace(facts, digest=directory_digest(place))
+    except ModelLoadError as fault:
+        return replace(_verdict(Outcome.WEIGHTS_MISSING, path, fault.message), facts=facts)
+    if found := terms.fault(facts):
+        outcome, message = found
+        verdict = _verdict(outcome, path, message, remedy(outcome)[0])
+    return replace(verdict, facts=facts)
 
 
 def _refuse_size(listed: int, config: dict[str, Any], loader: Loader) -> None:

@@ -13,10 +13,14 @@ from dataclasses import replace
 
 from serve_app.access import local
 from serve_app.access import receipt as receipts
+from serve_app.access.digest import listing_digest
+from serve_app.access.hub.listing import read_listing
 from serve_app.access.hub.model_files import cached_snapshot
 from serve_app.access.hub.probe import check_here, endpoint_of
+from serve_app.access.license import license_in
 from serve_app.access.receipt import Receipt
-from serve_app.access.verdict import NodeVerdict, Outcome
+from serve_app.access.terms import Terms
+from serve_app.access.verdict import CommitFacts, NodeVerdict, Outcome
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
 from serve_app.errors import ModelLoadError
@@ -106,7 +110,7 @@ def _by_receipt(
     said = verdict.hub_message or "the Hub did not answer"
     try:
         receipt = _fitting(verdict, model, access, commit)
-        _refuse_copy(receipt, loader)
+        facts = _refuse_copy(receipt, Terms(access.license, model.digest), loader)
     except _Unfit as unfit:
         message = f"{said}; access.on_unreachable is allow_cached, but {unfit}"
         return replace(verdict, hub_message=sanitise(message, limit=MESSAGE_CHARS))
@@ -121,6 +125,7 @@ def _by_receipt(
         token=replace(verdict.token, account=receipt.account),
         commit=receipt.commit,
         receipt_age_s=age_s,
+        facts=facts,
     )
 
 
@@ -146,7 +151,8 @@ def _fitting(
     return receipt
 
 
-def _refuse_copy(receipt: Receipt, loader: Loader | None) -> None:
+def _refuse_copy(receipt: Receipt, terms: Terms, loader: Loader | None) -> CommitFacts:
+    """Return what the copy here is; raises `_Unfit` for one that may not be served."""
     try:
         directory = cached_snapshot(receipt.repo_id, receipt.commit)
     except ModelLoadError as error:
@@ -154,3 +160,10 @@ def _refuse_copy(receipt: Receipt, loader: Loader | None) -> None:
     copy = local.check_directory(str(directory), loader)
     if copy.outcome is not Outcome.GRANTED:
         raise _Unfit(f"the copy here cannot be served: {copy.hub_message}")
+    text = license_in(directory)  # the card is not part of the copy, its license is in the receipt
+    entries = read_listing(receipt.repo_id, receipt.commit)  # its bytes are compared at loading
+    digest = listing_digest(entries) if terms.digest and entries else None
+    facts = CommitFacts(receipt.license_id, text.sha256 if text else None, digest)
+    if found := terms.fault(facts):
+        raise _Unfit(found[1])
+    return facts

@@ -9,26 +9,23 @@ controller is rolling out, because a deployment's overrides there never reach th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import DeploymentSchema
 
 from serve_app.access.collect import Collection, failed
 from serve_app.access.hub.probe import endpoint_of
 from serve_app.access.node_check import loader_of, prove_here, prove_later
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.checkpoint.runnable import Loader
-from serve_app.cluster.application import described
-from serve_app.cluster.connection import connected
+from serve_app.cluster.application import connected_places
 from serve_app.cluster.nodes import Node, shortage
-from serve_app.cluster.placement import Placement, all_nodes, placement_of, placements_of
+from serve_app.cluster.placement import Placement, all_nodes, placements_of
 from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
-from serve_app.gate_config import GatedApp
+from serve_app.serve_config import ServedApp
 
 # A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.
 _PROBE = node_task(prove_later)
@@ -64,6 +61,7 @@ def preflight(
     *,
     placements: Sequence[Placement] | None = None,
     access_only: bool = False,
+    only: frozenset[str] | None = None,
 ) -> Verdict:
     """Probe every node of the connected cluster that may host a replica.
 
@@ -74,16 +72,18 @@ def preflight(
         placements: where its replicas may go; default: what the Serve controller is rolling
             out for these args, or what the config itself asks for.
         access_only: do not ask whether our engine can load what is there.
+        only: ids of nodes; ask no others, and none of them that no replica may run on.
     """
     loader = None if access_only else loader_of(config)
     began = time.monotonic()
     verdicts: list[NodeVerdict] = []
     commit, requests = None, 0
     for placement in placements or placements_of(config):
-        probes = RayProbes(config.model, config.access, placement, loader)
+        probes = RayProbes(config.model, config.access, placement, loader, only)
         left_s = began + config.access.deadline_s - time.monotonic()
         collection = Collection(probes, deadline_s=max(1.0, left_s))
-        verdicts += collection.run() or [_nowhere(placement, config.access)]
+        nowhere = [] if only is not None else [_nowhere(placement, config.access)]
+        verdicts += collection.run() or nowhere
         commit = commit or collection.commit
         requests += collection.hub_requests
     if commit is None and any(verdict.deferred for verdict in verdicts):
@@ -94,24 +94,12 @@ def preflight(
     return _decide(config, verdicts, commit, requests, time.monotonic() - began)
 
 
-def check_cluster(
-    config: AppConfig,
-    *,
-    runtime_env: Mapping[str, Any] | None = None,
-    deployments: Sequence[DeploymentSchema] = (),
-    address: str | None = None,
-    access_only: bool = False,
-    gated: GatedApp | None = None,
-) -> Verdict | None:
+def check_cluster(app: ServedApp, address: str | None = None) -> Verdict | None:
     """Run the gate from outside, connecting to a cluster for as long as it takes.
 
     Args:
-        config: the application.
-        runtime_env: of the application, as the Serve config has it.
-        deployments: overrides of single deployments, as the Serve config has them.
+        app: an application of a Serve config.
         address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
-        access_only: see `preflight`.
-        gated: the application is somebody else's, whose builder says where it goes.
 
     Returns:
         The verdict; None if no cluster is named in any of these ways.
@@ -119,15 +107,10 @@ def check_cluster(
     Raises:
         ConfigError: there is no cluster at the address, or the builder does not run there.
     """
-    environment = dict(runtime_env or {})
-    asked = Placement((), environment) if gated else placement_of(config, environment, deployments)
-    with connected(asked, environment, address) as placement:
-        if placement is None:
+    with connected_places(app, address) as places:
+        if places is None:
             return None
-        places = [placement]
-        if gated is not None:
-            places = described(gated, gated.gate.model.revision, placement.runtime_env, deployments)
-        return preflight(config, placements=places, access_only=access_only)
+        return preflight(app.config, placements=places, access_only=app.access_only)
 
 
 def check_this_machine(config: AppConfig, *, access_only: bool = False) -> Verdict:
@@ -148,6 +131,7 @@ class RayProbes(NodeTasks[NodeVerdict]):
         access: which token, which Hub, which limits.
         placement: which nodes count, and the environment of the probes.
         loader: what the replicas load with; None asks for access alone.
+        only: ids of the nodes that count; None is all.
     """
 
     def __init__(
@@ -156,11 +140,18 @@ class RayProbes(NodeTasks[NodeVerdict]):
         access: AccessConfig,
         placement: Placement,
         loader: Loader | None = None,
+        only: frozenset[str] | None = None,
     ) -> None:
         super().__init__(_PROBE, NodeVerdict, placement)
         self._model = model
         self._access = access
         self._loader = loader
+        self._only = only
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes that may host a replica now."""
+        only = self._only
+        return [node for node in super().nodes() if only is None or node.node_id in only]
 
     def launch(
         self, node: Node, *, commit: str | None, hint: NodeVerdict | None, delay_s: float

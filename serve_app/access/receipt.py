@@ -14,23 +14,21 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 
 from serve_app.access.hub.folders import Folder
+from serve_app.access.license import license_in
 from serve_app.access.token import resolve_token
-from serve_app.access.verdict import NodeVerdict, Outcome
-from serve_app.checkpoint import files
+from serve_app.access.verdict import CommitFacts, NodeVerdict, Outcome
 from serve_app.config import AccessConfig, ModelConfig
-from serve_app.errors import ModelLoadError
 from serve_app.redaction import sanitise
 
 CLOCK_SKEW_S = 300.0  # how far ahead of ours the clock that wrote a receipt may have been
 _PLACE = (".serve-app", "receipts")
-LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +41,14 @@ class Receipt:
         commit: what was proven, 40 hex digits.
         endpoint: the Hub that said so.
         token_source: where the token came from.
-        fingerprint: of the token; None if none was needed.
+        fingerprint: of the token, or of its identity; None if none was needed.
         account: the token's user, where the Hub says it.
         first_granted_at: Unix seconds of the first proof of this commit with this token.
         granted_at: Unix seconds of the latest proof.
         license_sha256: of the license text in the node's copy; None before the download.
+        license_id: as the model card states it; None if it states none, or was not asked for.
+        digest: of the commit's list of files; None if it was not asked for.
+        identity: whose the token is by an exchange; None of a stored one.
     """
 
     repo_id: str
@@ -60,6 +61,9 @@ class Receipt:
     first_granted_at: float
     granted_at: float
     license_sha256: str | None = None
+    license_id: str | None = None
+    digest: str | None = None
+    identity: str | None = None
 
     def age_s(self) -> float:
         """Return the seconds since the latest proof; negative if it lies in the future."""
@@ -121,6 +125,7 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
     copy = f"models--{model.repo_id.replace('/', '--')}/snapshots/{verdict.commit}"
     text = license_in(Path(constants.HF_HUB_CACHE) / copy)
     before = find(model, endpoint, fingerprint=verdict.token.fingerprint, commit=verdict.commit)
+    facts, known = verdict.facts, before or CommitFacts()
     receipt = Receipt(
         repo_id=model.repo_id,
         revision=model.revision,
@@ -132,7 +137,11 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
         # A clock that was ahead, and was set since, must not date the first proof after this one.
         first_granted_at=min(before.first_granted_at, now) if before else now,
         granted_at=now,
-        license_sha256=text.sha256 if text else None,
+        # A commit does not change: what was learned of it once stays true.
+        license_sha256=text.sha256 if text else facts.license_sha256 or known.license_sha256,
+        license_id=facts.license_id or known.license_id,
+        digest=facts.digest or known.digest,
+        identity=verdict.token.identity,
     )
     _write(receipt)
     return receipt
@@ -171,32 +180,6 @@ def stored(repo_id: str) -> Iterator[Receipt]:
                 yield receipt
 
 
-@dataclass(frozen=True, slots=True)
-class License:
-    """The license text in a copy of the model.
-
-    Args:
-        title: its first line that is not empty, cleaned and shortened.
-        sha256: of the whole text.
-    """
-
-    title: str
-    sha256: str
-
-
-def license_in(copy: Path) -> License | None:
-    """Return the license text that lies in a model's directory, if there is one."""
-    for name in LICENSES:
-        with suppress(OSError, ModelLoadError):
-            text = files.read_limited(copy / name, files.SMALL_BYTES)
-            if not text:
-                continue
-            lines = text.decode("utf-8", "replace").splitlines()
-            title = next((line.strip() for line in lines if line.strip()), name)
-            return License(sanitise(title, limit=120), hashlib.sha256(text).hexdigest())
-    return None
-
-
 def folder() -> Path:
     """Return where this node keeps its receipts."""
     return Path(constants.HF_HUB_CACHE).joinpath(*_PLACE)
@@ -228,7 +211,11 @@ def _read(path: Path) -> Receipt | None:
     """Read a receipt; anything that is none counts as missing."""
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
-        receipt = Receipt(**{field.name: raw[field.name] for field in fields(Receipt)})
+        # Of an older version it lacks what has a default.
+        named = (
+            each.name for each in fields(Receipt) if each.name in raw or each.default is MISSING
+        )
+        receipt = Receipt(**{name: raw[name] for name in named})
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     times = (receipt.granted_at, receipt.first_granted_at)

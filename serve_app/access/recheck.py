@@ -1,7 +1,8 @@
 """The grant while serving: asked again at intervals, shown, never acted upon.
 
 A license can be withdrawn at any time. What serves goes on serving, because its weights are
-here; but the next scale-up would fail, so the loss has to be seen before it is needed.
+here; but the next scale-up would fail, so the loss has to be seen before it is needed. A node
+whose token's file changed is asked at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -18,7 +20,21 @@ from serve_app.access.verdict import Outcome, Verdict, log_facts
 
 log = structlog.get_logger()
 
+POLL_S = 1.0  # between two looks at what changed on the nodes
 JITTER = 0.2  # share of the interval that a round may come early; spreads applications
+
+
+@dataclass(frozen=True, slots=True)
+class AtOnce:
+    """What is checked between two rounds.
+
+    Args:
+        changed: returns the ids of the nodes to check now, each once.
+        check: asks these nodes alone, and returns the verdict with their new answers in it.
+    """
+
+    changed: Callable[[], frozenset[str]]
+    check: Callable[[Verdict, frozenset[str]], Verdict]
 
 
 class Watch:
@@ -29,6 +45,7 @@ class Watch:
         first: the verdict that let this version roll out.
         interval_s: seconds between two rounds.
         on_verdict: called after each round, and once with the first verdict.
+        at_once: what is checked between two rounds; None checks nothing.
     """
 
     def __init__(
@@ -38,10 +55,12 @@ class Watch:
         *,
         interval_s: float,
         on_verdict: Callable[[Verdict], None],
+        at_once: AtOnce | None = None,
     ) -> None:
         self._check = check
         self._interval_s = interval_s
         self._on_verdict = on_verdict
+        self._at_once = at_once
         self._verdict = first
         self._checked_at = time.time()
         on_verdict(first)
@@ -49,11 +68,22 @@ class Watch:
     async def run(self) -> None:
         """Go round until cancelled."""
         while True:
-            await asyncio.sleep(self._interval_s * random.uniform(1 - JITTER, 1))  # noqa: S311
-            before, self._verdict = self._verdict, await asyncio.to_thread(self._check)
-            self._checked_at = time.time()
-            self._on_verdict(self._verdict)
-            report_changes(before, self._verdict)
+            pause_s = self._interval_s * random.uniform(1 - JITTER, 1)  # noqa: S311
+            await self._check_what_changes(time.monotonic() + pause_s)
+            self._take(await asyncio.to_thread(self._check))
+
+    async def _check_what_changes(self, until: float) -> None:
+        """Wait for the next round, and check nodes that cannot wait for it."""
+        while (left_s := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, POLL_S) if self._at_once else left_s)
+            if self._at_once and (nodes := await asyncio.to_thread(self._at_once.changed)):
+                self._take(await asyncio.to_thread(self._at_once.check, self._verdict, nodes))
+
+    def _take(self, verdict: Verdict) -> None:
+        before, self._verdict = self._verdict, verdict
+        self._checked_at = time.time()
+        self._on_verdict(verdict)
+        report_changes(before, verdict)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the last verdict as `/access` shows it; `checked_at` is in Unix seconds."""

@@ -27,6 +27,11 @@ _MENDS: dict[Outcome, tuple[str, str | None]] = {
         "The token has expired: create a new one and replace it at {source}.",
         "/settings/tokens",
     ),
+    Outcome.IDENTITY_REFUSED: (
+        "Compare these claims with the Trusted Publisher on the Hub (issuer and claims have to be "
+        "the same to the letter), the audience and the clock of who issues it ({source}).",
+        "/settings/tokens",
+    ),
     Outcome.LICENSE_NOT_ACCEPTED: (
         "Log in as {account}, open the link, accept the license or ask for access, and check "
         "again.",
@@ -61,6 +66,16 @@ _MENDS: dict[Outcome, tuple[str, str | None]] = {
         "The content is refused for another reason than the license, in the words above: fix "
         "that (country, network or content policy, single sign-on), or ask the repo's owners.",
         "/{repo_id}",
+    ),
+    Outcome.LICENSE_NOT_ALLOWED: (
+        "Let whoever decides about licenses read it; then add it to access.license, or choose "
+        "another model or revision.",
+        "/{repo_id}",
+    ),
+    Outcome.DIGEST_MISMATCH: (
+        "Find out who changed the files; then set model.digest to what `serve-app digest` prints, "
+        "or model.revision to the commit that the digest belongs to.",
+        "/{repo_id}/commits/{revision}",
     ),
     Outcome.REPO_NOT_FOUND: (
         "Check model.repo_id; if the repository is private, this node needs the token of an "

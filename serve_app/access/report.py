@@ -18,7 +18,7 @@ ROWS = 64  # beyond these, granted nodes are counted instead of listed
 WIDTH = 100
 GRANTED = "granted"
 HEAD = ("NODE", "OUTCOME", "TOKEN", "ACCOUNT")
-OUR_WORDS = ("weights_unreachable", "unknown")
+OUR_WORDS = ("weights_unreachable", "unknown", "identity_refused")
 _Problem: TypeAlias = tuple[str, str | None, str]
 
 

@@ -2,23 +2,22 @@
 
 The only place that reads a token, and the only one that looks at the environment for it. What
 counts is what huggingface_hub would send from this very process (`get_token_to_send`), unless
-the config names a file or another variable. Faults that can be seen in the value are named
-before any request, because the Hub answers a broken token like no token at all.
+the config names a file, another variable or an identity (`identity.py`). Faults that can be seen
+in the value (`shape.py`) are named before any request, because the Hub answers a broken token
+like no token at all.
 
 Nothing here calls `login()`: it would change the permissions of a shared HF_HOME.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
-import re
 import resource
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx2
@@ -26,13 +25,16 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
 from serve_app.access import notebook
+from serve_app.access.hub.exchange import REFUSALS, Refused, words_of
+from serve_app.access.identity import Identity, claims_of, proven_identity, refusal
+from serve_app.access.shape import shape_fault
 from serve_app.access.verdict import Outcome, TokenReport
+from serve_app.access_config import IdentityConfig
 from serve_app.config import AccessConfig
 from serve_app.redaction import sanitise
 
 HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-OIDC_VARIABLE = "HF_OIDC_RESOURCE"
-NO_VALUE = frozenset({"none", "null", "nil", "undefined", "false", "changeme"})
+OIDC_VARIABLE, ID_TOKEN_VARIABLE = "HF_OIDC_RESOURCE", "HF_OIDC_ID_TOKEN"
 
 
 class Token:
@@ -69,6 +71,8 @@ class Fault:
 
     outcome: Outcome
     message: str
+    status: int | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +83,21 @@ class ResolvedToken:
         token: None sends no token at all.
         report: where it came from.
         fault: set if the configured or found token cannot be used; then `token` is None.
+        requests: to the Hub, that it took to get it.
     """
 
     token: Token | None
     report: TokenReport
     fault: Fault | None = None
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     source: str
     raw: str
+    identity: Identity | None = None
+    requests: int = 0
 
 
 class _Unusable(Exception):
@@ -99,21 +107,24 @@ class _Unusable(Exception):
         super().__init__(message)
         self.source = source
         self.fault = Fault(outcome, message)
+        self.requests = 0
 
 
 def resolve_token(access: AccessConfig) -> ResolvedToken:
     """Find the token that this process sends, look at its shape, and name its rivals.
 
-    `access.token_file` wins, then the variable `access.token_env` if it is another one than
-    HF_TOKEN, then huggingface_hub's order, in which HF_TOKEN has its place. Files are read at
-    every call, so a rotated secret is seen. May ask the network where huggingface_hub would:
-    OIDC, OAuth refresh. From now on a crash of this process writes no core file.
+    `access.identity` or `token_file` wins, then the variable `access.token_env` if it is another
+    one than HF_TOKEN, then huggingface_hub's order, in which HF_TOKEN has its place. Files are
+    read at every call, so a rotated secret is seen. May ask the network: for an exchange, and
+    where huggingface_hub would (OIDC, OAuth refresh). From now on a crash of this process writes
+    no core file.
     """
     write_no_core_file()
     try:
         found = _configured(access) or _implicit()
     except _Unusable as unusable:
-        return ResolvedToken(None, TokenReport(unusable.source), unusable.fault)
+        report = TokenReport(unusable.source)
+        return ResolvedToken(None, report, unusable.fault, unusable.requests)
     if found is None:
         notes = (*_unused(access), *notebook.reasons())
         return ResolvedToken(None, TokenReport(warnings=notes))
@@ -124,8 +135,18 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
         return ResolvedToken(None, TokenReport(found.source), fault)
     warnings = (*_unused(access), *_conflicts(found.source, value))
     token = Token(value)
-    report = TokenReport(found.source, token.fingerprint, warnings=warnings)
-    return ResolvedToken(token, report)
+    report = _report(found, token, warnings)
+    return ResolvedToken(token, report, requests=found.requests)
+
+
+def _report(found: _Found, token: Token, warnings: tuple[str, ...]) -> TokenReport:
+    """Say whose token it is: an exchanged one, by the identity that stays when it is renewed."""
+    identity = found.identity
+    if identity is None:
+        return TokenReport(found.source, token.fingerprint, warnings=warnings)
+    kind, _, name = identity.resource.partition("/")
+    account = name if kind == "user" else None
+    return TokenReport(found.source, identity.fingerprint, account, warnings, str(identity))
 
 
 def write_no_core_file() -> None:
@@ -143,54 +164,9 @@ def fingerprint(value: str) -> str:
     return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def _is_encoded(value: str) -> bool:
-    """Return whether a value is a token in base64, once or several times over."""
-    for _ in range(4):
-        try:
-            decoded = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
-            value = decoded.decode().strip()
-        except ValueError:
-            return False
-        if value.startswith(("hf_", "api_org_")):
-            return True
-    return False
-
-
-_QUOTES = "\"'`“”‘’"
-_SHAPES: tuple[tuple[Callable[[str], object], str], ...] = (
-    (lambda value: not value, "is empty"),
-    (lambda value: "\n" in value or "\r" in value, "holds more than one line"),
-    (lambda value: value[0] in _QUOTES or value[-1] in _QUOTES, "has quotes around it"),
-    (lambda value: value.lower() in NO_VALUE, "is a word that means nothing was filled in"),
-    (
-        lambda value: re.match(r"(?i)(bearer|authorization:|token)\s", value),
-        "starts with words of a header; only the token itself belongs there",
-    ),
-    (
-        lambda value: re.match(r"(?i)(export\s+)?[a-z_]+\s*=", value),
-        "is a whole assignment; only what follows the `=` belongs there",
-    ),
-    (lambda value: re.match(r"\$|<.*>$|\{\{", value), "is a placeholder that was not filled in"),
-    (
-        _is_encoded,
-        "is base64 of a token: the Secret was encoded twice (its `data:` is base64 already; "
-        "`stringData:` takes the token itself)",
-    ),
-    (lambda value: not value.isascii(), "has characters that no token has (not ASCII)"),
-    (lambda value: re.search(r"[\s\x00-\x1f\x7f]", value), "has spaces or control characters"),
-)
-
-
-def shape_fault(value: str) -> str | None:
-    """Say what is wrong with a value to look at, without repeating it; None if nothing is.
-
-    Args:
-        value: already without the white space around it, as huggingface_hub sends it.
-    """
-    return next((complaint for matches, complaint in _SHAPES if matches(value)), None)
-
-
 def _configured(access: AccessConfig) -> _Found | None:
+    if access.identity is not None:
+        return _of_identity(access, access.identity)
     if access.token_file is not None:
         source = f"file:{access.token_file}"
         raw = _read(Path(access.token_file).expanduser(), source)
@@ -203,6 +179,18 @@ def _configured(access: AccessConfig) -> _Found | None:
         if raw.strip():
             return _Found(f"env:{access.token_env}", raw)
     return None
+
+
+def _of_identity(access: AccessConfig, named: IdentityConfig) -> _Found:
+    source = f"identity:{named.token_file}"
+    try:
+        proven = proven_identity(access, named)
+    except Refused as refused:
+        unusable = _Unusable(source, refused.outcome, refused.message)
+        unusable.fault = replace(unusable.fault, status=refused.status, remedy=refused.remedy)
+        unusable.requests = refused.requests
+        raise unusable from None
+    return _Found(source, proven.value, proven.identity, proven.requests)
 
 
 def _implicit() -> _Found | None:
@@ -229,10 +217,36 @@ def _exchanged() -> _Found:
     except OIDCError as error:
         message = f"{OIDC_VARIABLE} is set, but no token came of it: {sanitise(str(error))}"
         raise _Unusable("oidc", Outcome.NO_TOKEN, message) from None
-    except (HfHubHTTPError, httpx2.HTTPError) as error:
+    except HfHubHTTPError as error:
+        raise _refused_exchange(error) from None
+    except httpx2.HTTPError as error:
         message = f"{OIDC_VARIABLE} is set, but the exchange failed: {type(error).__name__}"
         raise _Unusable("oidc", Outcome.HUB_UNREACHABLE, message) from None
-    return _Found("oidc", sent or "")
+    issuer, subject = (_text(_oidc_claims().get(name)) for name in ("iss", "sub"))
+    if not (issuer or subject):  # minted inside huggingface_hub, on GitHub, which says whose it is
+        issuer, subject = "github", os.environ.get("GITHUB_WORKFLOW_REF", "")
+    return _Found("oidc", sent or "", Identity(os.environ[OIDC_VARIABLE], issuer, subject))
+
+
+def _oidc_claims() -> dict[str, Any]:
+    return claims_of(os.environ.get(ID_TOKEN_VARIABLE, "").strip()) or {}
+
+
+def _text(claim: Any) -> str:
+    return claim if isinstance(claim, str) else ""
+
+
+def _refused_exchange(error: HfHubHTTPError) -> _Unusable:
+    """Distinguish a no from an answer that did not come, as for an identity of our own."""
+    status = error.response.status_code
+    if status not in REFUSALS:
+        message = f"{OIDC_VARIABLE} is set, but the exchange failed: {type(error).__name__}"
+        return _Unusable("oidc", Outcome.HUB_UNREACHABLE, message)
+    resource, claims = os.environ[OIDC_VARIABLE], _oidc_claims()
+    message = refusal(resource, words_of(error.response.content), status, claims)
+    unusable = _Unusable("oidc", Outcome.IDENTITY_REFUSED, message)
+    unusable.fault = replace(unusable.fault, status=status)
+    return unusable
 
 
 def _lines(raw: str) -> int:
@@ -257,7 +271,7 @@ def _read(path: Path, source: str) -> str | None:
 
 def _unused(access: AccessConfig) -> Iterator[str]:
     """Name what a person may believe to be in use and is not."""
-    if access.token_file is not None:
+    if access.token_file is not None or access.identity is not None:
         return
     named = access.token_env
     if named != HUB_VARIABLES[0] and not os.environ.get(named, "").strip():

@@ -22,6 +22,7 @@ class Outcome(StrEnum):
     MALFORMED_TOKEN = "malformed_token"  # noqa: S105
     INVALID_TOKEN = "invalid_token"  # noqa: S105
     EXPIRED_TOKEN = "expired_token"  # noqa: S105
+    IDENTITY_REFUSED = "identity_refused"
     LICENSE_NOT_ACCEPTED = "license_not_accepted"
     REQUEST_PENDING = "request_pending"
     REQUEST_REJECTED = "request_rejected"
@@ -29,6 +30,8 @@ class Outcome(StrEnum):
     TOKEN_SCOPE = "token_scope"  # noqa: S105
     ORG_POLICY = "org_policy"
     CONTENT_BLOCKED = "content_blocked"
+    LICENSE_NOT_ALLOWED = "license_not_allowed"
+    DIGEST_MISMATCH = "digest_mismatch"
     REPO_NOT_FOUND = "repo_not_found"
     REVISION_NOT_FOUND = "revision_not_found"
     REPO_DISABLED = "repo_disabled"
@@ -52,21 +55,39 @@ class TokenReport:
     """Which token a node sends, without its value.
 
     Args:
-        source: `env:<NAME>`, `file:<path>`, `oidc`, `colab`, `none`, or `unresolved` if the
-            search for it did not end.
-        fingerprint: first 8 hex digits of the value's SHA-256; None without a token.
+        source: `env:<NAME>`, `file:<path>`, `identity:<path>`, `oidc`, `colab`, `none`, or
+            `unresolved` if the search for it did not end.
+        fingerprint: first 8 hex digits of a SHA-256: of the value, or of the identity that it was
+            exchanged for; None without a token.
         account: the user it belongs to, where the Hub says it.
         warnings: sentences about other tokens of this node that disagree with it.
+        identity: whose it is by an exchange: subject, issuer and resource; None without one.
     """
 
     source: str = "none"
     fingerprint: str | None = None
     account: str | None = None
     warnings: tuple[str, ...] = ()
+    identity: str | None = None
 
     def __str__(self) -> str:
         """Return source and fingerprint, as the table shows them."""
         return f"{self.source} {self.fingerprint}" if self.fingerprint else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFacts:
+    """What a commit is besides its name; the same on every node.
+
+    Args:
+        license_id: as its model card states it, in lower case; several joined by a comma.
+        license_sha256: of its license text; None if there is none, or nobody had to read it.
+        digest: of its list of files, see `access/digest.py`; None if nobody had to compute it.
+    """
+
+    license_id: str | None = None
+    license_sha256: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +109,7 @@ class NodeVerdict:
         weights_bytes: of all weights in memory, where that was learned.
         receipt_age_s: set if the Hub could not be asked and a receipt of this age granted it.
         deferred: no node was there to ask, and `access.on_no_nodes` leaves it to the replicas.
+        facts: what the commit is, as far as this node learned it.
     """
 
     node_id: str
@@ -104,6 +126,7 @@ class NodeVerdict:
     weights_bytes: int | None = None
     receipt_age_s: float | None = None
     deferred: bool = False
+    facts: CommitFacts = CommitFacts()
 
     def line(self) -> str:
         """Say the whole verdict in one line."""
@@ -123,7 +146,10 @@ class NodeVerdict:
                 "source": self.token.source,
                 "fingerprint": self.token.fingerprint,
                 "account": self.token.account,
+                "identity": self.token.identity,
             },
+            "license": {"id": self.facts.license_id, "text_sha256": self.facts.license_sha256},
+            "digest": self.facts.digest,
         }
 
 

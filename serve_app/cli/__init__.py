@@ -1,10 +1,13 @@
 """The `serve-app` command: one module a command, which parses, calls and prints.
 
-main.py       START HERE: the parser, and what each command calls
+main.py       START HERE: what each command calls
+options.py    the options of every command
 check.py      the gate without a rollout
 deploy.py     `deploy` and `rollback`
+prefetch.py   the weights onto every node, after the gate and before a rollout
 history.py    what gates, deploys and rollbacks decided
 receipt.py    what each node has proven, under which license, since when
+digest.py     what to write into `model.digest`
 coldstart.py  the latest starts of every replica, by phase
 
 `loadtest` and `capacity` are in serve_app/loadtest/command.py.

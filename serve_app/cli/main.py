@@ -9,17 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from serve_app import __version__
+from serve_app.cli.options import parser_of
 from serve_app.errors import ConfigError
-from serve_app.loadtest.options import add_capacity, add_loadtest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from serve_app.access.receipt import NodeReceipt
     from serve_app.access.verdict import Verdict
     from serve_app.cli.deploy import Options
     from serve_app.cli.receipt import Audit
@@ -31,7 +28,7 @@ CONFIG_ERROR = 2
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = parser_of(RUNS).parse_args(argv)
     try:
         code: int = options.command(options)
     except ConfigError as error:
@@ -42,98 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="serve-app", description="Gated open-weights models on Ray Serve."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    check = commands.add_parser("check", help="prove the access of every node, without a rollout")
-    check.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
-    check.add_argument("--address", help="address of the Ray cluster (default: the running one)")
-    check.add_argument("--this-node", action="store_true", help="check this machine alone")
-    check.add_argument("--json", action="store_true", help="print one JSON object per application")
-    check.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
-    check.add_argument(
-        "--wait", metavar="DURATION", default="0", help="go on while a request is pending (1h, 30m)"
-    )
-    check.add_argument("--repo-id", help="check this repository for other people's applications")
-    check.add_argument("--revision", help="with --repo-id: branch, tag or commit (main)")
-    check.set_defaults(command=_check)
-
-    _add_rollouts(commands)
-
-    history = commands.add_parser("history", help="what gates, deploys and rollbacks decided")
-    history.add_argument("application", nargs="?", metavar="APP", help="this one (default: all)")
-    history.add_argument("--address", help="address of the Ray cluster (default: the running one)")
-    history.add_argument("--json", action="store_true", help="print one JSON object per entry")
-    history.set_defaults(command=_history)
-
-    receipt = commands.add_parser("receipt", help="what each node proved, its license, since when")
-    receipt.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
-    receipt.add_argument("--address", help="address of the Ray cluster (default: the running one)")
-    receipt.add_argument("--this-node", action="store_true", help="look at this machine alone")
-    receipt.add_argument(
-        "--json", action="store_true", help="print one JSON object per application"
-    )
-    receipt.set_defaults(command=_receipt)
-
-    coldstart = commands.add_parser("coldstart", help="where each replica's start spent its time")
-    coldstart.add_argument(
-        "--address", help="address of the Ray cluster (default: the running one)"
-    )
-    coldstart.add_argument("--json", action="store_true", help="print one JSON object per start")
-    coldstart.set_defaults(command=_coldstart)
-
-    add_loadtest(commands, _loadtest)
-    add_capacity(commands, _capacity)
-
-    validate = commands.add_parser("validate", help="check a config file, without a cluster")
-    validate.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
-    validate.set_defaults(command=_validate)
-
-    schema = commands.add_parser("schema", help="print the JSON schema of `args:`")
-    schema.set_defaults(command=_schema)
-    return parser
-
-
-def _add_rollouts(commands: Any) -> None:
-    deploy = commands.add_parser("deploy", help="gate, apply, watch, ask; back if it fails")
-    deploy.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
-    deploy.add_argument("--dry-run", action="store_true", help="stop after the gate and the plan")
-    deploy.set_defaults(command=_deploy)
-    deploy.add_argument(
-        "--remove",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="take an application away that serves and is not in the file; others stay",
-    )
-    rollback = commands.add_parser("rollback", help="go back to the config that served before")
-    rollback.add_argument(
-        "application", nargs="?", metavar="APP", help="this one (default: the last rollout's)"
-    )
-    rollback.set_defaults(command=_rollback, dry_run=False, remove=[])
-    for parser in (deploy, rollback):
-        parser.add_argument(
-            "--address", help="address of the Ray cluster (default: the running one)"
-        )
-        parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-        parser.add_argument(
-            "--timeout", metavar="DURATION", default="30m", help="until it runs (30m; Ray has none)"
-        )
-
-
 def _check(options: argparse.Namespace) -> int:
     from serve_app import serve_config
-    from serve_app.access.preflight import check_this_machine
+    from serve_app.access.preflight import check_cluster, check_this_machine
     from serve_app.cli import check
 
-    try:
-        wait_s = check.parse_duration(options.wait)
-    except ValueError as error:
-        raise ConfigError(f"--wait: {error}") from None
+    wait_s = _duration(options.wait, "--wait")
     _configure_logs("error")
     if options.repo_id:
         apps = serve_config.read_foreign(
@@ -148,7 +59,7 @@ def _check(options: argparse.Namespace) -> int:
     def here(app: ServedApp) -> Verdict:
         return check_this_machine(app.config, access_only=app.access_only)
 
-    gate = _everywhere(options, _check_cluster, here)
+    gate = _everywhere(options, check_cluster, here)
     return check.run(apps, gate, output, wait_s=wait_s)
 
 
@@ -161,10 +72,46 @@ def _deploy(options: argparse.Namespace) -> int:
     code, verdicts = _gate_before_rollout(apps, options)
     if code and how.dry_run:
         return code
+    if options.prefetch and not code and not how.dry_run:
+        not_fetched = _fetch_everywhere(apps, verdicts, options)
+        if not_fetched:
+            return not_fetched
     with deploy.connected(options.address):
         if code:
             return deploy.blocked(code, apps, verdicts)
         return deploy.run(goal, apps, verdicts, how)
+
+
+def _prefetch(options: argparse.Namespace) -> int:
+    from serve_app import serve_config
+
+    _configure_logs("error")
+    apps = serve_config.read(options.config)
+    code, verdicts = _gate_before_rollout(apps, options)
+    return code or _fetch_everywhere(apps, verdicts, options)
+
+
+def _fetch_everywhere(
+    apps: Sequence[ServedApp], verdicts: Mapping[str, Verdict], options: argparse.Namespace
+) -> int:
+    from serve_app.cli import prefetch
+
+    return prefetch.run(
+        apps,
+        verdicts,
+        address=options.address,
+        timeout_s=_duration(options.timeout, "--timeout"),
+        as_json=options.json,
+    )
+
+
+def _duration(text: str, option: str) -> float:
+    from serve_app.cli import check
+
+    try:
+        return check.parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -193,13 +140,9 @@ def _configure_logs(level: Literal["error", "info"]) -> None:
 
 
 def _rollout_options(options: argparse.Namespace) -> Options:
-    from serve_app.cli import check
     from serve_app.cli.deploy import Options
 
-    try:
-        timeout_s = check.parse_duration(options.timeout)
-    except ValueError as error:
-        raise ConfigError(f"--timeout: {error}") from None
+    timeout_s = _duration(options.timeout, "--timeout")
     # A script gets each entry of the history as a line; a person has read it already.
     _configure_logs("error" if sys.stderr.isatty() else "info")
     return Options(
@@ -207,29 +150,17 @@ def _rollout_options(options: argparse.Namespace) -> Options:
     )
 
 
-def _check_cluster(app: ServedApp, address: str | None) -> Verdict | None:
-    from serve_app.access.preflight import check_cluster
-
-    return check_cluster(
-        app.config,
-        runtime_env=app.runtime_env,
-        deployments=app.deployments,
-        address=address,
-        access_only=app.access_only,
-        gated=app.gated,
-    )
-
-
 def _gate_before_rollout(
     apps: Sequence[ServedApp], options: argparse.Namespace
 ) -> tuple[int, dict[str, Verdict]]:
     """Prove every application's access; returns the exit code and the verdicts by name."""
+    from serve_app.access.preflight import check_cluster
     from serve_app.cli import check
 
     verdicts: dict[str, Verdict] = {}
 
     def gate(app: ServedApp) -> Verdict:
-        verdict = _check_cluster(app, options.address)
+        verdict = check_cluster(app, options.address)
         if verdict is None:
             raise ConfigError("no Ray cluster is running here; name one with --address")
         verdicts[app.name] = verdict
@@ -244,14 +175,11 @@ def _receipt(options: argparse.Namespace) -> int:
 
     _configure_logs("error")
 
-    def in_cluster(app: ServedApp, address: str | None) -> Sequence[NodeReceipt] | None:
-        environment, changed = app.runtime_env, app.deployments
-        return receipt.of_cluster(
-            app.config, runtime_env=environment, deployments=changed, address=address
-        )
-
-    audit: Audit = _everywhere(options, in_cluster, lambda app: receipt.of_this_machine(app.config))
-    return receipt.run(serve_config.read(options.config), audit, as_json=options.json)
+    audit: Audit = _everywhere(
+        options, receipt.of_cluster, lambda app: receipt.of_this_machine(app.config)
+    )
+    apps = serve_config.read(options.config)
+    return receipt.run(apps, audit, as_json=options.json, attest=options.attest)
 
 
 def _history(options: argparse.Namespace) -> int:
@@ -259,6 +187,13 @@ def _history(options: argparse.Namespace) -> int:
 
     _configure_logs("error")
     return history.run(options.application, options.address, as_json=options.json)
+
+
+def _digest(options: argparse.Namespace) -> int:
+    from serve_app.cli import digest
+
+    _configure_logs("error")
+    return digest.run(options.what)
 
 
 def _coldstart(options: argparse.Namespace) -> int:
@@ -316,3 +251,19 @@ def _schema(_options: argparse.Namespace) -> int:
 
     print(json.dumps(AppConfig.model_json_schema(), indent=2))
     return 0
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "check": _check,
+    "deploy": _deploy,
+    "prefetch": _prefetch,
+    "rollback": _rollback,
+    "receipt": _receipt,
+    "history": _history,
+    "digest": _digest,
+    "coldstart": _coldstart,
+    "loadtest": _loadtest,
+    "capacity": _capacity,
+    "validate": _validate,
+    "schema": _schema,
+}

@@ -1,25 +1,23 @@
 """The `receipt` command: what each node has proven, under which license, since when.
 
-For auditors and their scripts: asks every node for its receipt, never the Hub, and prints a table
-or one JSON object for each application.
+For auditors and their scripts: asks every node for its receipt, never the Hub, and prints a table,
+one JSON object for each application, or one in-toto statement for each node.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
-
-from ray.serve.schema import DeploymentSchema
 
 from serve_app.access.receipt import NodeReceipt, Receipt, receipt_here
 from serve_app.access.report import aligned
+from serve_app.access.statement import moment, statement
 from serve_app.access.verdict import EXIT_GRANTED, EXIT_UNDETERMINED
-from serve_app.cluster.connection import connected
-from serve_app.cluster.nodes import Lost
-from serve_app.cluster.placement import placement_of
+from serve_app.cluster.application import connected_places
+from serve_app.cluster.nodes import Lost, Node
 from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AppConfig
 from serve_app.serve_config import ServedApp
@@ -30,13 +28,17 @@ _RECEIPT = node_task(receipt_here)
 HEAD = ("NODE", "COMMIT", "LICENSE SHA-256", "TOKEN", "ACCOUNT", "FIRST PROVEN", "LAST PROVEN")
 
 
-def run(apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False) -> int:
+def run(
+    apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False, attest: bool = False
+) -> int:
     """Show the receipts of every application.
 
     Args:
         apps: applications to look at.
         audit: returns the receipts of all nodes of one of them.
         as_json: print for machines.
+        attest: print statements instead, one line each; a node without a receipt has none, and
+            is named on the standard error.
 
     Returns:
         The exit code: 0 if every node, and at least one, has a receipt, else 4.
@@ -44,40 +46,37 @@ def run(apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False) -> in
     code = EXIT_GRANTED
     for app in apps:
         nodes = audit(app)
-        print(json.dumps(_facts(app, nodes)) if as_json else "\n".join(_table(app, nodes)))
+        if attest:
+            _attest(nodes)
+        else:
+            print(json.dumps(_facts(app, nodes)) if as_json else "\n".join(_table(app, nodes)))
         if not _is_complete(nodes):
             code = EXIT_UNDETERMINED
     return code
 
 
-def of_cluster(
-    config: AppConfig,
-    *,
-    runtime_env: Mapping[str, Any] | None = None,
-    deployments: Sequence[DeploymentSchema] = (),
-    address: str | None = None,
-) -> tuple[NodeReceipt, ...] | None:
+def of_cluster(app: ServedApp, address: str | None) -> tuple[NodeReceipt, ...] | None:
     """Ask every node that may host a replica, in the replicas' environment.
 
     Args:
-        config: the application.
-        runtime_env: of the application, as the Serve config has it.
-        deployments: overrides of single deployments, as the Serve config has them.
+        app: an application of a Serve config.
         address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
 
     Returns:
-        One entry for each eligible node; None if no cluster is named in any of these ways.
+        One entry for each eligible node and environment; None if no cluster is named in any of
+        these ways.
 
     Raises:
         ConfigError: there is no cluster at the address.
     """
-    environment = dict(runtime_env or {})
-    asked = placement_of(config, environment, deployments)
-    with connected(asked, environment, address) as placement:
-        if placement is None:
+    model, access = app.config.model, app.config.access
+    answers: list[tuple[Node, NodeReceipt | Lost]] = []
+    with connected_places(app, address) as places:
+        if places is None:
             return None
-        tasks = NodeTasks(_RECEIPT, NodeReceipt, placement)
-        answers = tasks.ask_all(config.model, config.access, timeout_s=config.access.deadline_s)
+        for placement in places:
+            tasks = NodeTasks(_RECEIPT, NodeReceipt, placement)
+            answers += tasks.ask_all(model, access, timeout_s=access.deadline_s)
     return tuple(
         NodeReceipt(node.node_id, node.name, None, str(answer))
         if isinstance(answer, Lost)
@@ -89,6 +88,18 @@ def of_cluster(
 def of_this_machine(config: AppConfig) -> tuple[NodeReceipt, ...]:
     """Look at this machine alone, without Ray."""
     return (receipt_here(config.model, config.access),)
+
+
+def _attest(nodes: Sequence[NodeReceipt]) -> None:
+    for node in nodes:
+        if node.receipt:
+            print(json.dumps(statement(node, node.receipt)))
+        else:
+            print(_lack(node), file=sys.stderr)
+
+
+def _lack(node: NodeReceipt) -> str:
+    return f"No receipt on {node.node_name}: {node.message}"
 
 
 def _is_complete(nodes: Sequence[NodeReceipt]) -> bool:
@@ -120,13 +131,16 @@ def _proof(receipt: Receipt) -> dict[str, Any]:
         "commit": receipt.commit,
         "endpoint": receipt.endpoint,
         "license_sha256": receipt.license_sha256,
+        "license": receipt.license_id,
+        "digest": receipt.digest,
         "token": {
             "source": receipt.token_source,
             "fingerprint": receipt.fingerprint,
             "account": receipt.account,
+            "identity": receipt.identity,
         },
-        "first_proven_at": _moment(receipt.first_granted_at),
-        "last_proven_at": _moment(receipt.granted_at),
+        "first_proven_at": moment(receipt.first_granted_at),
+        "last_proven_at": moment(receipt.granted_at),
     }
 
 
@@ -142,7 +156,7 @@ def _table(app: ServedApp, nodes: Sequence[NodeReceipt]) -> Iterator[str]:
         yield from aligned([HEAD, *(_row(name, receipt) for name, receipt in shown)])
     for node in nodes:
         if not node.receipt:
-            yield f"No receipt on {node.node_name}: {node.message}"
+            yield _lack(node)
 
 
 def _row(name: str, receipt: Receipt) -> tuple[str, ...]:
@@ -152,10 +166,6 @@ def _row(name: str, receipt: Receipt) -> tuple[str, ...]:
         (receipt.license_sha256 or "not here yet")[:16],
         f"{receipt.token_source} {receipt.fingerprint or ''}".rstrip(),
         receipt.account or "-",
-        _moment(receipt.first_granted_at),
-        _moment(receipt.granted_at),
+        moment(receipt.first_granted_at),
+        moment(receipt.granted_at),
     )
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -13,11 +14,18 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import DeploymentSchema
 
+from serve_app.cluster.connection import connected
 from serve_app.cluster.nodes import demand_of
-from serve_app.cluster.placement import Placement, bundle_demands, merged_runtime_env
+from serve_app.cluster.placement import (
+    Placement,
+    bundle_demands,
+    merged_runtime_env,
+    placement_of,
+)
 from serve_app.cluster.tasks import node_task
 from serve_app.errors import ConfigError
 from serve_app.gate_config import GatedApp
+from serve_app.serve_config import ServedApp
 
 BUILD_TIMEOUT_S = 120.0  # a builder may import an engine
 
@@ -123,6 +131,33 @@ def described(
     if isinstance(answer, str):
         raise ConfigError(answer)
     return answer
+
+
+@contextmanager
+def connected_places(app: ServedApp, address: str | None) -> Iterator[list[Placement] | None]:
+    """Connect to a cluster for as long as it takes, unless this process is connected already.
+
+    Args:
+        app: an application of a Serve config.
+        address: of the cluster; None takes RAY_ADDRESS, or what `ray start` recorded here.
+
+    Yields:
+        Where its weights will be loaded; None if no cluster is named in any of these ways.
+
+    Raises:
+        ConfigError: there is no cluster at the address, or the builder of an application that is
+            not ours does not run there.
+    """
+    env, overrides, gated = app.runtime_env, app.deployments, app.gated
+    asked = Placement((), env) if gated else placement_of(app.config, env, overrides)
+    with connected(asked, env, address) as placement:
+        if placement is None:
+            yield None
+        elif gated is None:
+            yield [placement]
+        else:
+            revision = gated.gate.model.revision
+            yield described(gated, revision, placement.runtime_env, overrides)
 
 
 def _describe(

@@ -6,6 +6,7 @@ with the cluster.
     history/              what was decided, and when   telemetry/rollout_history.py
     coldstart/, phase/    starts of replicas           telemetry/cold_start.py
     weights/              which node has which commit  weights/announcements.py
+    changed/              whose token changed          access/file_watch.py
     license/, window/     what replicas found          deployments/status.py
 """
 

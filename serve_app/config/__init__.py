@@ -4,8 +4,7 @@ Unknown and misplaced keys are errors with a suggestion, rejected input is never
 a token's value is refused wherever it stands. Nothing is read from the environment or from
 files here; a component is handed its own part of the tree.
 
-engine.py: the part `engine`. vllm_arguments.py: which of vLLM's arguments other keys own. part.py:
-what all parts have in common.
+engine.py: the part `engine`. vllm_arguments.py: which of vLLM's arguments other keys own.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from serve_app.access_config import AccessConfig, Part, parts_in
 from serve_app.config.engine import EngineConfig
-from serve_app.config.part import Part
-from serve_app.endpoint import CLEAR_TEXT, check_endpoint, is_plain_http
 from serve_app.errors import ConfigError
 from serve_app.redaction import SECRET
 
@@ -54,6 +52,11 @@ class ModelConfig(Part):
         None, description="name in the API, or a list of them; default, and always taken: repo_id"
     )
     path: str | None = Field(None, description="local directory instead of the Hub")
+    digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="of all files and their hashes, as `serve-app digest` prints it; null: any",
+    )
     share_weights: bool = Field(
         default=True, description="nodes that proved their access fetch from each other first"
     )
@@ -109,49 +112,6 @@ class ModelConfig(Part):
     def name(self) -> str:
         """The model's own name in the API."""
         return self.names[0]
-
-
-class AccessConfig(Part):
-    """How every node proves that it can read the weights."""
-
-    token_file: str | None = Field(
-        None, description="file that holds the token, on every node; `~` works"
-    )
-    token_env: str = Field(
-        "HF_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the token's variable"
-    )
-    endpoint: str | None = Field(
-        None, description="Hub URL; default: HF_ENDPOINT or huggingface.co"
-    )
-    allow_http: bool = Field(
-        default=False,
-        description="send the token over plain http, to a mirror in a trusted network",
-    )
-    timeout_s: float = Field(5, gt=0, le=60, description="limit of one request to the Hub")
-    deadline_s: float = Field(30, gt=0, le=600, description="limit of the whole gate")
-    watch_interval_s: float = Field(900, ge=1, description="re-check while serving")
-    on_unreachable: Literal["block", "allow_cached"] = Field(
-        "block", description="`allow_cached`: while nobody says no, a fresh receipt counts"
-    )
-    receipt_max_age_s: float = Field(
-        604_800, gt=0, description="age up to which a receipt is fresh"
-    )
-
-    on_no_nodes: Literal["block", "defer"] = Field(
-        "block", description="`defer`: with no node to ask yet, each replica's own check decides"
-    )
-
-    @field_validator("endpoint")
-    @classmethod
-    def _is_url(cls, value: str | None) -> str | None:
-        return None if value is None else check_endpoint(value)
-
-    @model_validator(mode="after")
-    def _keeps_the_token(self) -> AccessConfig:
-        plain = self.endpoint is not None and is_plain_http(self.endpoint)
-        if plain and self.token_file is not None and not self.allow_http:
-            raise ValueError(CLEAR_TEXT)
-        return self
 
 
 class ReplicaConfig(Part):
@@ -330,5 +290,5 @@ def _suggest(loc: tuple[str, ...]) -> str:
 def _keys(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, info in part.model_fields.items():
         yield prefix + name, info.description or ""
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _keys(info.annotation, f"{prefix}{name}.")
+        for inner in parts_in(info.annotation):
+            yield from _keys(inner, f"{prefix}{name}.")

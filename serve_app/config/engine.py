@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from serve_app.config.part import Part
+from serve_app.access_config import Part
 from serve_app.config.vllm_arguments import refused
 
 

@@ -5,6 +5,7 @@ engine_client.py  the replicas as an `LLMEngine`, over a Serve handle
 server.py         one replica, which is one engine
 heartbeats.py     signs of life in a stream between the two
 autoscaling.py    how many replicas the load needs
+files.py          files of tokens and keys that change: checked at once, and recorded
 grant_watch.py    the re-check beside somebody else's application, itself a small one
 status.py         the application as a whole, for its status page
 """

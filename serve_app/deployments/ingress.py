@@ -18,15 +18,15 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import __version__
-from serve_app.access.preflight import preflight
-from serve_app.access.recheck import Watch
+from serve_app.access.file_watch import Announced
+from serve_app.access.recheck import AtOnce, Watch
 from serve_app.access.token import write_no_core_file
 from serve_app.access.verdict import Verdict
 from serve_app.api.app import RequestRecord, create_app
 from serve_app.cluster.controller import through_haproxy
-from serve_app.cluster.placement import placements_of
 from serve_app.config import AppConfig
 from serve_app.deployments.engine_client import RemoteEngine
+from serve_app.deployments.files import recheck, recheck_nodes, watch_files
 from serve_app.deployments.status import Fleet, living_nodes
 from serve_app.errors import (
     RequestCancelled,
@@ -88,13 +88,19 @@ class Ingress:
         )
         self._config = config
         self._commit = verdict.commit
+        application = serve.get_replica_context().app_name
         access = AccessMetrics()
         self._watch = Watch(
-            partial(recheck, serve.get_replica_context().app_name, config, verdict.commit),
+            partial(recheck, application, config, verdict.commit),
             verdict,
             interval_s=config.access.watch_interval_s,
             on_verdict=access.show,
+            at_once=AtOnce(
+                Announced(application).nodes,
+                partial(recheck_nodes, application, config, verdict.commit),
+            ),
         )
+        self._files = watch_files(application, config, keys=True)
         loop = asyncio.get_running_loop()
         self._watchdog = LoopWatchdog(
             loop, limit_s=LOOP_TIMEOUT_S, alarm=partial(_end_process, threading.get_ident())
@@ -129,6 +135,8 @@ class Ingress:
         """Stop the watch."""
         if watchdog := getattr(self, "_watchdog", None):
             watchdog.stop()
+        if files := getattr(self, "_files", None):
+            files.stop()
         for watching in getattr(self, "_watching", ()):
             watching.cancel()
 
@@ -153,18 +161,6 @@ def _end_process(loop_thread: int, seconds: float) -> None:
     """End this process, whose event loop is blocked, so that Serve starts another at once."""
     log.error("ingress.hung", seconds=round(seconds, 1), stack=stack_of(loop_thread))
     os._exit(1)
-
-
-def recheck(application: str, config: AppConfig, commit: str | None) -> Verdict:
-    """Ask every node again about the commit that is served, whatever the branch means by now.
-
-    Which nodes lost or regained their grant goes into the application's rollout history.
-    """
-    model = config.model if commit is None else config.model.model_copy(update={"revision": commit})
-    pinned = config.model_copy(update={"model": model})
-    verdict = preflight(pinned, placements=placements_of(config))
-    rollout_history.record_grants(application, verdict)
-    return verdict
 
 
 def write_record(record: RequestRecord) -> None:

@@ -23,12 +23,13 @@ import structlog
 from ray import serve
 
 from serve_app.access import verdict as verdicts
+from serve_app.access.license import license_in
 from serve_app.access.node_check import keep_receipt, loader_of, prove_here
-from serve_app.access.receipt import license_in
 from serve_app.cluster.placement import all_nodes
 from serve_app.config import AppConfig
 from serve_app.deployments import status
 from serve_app.deployments.autoscaling import load_of
+from serve_app.deployments.files import watch_files
 from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
 from serve_app.engine import backends
 from serve_app.errors import AccessDenied, ModelLoadError, ServeAppError
@@ -86,6 +87,7 @@ class LLMServer:
         # Recorded beside the first requests: what asks others must not delay them.
         recording = asyncio.to_thread(self._record_start, proven, fetched, cold_start.now())
         self._start = asyncio.create_task(recording)
+        self._files = watch_files(context.app_name, config)
         self._first_answer: asyncio.Task[None] | None = None
         self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
@@ -151,6 +153,8 @@ class LLMServer:
             sampler.cancel()
             with suppress(asyncio.CancelledError):
                 await sampler
+        if files := getattr(self, "_files", None):
+            files.stop()
         if engine := getattr(self, "_engine", None):
             await asyncio.to_thread(engine.close)
 

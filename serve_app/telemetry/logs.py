@@ -28,6 +28,8 @@ EVENTS = {
     "access.deferred": "no node is there to ask; each replica will prove its own access",
     "access.not_rechecked": "a gated application could not be looked at; the last verdict stays",
     "access.conflict": "another token here disagrees with the one in use, or no receipt is kept",
+    "access.file_changed": "a token's, an identity's or the API keys' file on this node is another "
+    "one now; a token's node is checked again at once",
     "rollout.approved": "every node that may host a replica proved its access",
     "rollout.blocked": "at least one node did not; what served goes on serving",
     "history.recorded": "an entry of the rollout history: what was decided, when, why, by whom; "

@@ -61,6 +61,8 @@ class What(StrEnum):
     FAILED = "failed"  # nothing to go back to, or it did not serve again
     ACCESS_LOST = "access_lost"
     ACCESS_REGAINED = "access_regained"
+    TOKEN_CHANGED = "token_changed"  # noqa: S105 (the file of a token, or of an identity)
+    KEYS_CHANGED = "keys_changed"  # the file of API keys
 
 
 ROLLOUTS = frozenset({What.APPROVED, What.BLOCKED, What.DONE, What.ROLLED_BACK, What.FAILED})

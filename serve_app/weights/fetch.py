@@ -24,6 +24,7 @@ from serve_app.access.hub.model_files import listed
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
 from serve_app.weights.copies import linked_files
+from serve_app.weights.digest import require_copy, require_directory
 from serve_app.weights.peers import Peers
 from serve_app.weights.store import Damaged, Store
 
@@ -77,21 +78,24 @@ def fetch(
 
     Raises:
         AccessDenied: the Hub refuses although the probe was granted a moment ago.
-        ModelLoadError: the files cannot be fetched here (network, disk).
+        ModelLoadError: the files cannot be fetched here (network, disk), or are not those that
+            `model.digest` names.
     """
     if model.path is not None:
+        require_directory(model)
         return Fetched(Path(model.path).expanduser())
     repo_id = str(model.repo_id)
     if commit is None:
         raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
     try:
-        return _into_cache(
-            Store(repo_id, commit), access, offline=offline, peers=peers, progress=progress
-        )
+        store = Store(repo_id, commit)
+        fetched = _into_cache(store, access, offline=offline, peers=peers, progress=progress)
+        require_copy(store, model, access, offline=offline)
     except (OSError, ValueError, RecursionError) as error:
         # A raw exception would let Serve start the replica again at once, and again.
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
+    return fetched
 
 
 def _into_cache(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.access import receipt as receipts
+from serve_app.access.license import license_in
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
 from serve_app.config import ModelConfig
 
@@ -126,6 +127,6 @@ def test_the_license_text_of_the_copy_is_hashed(cache):
     (copy / "LICENSE.txt").write_text("\n   BE KIND LICENSE 3.2\x1b[31m  \n\nbe kind")
     kept = receipts.keep(granted(), MODEL, HUB)
     assert len(kept.license_sha256) == 64
-    text = receipts.license_in(copy)
+    text = license_in(copy)
     assert (text.title, text.sha256) == ("BE KIND LICENSE 3.2[31m", kept.license_sha256)
     assert json.loads(Path(files(cache)[0]).read_text())["license_sha256"] == kept.license_sha256

@@ -9,8 +9,10 @@ from tests.access.cases import COMMIT, granted, verdict
 
 ALL = [
     "granted", "no_token", "malformed_token", "invalid_token", "expired_token",
-    "license_not_accepted", "request_pending", "request_rejected", "request_reset", "token_scope",
-    "org_policy", "content_blocked", "repo_not_found", "revision_not_found", "repo_disabled",
+    "identity_refused", "license_not_accepted", "request_pending", "request_rejected",
+    "request_reset", "token_scope", "org_policy", "content_blocked", "license_not_allowed",
+    "digest_mismatch",
+    "repo_not_found", "revision_not_found", "repo_disabled",
     "weights_missing", "weights_unreachable", "rate_limited", "hub_unreachable", "probe_failed",
     "unknown",
 ]  # fmt: skip
@@ -109,7 +111,10 @@ def test_json_is_the_published_shape():
                     "source": "env:HF_TOKEN",
                     "fingerprint": "0123abcd",
                     "account": None,
+                    "identity": None,
                 },
+                "license": {"id": None, "text_sha256": None},
+                "digest": None,
             }
         ],
     }

@@ -5,11 +5,15 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
+from scripts.local_hub.exchange import Publisher, identity_token
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport, Verdict
 from serve_app.cli import check
+from serve_app.cli.main import main
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.serve_config import ServedApp
+from tests.conftest import TINY_REPO
 
 COMMIT = "a" * 40
 APP = ServedApp("llm", AppConfig(model=ModelConfig(repo_id="acme/tiny")), {})
@@ -113,6 +117,8 @@ def test_json_is_one_object_per_application(capsys):
         "remedy",
         "url",
         "token",
+        "license",
+        "digest",
     }
 
 
@@ -149,3 +155,39 @@ def test_junit_without_nodes_is_a_failure(tmp_path):
 def test_no_application_of_ours_is_nothing_to_prove():
     """Such as going back with somebody else's; nothing was refused and nothing is unknown."""
     assert check.run([], lambda _app: None, check.Output(as_json=False)) == 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({}, {"license": {"allow": ["mit"]}}, "license_not_allowed", "states no license"),
+        ({"digest": "sha256:" + "0" * 64}, {}, "digest_mismatch", "model.digest is sha256:000"),
+        ({}, {"identity": True}, "identity_refused", "sub somebody"),
+    ],
+)
+def test_what_the_config_refuses_blocks_with_exit_3(hub, tmp_path, capsys, case):
+    """The whole command on this machine: a license, a digest, an identity."""
+    model, access, outcome, words = case
+    identity, token = tmp_path / "identity", tmp_path / "token"
+    identity.write_text(identity_token("https://oidc.example", "somebody"))
+    hub.publishers.trust("alice", Publisher("https://oidc.example", "somebody else"))
+    token.write_text(hub.issue_token())
+    if access.get("identity"):
+        access = {"identity": {"token_file": str(identity), "resource": "user/alice"}}
+    else:
+        access = {**access, "token_file": str(token)}
+    args = {
+        "model": {"repo_id": TINY_REPO, **model},
+        "access": {"endpoint": hub.url, **access},
+        "replica": {"num_gpus": 0},
+    }
+    app = {"name": "llm", "import_path": "serve_app.app:build_app", "args": args}
+    config = tmp_path / "app.yaml"
+    config.write_text(yaml.safe_dump({"applications": [app]}))
+    assert main(["check", str(config), "--this-node"]) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert f" {outcome} " in said
+    assert words in said
+    assert identity.read_text() not in said
+    assert main(["check", str(config), "--this-node", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["nodes"][0]["outcome"] == outcome

@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -79,7 +81,14 @@ def test_json_is_one_object_with_the_whole_proof(capsys):
         "commit": COMMIT,
         "endpoint": "https://hub.example",
         "license_sha256": "ef" * 32,
-        "token": {"source": "env:HF_TOKEN", "fingerprint": "0123abcd", "account": "alice"},
+        "license": None,
+        "digest": None,
+        "token": {
+            "source": "env:HF_TOKEN",
+            "fingerprint": "0123abcd",
+            "account": "alice",
+            "identity": None,
+        },
         "first_proven_at": "2001-09-09T01:46:40Z",
         "last_proven_at": "2001-09-09T01:48:20Z",
     }
@@ -147,3 +156,41 @@ def test_without_a_cluster_this_machine_is_looked_at_and_said_so(written, tmp_pa
     )
     assert done.returncode == 4, done.stderr
     assert "No Ray cluster is running: checking this machine alone." in done.stderr
+
+
+SCHEMA = json.loads(
+    (Path(__file__).parent.parent.parent / "configs" / "attestation.schema.json").read_text()
+)
+
+
+def attested(capsys, *nodes):
+    code = receipt.run([APP], lambda _app: list(nodes), attest=True)
+    out, err = capsys.readouterr()
+    statements = [json.loads(line) for line in out.splitlines()]
+    for statement in statements:
+        jsonschema.Draft202012Validator(SCHEMA).validate(statement)
+    return code, statements, err
+
+
+def test_a_statement_is_what_in_toto_tools_read(capsys):
+    """One line for each node that proved something; the others are named beside them."""
+    code, (statement,), err = attested(capsys, GOOD, BARE)
+    assert code == 4
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == [{"name": "acme/tiny", "digest": {"gitCommit": COMMIT}}]
+    predicate = statement["predicate"]
+    assert predicate["node"] == {"id": "id-a", "name": "a"}
+    assert predicate["token"]["fingerprint"] == "0123abcd"
+    assert predicate["license"] == {"id": None, "textSha256": "ef" * 32}
+    assert predicate["lastProvenAt"] == "2001-09-09T01:48:20Z"
+    assert err == "No receipt on b: nothing proven yet\n"
+
+
+def test_a_digest_and_a_license_that_were_checked_are_in_it(capsys):
+    """The digest names the subject for tools that compare hashes."""
+    proof = replace(PROOF, digest="sha256:" + "12" * 32, license_id="llama3.2", fingerprint=None)
+    code, (statement,), _ = attested(capsys, NodeReceipt("id-a", "a", proof))
+    assert code == 0
+    assert statement["subject"][0]["digest"] == {"gitCommit": COMMIT, "sha256": "12" * 32}
+    assert statement["predicate"]["digest"] == proof.digest
+    assert statement["predicate"]["license"]["id"] == "llama3.2"

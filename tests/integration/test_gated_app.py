@@ -1,9 +1,11 @@
 """Somebody else's application behind the gate by YAML alone, on nodes with tokens of their own."""
 
+import json
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,19 +22,21 @@ BEHAVIOURS = {"a": Behaviour.granted, "b": Behaviour.granted, "c": Behaviour.nev
 
 
 @pytest.fixture(scope="module")
-def service():
+def service(tmp_path_factory):
+    homes = tmp_path_factory.mktemp("homes")
     with LocalHub([Repo(TINY_REPO, tiny_files())]) as hub:
         tokens = {
             name: hub.issue_token(behaviour) for name, behaviour in BEHAVIOURS.items() if behaviour
         }
         nodes = [
-            LogicalNode(name, tokens.get(name), {"is": name}, num_gpus=0) for name in BEHAVIOURS
+            LogicalNode(name, tokens.get(name), {"is": name}, 0, {"HF_HOME": str(homes / name)})
+            for name in BEHAVIOURS
         ]
         with cluster_of(*nodes) as running:
             yield Service(hub, running, tokens)
 
 
-def app(service, *, first="a", second="b", env=None):
+def app(service, *, first="a", second="b", env=None, revision="${gate.commit}"):
     """Return the application; `first` and `second` are the nodes of its two loaders."""
     options = {
         name: {"label_selector": {"is": f"in({nodes})"}}
@@ -51,7 +55,7 @@ def app(service, *, first="a", second="b", env=None):
             },
             "app": {
                 "import_path": "tests.integration.foreign_apps:two_loaders",
-                "args": {"revision": "${gate.commit}", **options},
+                "args": {"revision": revision, **options},
             },
         },
     }
@@ -67,12 +71,12 @@ def roll_out(service, application):
     return service.wait_for_build(before, "RUNNING", "DEPLOY_FAILED", timeout_s=60)
 
 
-def command(service, tmp_path, name, *applications):
+def command(service, tmp_path, name, *applications, options=()):
     """Run `serve-app NAME` on a file with these applications; returns exit code and output."""
     http = {"host": "127.0.0.1", "port": service.port}
     path = tmp_path / "apps.yaml"
     path.write_text(yaml.safe_dump({"http_options": http, "applications": list(applications)}))
-    line = [sys.executable, "-m", "serve_app", name, str(path), "--address"]
+    line = [sys.executable, "-m", "serve_app", name, str(path), *options, "--address"]
     done = subprocess.run(
         [*line, service.cluster.address],
         cwd=ROOT,
@@ -125,6 +129,35 @@ def test_check_and_deploy_understand_the_file(service, tmp_path):
     code, output = command(service, tmp_path, "deploy", app(service) | {"args": {"gate": {}}})
     assert code == 2
     assert "args.gate.model: Field required" in output
+
+
+def test_the_weights_are_there_before_the_rollout(service, tmp_path):
+    """On every node, once from the Hub; the directory goes into the args if it is one for all."""
+    commit = service.hub.commits()[TINY_REPO]["main"]
+    code, output = command(service, tmp_path, "prefetch", app(service, second="c"))
+    assert code == 3, output
+    application = app(service, second="b")
+    code, output = command(service, tmp_path, "prefetch", application, options=["--json"])
+    assert code == 0, output
+    nodes = [json.loads(line) for line in output.splitlines() if '"directory"' in line]
+    size = max(node["hub_bytes"] for node in nodes)
+    moved = sorted((node["hub_bytes"], node["peer_bytes"]) for node in nodes)
+    assert moved == [(0, size), (size, 0)]
+    assert all(node["directory"].endswith(f"snapshots/{commit}") for node in nodes)
+
+    # A second time, as a part of the rollout, nothing moves.
+    code, output = command(service, tmp_path, "deploy", application, options=["--prefetch"])
+    assert code == 0, output
+    still = rf"0 bytes from the Hub, 0 from other nodes, {size:,} were there"
+    assert len(re.findall(still, output)) == 2
+
+    status = roll_out(service, app(service, revision="${gate.path}"))
+    assert status.status == "DEPLOY_FAILED"
+    assert "different directories" in status.message
+    status = roll_out(service, app(service, second="a", revision="${gate.path}"))
+    assert status.status == "RUNNING", status.message
+    path = httpx.get(service.url).text.split()[0]
+    assert (Path(path) / "config.json").is_file()
 
 
 def test_a_grant_lost_beside_it_is_seen_and_nothing_restarts(service, tmp_path):

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
+from scripts.local_hub.exchange import Publisher, identity_token
 from tests.conftest import TINY_REPO, tiny_files
 from tests.integration.conftest import LogicalNode, cluster_of
 from tests.integration.test_check import CASES
@@ -32,7 +33,7 @@ class Rollouts:
             port = probe.getsockname()[1]
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
 
-    def blocked(self, token_file):
+    def blocked(self, token_file, model=None, access=None):
         """Roll out and return the status message and the seconds until it was there."""
         from ray import serve
         from ray.serve.context import _get_global_client
@@ -40,12 +41,13 @@ class Rollouts:
 
         self.number += 1
         args = {
-            "model": {"repo_id": TINY_REPO, "served_name": f"try-{self.number}"},
+            "model": {"repo_id": TINY_REPO, "served_name": f"try-{self.number}", **(model or {})},
             "access": {
                 "endpoint": self.hub.url,
-                "token_file": str(token_file),
+                **({} if token_file is None else {"token_file": str(token_file)}),
                 "timeout_s": 1,
                 "deadline_s": 6,
+                **(access or {}),
             },
             "replica": {"num_gpus": 1},
         }
@@ -91,3 +93,32 @@ def test_each_refusal_blocks_the_rollout_with_its_table(rollouts, tmp_path):
         assert sum(entry.bytes_sent for entry in rollouts.hub.log if entry.status == 206) <= 9
     assert len(seconds) == len(set(rollouts.outcomes.values()))
     assert max(seconds.values()) < 20, seconds
+
+
+def test_each_refusal_of_our_own_blocks_the_rollout_with_its_table(rollouts, tmp_path):
+    """License, digest and identity: one sentence each, and not a byte of the weights."""
+    token, identity = tmp_path / "token", tmp_path / "identity"
+    token.write_text(rollouts.token)
+    rollouts.hub.set_behaviour(rollouts.token, Behaviour.granted)
+    rollouts.hub.publishers.trust("alice", Publisher("https://oidc.example", "right"))
+    identity.write_text(identity_token("https://oidc.example", "wrong"))
+    named = {"token_file": str(identity), "resource": "user/alice"}
+    cases = {
+        "license_not_allowed": (token, None, {"license": {"allow": ["mit"]}}, "allowed are mit"),
+        "digest_mismatch": (
+            token,
+            {"digest": f"sha256:{'0' * 64}"},
+            None,
+            "have the digest sha256",
+        ),
+        "identity_refused": (None, None, {"identity": named}, "sub wrong"),
+    }
+    for outcome, (file, model, access, words) in cases.items():
+        rollouts.hub.clear_log()
+        message, _ = rollouts.blocked(file, model, access)
+        assert re.search(rf"^  worker +{outcome} ", message, re.MULTILINE), message
+        assert "Access BLOCKED: 1 of 1 node" in message
+        assert words in " ".join(message.split())
+        assert "Fix: " in message
+        assert "Traceback" not in message
+        assert not any(entry.origin != "hub" for entry in rollouts.hub.log)

@@ -15,6 +15,7 @@ from serve_app.access.preflight import (
 )
 from serve_app.cluster import placement
 from serve_app.config import AppConfig
+from serve_app.serve_config import ServedApp
 from tests.conftest import TINY_REPO, tiny_files
 from tests.integration.conftest import LogicalNode, cluster_of
 
@@ -142,7 +143,7 @@ def test_a_hanging_hub_leaves_the_others_answers_intact(cluster, shared_hub, tok
 def test_check_uses_the_cluster_this_process_is_connected_to(cluster, shared_hub):
     """The command line's gate is the same gate."""
     chosen = config(shared_hub, label_selector={"is": "granted"})
-    assert check_cluster(chosen).exit_code == 0
+    assert check_cluster(ServedApp("llm", chosen, {})).exit_code == 0
 
 
 def test_a_node_that_dies_is_reported_and_one_that_joins_is_asked(cluster, shared_hub, tokens):

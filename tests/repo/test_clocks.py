@@ -6,6 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent.parent / "serve_app"
 # Every look at the wall clock, and why what follows from it stands a jump.
 WALL = {
+    "access/identity.py": "words about a token's dates, which the Hub has judged by its own clock",
     "access/receipt.py": "a date for auditors; freshness has a limit in both directions",
     "access/recheck.py": "a date to show",
     "api/chat_response.py": "`created`, as the API has it",

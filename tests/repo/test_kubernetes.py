@@ -21,8 +21,10 @@ import yaml
 from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 
 from serve_app import serve_config
+from serve_app.access_config import AccessConfig
 from serve_app.app import DRAIN_S
-from serve_app.cli.main import _parser
+from serve_app.cli.main import RUNS
+from serve_app.cli.options import parser_of
 
 ROOT = Path(__file__).parent.parent.parent / "configs" / "kubernetes"
 SCHEMA = json.loads(
@@ -30,8 +32,9 @@ SCHEMA = json.loads(
 )
 # Bytes of model.safetensors, as the Hub lists them.
 WEIGHTS = {"meta-llama/Llama-3.2-1B-Instruct": 2_471_645_608}
+KUSTOMIZATION = "kustomization.yaml"
 UNITS = {"Mi": 2**20, "Gi": 2**30}
-VARIANTS = ("base", "autoscaling", "air-gapped")
+VARIANTS = ("base", "autoscaling", "air-gapped", "keyless")
 
 
 def read(name: str) -> Any:
@@ -119,14 +122,16 @@ def test_kustomize_finds_what_the_kustomization_names():
     assert replacement["targets"][0]["select"] == {"kind": "RayService", "name": "serve-app"}
     assert [image["name"] for image in kustomization["images"]] == ["serve-app"]
     for variant in VARIANTS[1:]:
-        assert read(f"{variant}/kustomization.yaml")["resources"] == ["../base"]
+        resources = read(f"{variant}/kustomization.yaml")["resources"]
+        assert resources[0] == "../base"
+        assert all((ROOT / variant / name).is_file() for name in resources[1:])
 
 
 def test_the_gate_of_a_pod_runs_a_command_that_exists(group):
     """A renamed flag would leave every pod waiting for ever."""
     (container,) = group["template"]["spec"]["initContainers"]
     program, *arguments = container["command"]
-    options = _parser().parse_args(arguments)
+    options = parser_of(RUNS).parse_args(arguments)
     assert program == "serve-app"
     assert options.this_node is True
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
@@ -139,9 +144,34 @@ def test_a_nodes_label_is_what_the_replicas_ask_for(group, app):
     assert "labels" not in group["rayStartParams"]  # KubeRay refuses them there since 1.5
 
 
-def test_the_token_is_a_mounted_file_in_the_gate_and_in_the_replica(group, app):
+def documented_access(variant: str) -> dict[str, Any]:
+    """Return the `access:` that a variant's head says app.yaml has."""
+    (line,) = re.findall(r"^# +(access: .*)$", (ROOT / variant / KUSTOMIZATION).read_text(), re.M)
+    return dict(yaml.safe_load(line)["access"])
+
+
+def test_keyless_pods_mount_an_identity_token_and_no_secret():
+    """What the head says app.yaml has is mounted where it says, for the Hub and nobody else."""
+    access = AccessConfig(**documented_access("keyless"))
+    _, worker = pods(built("keyless"))
+    (account,) = yaml.safe_load_all((ROOT / "keyless/account.yaml").read_text())
+    assert worker["serviceAccountName"] == account["metadata"]["name"]
+    assert worker["automountServiceAccountToken"] is False
+    assert not any("secret" in volume for volume in worker["volumes"])
+    (volume,) = (volume for volume in worker["volumes"] if "projected" in volume)
+    (source,) = volume["projected"]["sources"]
+    token = source["serviceAccountToken"]
+    assert token["audience"] == access.identity.audience
+    for container in [*worker["initContainers"], *worker["containers"]]:
+        folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert f"{folders[volume['name']]}/{token['path']}" == access.identity.token_file
+
+
+def test_the_token_is_a_mounted_file_in_the_gate_and_in_the_replica(service, group, app):
     """Both read the same secret, the head has none, and no value stands in a manifest."""
     folder = str(Path(app.config.access.token_file).parent)
+    if service == built("keyless"):
+        folder = str(Path(documented_access("keyless")["identity"]["token_file"]).parent)
     spec = group["template"]["spec"]
     for container in [*spec["initContainers"], *spec["containers"]]:
         assert folder in {mount["mountPath"] for mount in container["volumeMounts"]}

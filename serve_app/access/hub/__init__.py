@@ -2,10 +2,12 @@
 
 probe.py           START HERE: can this process, with its token, read these weights?
 steps.py           the questions that prove it, in order
+provenance.py      what a commit is besides its name: its license, its digest
 classify.py        what an answer means: WHERE A 403 BECOMES `license_not_accepted`
 client.py          requests with limits of time, bytes, redirects and retries
 bounded_client.py  one connection at a time to a stranger
 network.py         proxies and certificates of this process
+exchange.py        an identity token against a Hub token
 listing.py         what a commit consists of
 model_files.py     which of its files are the model, and which are here
 download.py        the files of a pinned commit

@@ -73,14 +73,16 @@ class BoundedClient:
         *,
         timeout_s: float,
         headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
     ) -> Iterator[httpx2.Response]:
         """Send a request; redirects are not followed.
 
         Args:
-            method: GET or HEAD.
+            method: GET, HEAD, or POST with a content.
             url: absolute.
             timeout_s: limit until the answer's headers are here, then of each read.
             headers: of this request only, besides the URL's credentials.
+            content: the body.
 
         Raises:
             ERRORS: no answer came in time.
@@ -92,7 +94,12 @@ class BoundedClient:
         timer.start()
         try:
             with self._client.stream(
-                method, url, headers=asked, timeout=timeout_s, extensions={"trace": self._trace}
+                method,
+                url,
+                headers=asked,
+                content=content,
+                timeout=timeout_s,
+                extensions={"trace": self._trace},
             ) as response:
                 timer.cancel()
                 _refuse_compression(response)

@@ -24,6 +24,7 @@ class Step(StrEnum):
     """The question that an answer belongs to; the words stand in messages."""
 
     DESCRIPTION = "model description"
+    LICENSE = "license text"
     CONFIG = "config.json"
     LISTING = "list of files"
     INDEX = "weights index"
@@ -33,6 +34,7 @@ class Step(StrEnum):
     XET_STORE = "storage query"
     XET_BYTES = "first bytes from the storage"
     WHOAMI = "account"
+    EXCHANGE = "token exchange"
 
 
 STORAGE = frozenset({Step.BYTES, Step.XET_STORE, Step.XET_BYTES})

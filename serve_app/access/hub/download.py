@@ -36,7 +36,7 @@ from serve_app.access.hub.model_files import choose, content_hash, on_disk
 from serve_app.access.hub.network import NoClient, fault_of
 from serve_app.access.hub.pace import Pace, Stalled
 from serve_app.access.hub.probe import PLAIN_HTTP, PLAIN_HTTP_REMEDY, USER_AGENT, endpoint_of
-from serve_app.access.token import resolve_token
+from serve_app.access.token import ResolvedToken, resolve_token
 from serve_app.access.verdict import UNDETERMINED, Outcome
 from serve_app.checkpoint import files as rule
 from serve_app.config import AccessConfig
@@ -73,6 +73,7 @@ class HubDownload:
         self._repo_id = repo_id
         self._commit = commit
         self._timeout_s = access.timeout_s
+        self._access = access
         self._token = resolve_token(access)
         if self._token.fault is not None:
             raise AccessDenied(f"cannot download {repo_id}: {self._token.fault.message}")
@@ -104,6 +105,16 @@ class HubDownload:
         if not any(file.path.endswith(".safetensors") for file in chosen):
             raise ModelLoadError(f"the Hub lists no weights of {self._repo_id} at {self._commit}")
         return chosen
+
+    def listing(self) -> Entries:
+        """Return all files of the commit: by the cache if it was listed here before.
+
+        Raises:
+            AccessDenied: the Hub refuses.
+            ModelLoadError: the Hub does not answer.
+        """
+        with self._failures():
+            return read_listing(self._repo_id, self._commit) or self._list(BUDGET_S)
 
     def fetch(self, file: HubFile, appending: Appending) -> None:
         """Fetch the rest of a file that may be here in part, over HTTP.
@@ -223,10 +234,18 @@ class HubDownload:
 
     def _credentials(self, url: str) -> Mapping[str, str]:
         headers = {"user-agent": USER_AGENT}
-        token = self._token.token
+        token = self._renewed().token
         if token is not None and origin(url) == origin(self._endpoint):
             headers["authorization"] = f"Bearer {token.reveal()}"
         return headers
+
+    def _renewed(self) -> ResolvedToken:
+        """Return the token to send now: one by exchange may end while the weights come."""
+        if self._access.identity is not None:
+            resolved = resolve_token(self._access)
+            if resolved.fault is None:  # else the one before, which the Hub judges
+                self._token = resolved
+        return self._token
 
     @contextmanager
     def _wire(self, budget_s: float) -> Iterator[Wire]:

@@ -25,9 +25,11 @@ from serve_app.access.hub.bounded_client import origin
 from serve_app.access.hub.classify import Answer, Caller, Step, classify
 from serve_app.access.hub.client import Failed, Wire
 from serve_app.access.hub.steps import JSON_BYTES, Proof, Subject
+from serve_app.access.identity import forget
 from serve_app.access.remedies import remedy
+from serve_app.access.terms import Terms
 from serve_app.access.token import ResolvedToken, resolve_token
-from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
+from serve_app.access.verdict import CommitFacts, NodeVerdict, Outcome, TokenReport
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.endpoint import check_endpoint, is_plain_http
@@ -38,10 +40,12 @@ PLAIN_HTTP_REMEDY = (
     "Use an https:// URL (access.endpoint or HF_ENDPOINT), set access.allow_http: true if the "
     "network to it is trusted, or give this node no token if the mirror needs none."
 )
+MESSAGE_CHARS = 900  # the claims of an identity, and what the Hub said to them
 BUDGET_SHARE = 2 / 3  # of the gate's deadline; the rest is for starting and collecting probes
 # Own words instead of huggingface_hub's `build_hf_headers`, which may ask the Hub for a list of
 # known agents first: a request that nobody counts, three seconds where the Hub hangs.
 USER_AGENT = f"serve-app/{__version__}; hf_hub/{huggingface_hub.__version__}"
+DEAD = frozenset({Outcome.INVALID_TOKEN, Outcome.EXPIRED_TOKEN})
 # Refusals that a look at the account explains: whose grant is it, is the token alive at all?
 EXPLAINED = frozenset(
     {
@@ -85,7 +89,8 @@ def check_here(
     """
     name = socket.gethostname()
     if model.path is not None:
-        return replace(local.check_directory(model.path, loader), node_name=name)
+        verdict = local.check_model(model.path, Terms(access.license, model.digest), loader)
+        return replace(verdict, node_name=name)
     probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
 
@@ -159,7 +164,8 @@ class Probe:
     def _run(self, budget_s: float) -> NodeVerdict:
         self._resolved = resolve_token(self._access)
         if self._resolved.fault is not None:
-            raise Failed(self._resolved.fault.outcome, self._resolved.fault.message)
+            fault = self._resolved.fault
+            raise Failed(fault.outcome, fault.message, status=fault.status, remedy=fault.remedy)
         self._refuse_endpoint()
         self._wire = wire = Wire(
             self._endpoint,
@@ -178,12 +184,18 @@ class Probe:
             has_token=self._resolved.token is not None,
             loader=self._loader,
             weights_bytes=hint.weights_bytes if hint else None,
+            terms=Terms(self._access.license, self._model.digest),
+            facts=hint.facts if hint else None,
+            spent_requests=self._resolved.requests,
         )
         self._proof = Proof(subject, wire)
         try:
             self._proof.run()
         except Failed as failed:
-            return self._verdict(self._explain(wire, failed))
+            found = self._explain(wire, failed)
+            if self._resolved.token is not None and found.outcome in DEAD:
+                forget(self._resolved.token.reveal())  # one by exchange may be revoked early
+            return self._verdict(found)
         return self._verdict(Failed(Outcome.GRANTED, ""))
 
     def _refuse_endpoint(self) -> None:
@@ -252,13 +264,14 @@ class Probe:
             outcome=end.outcome,
             remedy=end.remedy or sentence,
             http_status=end.status,
-            hub_message=sanitise(message) or None,
+            hub_message=sanitise(message, limit=MESSAGE_CHARS) or None,
             url=url,
             token=self._resolved.report,
-            hub_requests=self._wire.requests if self._wire else 0,
+            hub_requests=self._resolved.requests + (self._wire.requests if self._wire else 0),
             commit=self._proof.commit if self._proof else self._pinned,
             weights_file=self._proof.weights_file if self._proof else None,
             weights_bytes=self._proof.weights_bytes if self._proof else None,
+            facts=self._proof.facts if self._proof else CommitFacts(),
         )
 
 

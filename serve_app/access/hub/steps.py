@@ -1,19 +1,21 @@
 """The questions that prove access, in order; each ends the probe unless its answer is right.
 
-description -> config.json -> index -> weights file (not followed) -> its first bytes, directly
-or from the chunk store. The description is public and names the commit and the files; from
-config.json on the gate decides; and only bytes prove that the way to them is open. What
-config.json says is compared with what the engine can load, before a byte of weights.
+description -> license -> config.json -> index -> weights file (not followed) -> its first bytes,
+directly or from the chunk store. The description is public and names the commit and the files;
+from config.json on the gate decides; and only bytes prove that the way to them is open. What the
+license and config.json say is compared with the policy and with what the engine can load, before
+a byte of weights.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urljoin
 
 from serve_app.access.capacity import room_fault
+from serve_app.access.hub import listing
 from serve_app.access.hub.bounded_client import may_lead
 from serve_app.access.hub.chunk_store import ChunkStore, chunk_hash
 from serve_app.access.hub.classify import (
@@ -25,8 +27,11 @@ from serve_app.access.hub.classify import (
     whole_number,
 )
 from serve_app.access.hub.client import Failed, Wire
+from serve_app.access.hub.listing import Entries, Masked, ask_listing, described
 from serve_app.access.hub.network import host_of
-from serve_app.access.verdict import Outcome
+from serve_app.access.hub.provenance import Provenance
+from serve_app.access.terms import Terms
+from serve_app.access.verdict import CommitFacts, Outcome
 from serve_app.checkpoint import files
 from serve_app.checkpoint.names import escape_fault, shown
 from serve_app.checkpoint.runnable import Loader, Refusal, refusal, weights_bytes
@@ -54,6 +59,9 @@ class Subject:
         has_token: whether the requests carry a token.
         loader: what will load the files; None asks for access alone.
         weights_bytes: of all its weights in memory, if that is known.
+        terms: what the config wants of the commit besides access.
+        facts: what another node learned of the pinned commit.
+        spent_requests: to the Hub, for the token: another one is saved for it.
     """
 
     endpoint: str
@@ -64,15 +72,24 @@ class Subject:
     has_token: bool
     loader: Loader | None = None
     weights_bytes: int | None = None
+    terms: Terms = field(default_factory=Terms)
+    facts: CommitFacts | None = None
+    spent_requests: int = 0
+
+    @property
+    def wants_sizes(self) -> bool:
+        """Return whether sizes have to come with the description, and the index need not."""
+        return self.terms.digest is None and bool(self.terms.wants_text or self.spent_requests)
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the Hub says about one file of weights."""
+    """What the Hub says about one file of weights; `xet_hash` if it lies in the chunk store."""
 
     answer: Answer
     name: str
     size: int | None
+    xet_hash: str | None
 
 
 class Proof:
@@ -88,6 +105,9 @@ class Proof:
         self._wire = wire
         self._repo_id = subject.repo_id
         self._config: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
+        self._entries: Entries = {}
+        self._provenance = Provenance(subject.terms, subject.facts)
         self.commit = subject.pinned
         self.weights_file = subject.weights_file
         self.weights_bytes = subject.weights_bytes
@@ -98,24 +118,39 @@ class Proof:
         Raises:
             Failed: with the outcome of the first question that was not answered right.
         """
-        if self.weights_file is None:
+        if self.weights_file is None or not self._provenance.is_known:
             names = self._describe()
+            self._entries = self._provenance.learn(names, self._small_file, self._list)
+            self._provenance.refuse()
+            self._sizes |= {path: described(path, e).size for path, e in self._entries.items()}
+            names = set(self._entries) or names
             if self._subject.loader is not None:
                 self._config = self._loadable(names, self._subject.loader)
             self.weights_file = self._shard(names)
-        weights = self._locate(self.weights_file)
+        self._provenance.refuse()
+        weights = self._listed(self.weights_file) or self._locate(self.weights_file)
         if self.weights_file == files.SINGLE and weights.size is not None:
             self._weigh(weights.size)
         self._refuse_size()
-        if xet_hash := chunk_hash(weights.answer.headers):
-            self._ask_chunk_store(weights, xet_hash)
+        self._prove_bytes(weights)
+
+    def _prove_bytes(self, weights: Weights) -> None:
+        if weights.xet_hash is not None:
+            self._ask_chunk_store(weights, weights.xet_hash)
         else:
             self._read_first_bytes(weights)
+
+    @property
+    def facts(self) -> CommitFacts:
+        """What was learned of the commit."""
+        return self._provenance.facts
 
     def _describe(self) -> set[str]:
         """Learn the commit and the names of its files; public, so it proves nothing else."""
         revision = quote(self._subject.pinned or self._subject.revision, safe="")
-        url = self._api_url(f"revision/{revision}")
+        # With sizes the index need not be asked for: another request takes its place.
+        sizes = "?blobs=true" if self._subject.wants_sizes else ""
+        url = self._api_url(f"revision/{revision}{sizes}")
         answer = self._wire.ask(Step.DESCRIPTION, "GET", url, limit=JSON_BYTES)
         payload = answer.payload() if answer.is_ok else None
         if not isinstance(payload, dict):
@@ -127,6 +162,8 @@ class Proof:
             message = f"asked for commit {self._subject.pinned}, was named about {commit}"
             raise Failed(Outcome.UNKNOWN, message)
         self.commit = commit
+        self._sizes = _sizes(payload["siblings"])
+        self._provenance.describe(payload)
         name = payload.get("id")
         if answer.url != url and isinstance(name, str) and _REPO.fullmatch(name):
             self._repo_id = name  # renamed: ask there, not through a redirect each time
@@ -157,9 +194,15 @@ class Proof:
         return shards[0]
 
     def _indexed(self, entry: str, names: set[str]) -> list[str]:
-        """Return the shards of an index; whoever pinned the commit has read it."""
+        """Return the shards of an index; whoever pinned the commit has read it.
+
+        A complete set of numbered shards, whose sizes are known, stands for it too.
+        """
         shards = sorted(name for name in names if _SHARD.fullmatch(name))
-        if self._subject.pinned is not None and shards and entry == files.INDEX:
+        is_whole = _is_complete(shards) and self._sizes.keys() >= set(shards)
+        if is_whole:
+            self._weigh(sum(self._sizes[shard] for shard in shards))
+        if entry == files.INDEX and shards and (is_whole or self._subject.pinned is not None):
             return shards
         index = files.parse_index(
             self._small_file(Step.INDEX, entry, files.INDEX_BYTES), name=entry
@@ -205,7 +248,29 @@ class Proof:
             message = f"the answer for {name} belongs to commit {named}"
             raise Failed(Outcome.UNKNOWN, sanitise(message), status=answer.status)
         length = answer.headers.get("content-length") if answer.is_ok else None
-        return Weights(answer, name, whole_number(answer.headers.get("x-linked-size") or length))
+        size = whole_number(answer.headers.get("x-linked-size") or length)
+        return Weights(answer, name, size, chunk_hash(answer.headers))
+
+    def _list(self) -> Entries:
+        """Ask for all files of the commit with their hashes, which only a grant shows."""
+        endpoint, commit = self._subject.endpoint, str(self.commit)
+        try:
+            return ask_listing(self._wire, endpoint, self._repo_id, commit)
+        except Masked as masked:
+            self._locate(masked.path)  # asked for the file itself, the Hub says why
+            message = f"the Hub hides the hash of {masked.path}"
+        except listing.Refusal as refusal:
+            raise self._refusal(refusal.answer) from None
+        except ModelLoadError as error:
+            message = error.message
+        raise Failed(Outcome.UNKNOWN, sanitise(message))
+
+    def _listed(self, name: str) -> Weights | None:
+        """Return what the listing says of a file in the chunk store, instead of asking for it."""
+        file = described(name, self._entries[name]) if name in self._entries else None
+        if file is None or file.xet_hash is None:
+            return None
+        return Weights(Answer(Step.LISTING, 200), name, file.size, file.xet_hash)
 
     def _read_first_bytes(self, weights: Weights) -> None:
         url = urljoin(weights.answer.url, weights.answer.headers.get("location", ""))
@@ -224,6 +289,10 @@ class Proof:
         url = self._api_url(f"xet-read-token/{self.commit}")
         store = ChunkStore(self._wire, self._subject.endpoint, url)
         key = store.key()
+        if not key.is_ok and weights.answer.step is Step.LISTING:
+            # A refusal has better words at the file, and a mirror may list what it cannot give.
+            self._prove_bytes(self._locate(weights.name))
+            return
         if not (key.is_ok and {"x-xet-cas-url", "x-xet-access-token"} <= key.headers.keys()):
             raise self._refusal(key)
         store.prove(key, weights.answer, weights.name, xet_hash)
@@ -243,6 +312,22 @@ class Proof:
 def _unloadable(found: Refusal) -> Failed:
     """Say what cannot be loaded: for this engine the repository holds no weights."""
     return Failed(Outcome.WEIGHTS_MISSING, sanitise(found.message), remedy=found.remedy)
+
+
+def _sizes(siblings: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the bytes of the files whose sizes the description states."""
+    stated = {entry.get("rfilename"): entry.get("size") for entry in siblings}
+    return {
+        name: size
+        for name, size in stated.items()
+        if isinstance(name, str) and isinstance(size, int) and size >= 0
+    }
+
+
+def _is_complete(shards: list[str]) -> bool:
+    """Return whether names like model-00001-of-00002.safetensors are all of their number."""
+    counts = {int(name[:-12].rpartition("-")[2]) for name in shards}
+    return counts == {len(shards)}
 
 
 def _names(siblings: Any) -> set[str] | None:

@@ -1,0 +1,74 @@
+"""What is about to be loaded, compared with `model.digest`: the gate's digest, of these bytes.
+
+The gate computed it from the Hub's listing, or read the directory. Here the listing that the
+copy was verified by must have the same digest, each file its listed hash, and nothing may lie in
+the copy that the listing does not name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serve_app.access.digest import digest_fault, directory_digest, listing_digest
+from serve_app.access.hub.download import HubDownload
+from serve_app.access.hub.listing import Entries, read_listing
+from serve_app.access.hub.model_files import NotHere, choose, on_disk
+from serve_app.checkpoint.files import is_read
+from serve_app.config import AccessConfig, ModelConfig
+from serve_app.errors import ModelLoadError
+from serve_app.weights.store import Store
+
+
+def require_directory(model: ModelConfig) -> None:
+    """Compare a local directory with `model.digest`, if there is one; raises ModelLoadError."""
+    if model.digest is not None:
+        _refuse(model, directory_digest(Path(str(model.path))))
+
+
+def require_copy(store: Store, model: ModelConfig, access: AccessConfig, *, offline: bool) -> None:
+    """Compare the copy of a commit with `model.digest`, if there is one.
+
+    Args:
+        store: the commit in this node's cache.
+        model: what is wanted.
+        access: which token, which Hub; asked only where the cache kept no listing.
+        offline: do not ask.
+
+    Raises:
+        AccessDenied: the Hub refuses.
+        ModelLoadError: the copy is another one, or nobody can say.
+    """
+    if model.digest is None:
+        return
+    entries = read_listing(store.repo_id, store.commit)
+    if entries is None and not offline:
+        entries = HubDownload(store.repo_id, access, store.commit).listing()
+    if entries is None:
+        message = f"no listing of {store.repo_id} at {store.commit} is here to compare with"
+        raise ModelLoadError(f"{message} model.digest, and the Hub does not answer")
+    _refuse(model, listing_digest(entries))
+    _refuse_others(store, entries)
+
+
+def _refuse(model: ModelConfig, found: str) -> None:
+    if fault := digest_fault(model.digest, found):
+        raise ModelLoadError(f"{model.source} is not loaded: {fault}")
+
+
+def _refuse_others(store: Store, entries: Entries) -> None:
+    """Refuse a copy with a file that is not the listed one; those that were hashed are known."""
+    try:
+        wrong = store.missing(
+            choose(entries, lambda file: on_disk(store.snapshot, file)), remove=False
+        )
+        names = [file.path for file in wrong]
+    except NotHere as absent:
+        names = [str(absent)]
+    for path in sorted(store.snapshot.rglob("*")):
+        name = path.relative_to(store.snapshot).as_posix()
+        is_weights = name.endswith(".safetensors")
+        if name not in entries and not path.is_dir() and (is_weights or is_read(name)):
+            names.append(name)
+    if names:
+        what = f"the copy of {store.repo_id} in {store.snapshot}"
+        raise ModelLoadError(f"{what} has files that model.digest does not cover: {names[0]}")

@@ -1,0 +1,74 @@
+"""A file that changes is one entry of the history, with whose it is; grants go on as they were."""
+
+from dataclasses import replace
+
+from scripts.local_hub.exchange import identity_token
+from serve_app.access.file_watch import Change
+from serve_app.access.verdict import Outcome, Verdict
+from serve_app.cluster.placement import Placement
+from serve_app.config import AccessConfig, AppConfig, ModelConfig
+from serve_app.deployments import files
+from serve_app.telemetry import rollout_history
+from tests.access.cases import COMMIT, granted, verdict
+
+CHANGE = Change("token", "/run/token", "1-2-3", "alice")
+ACCESS = AccessConfig(token_file="/run/token")
+CONFIG = AppConfig(model=ModelConfig(repo_id="acme/tiny"))
+
+
+def whole(*nodes):
+    return Verdict("acme/tiny", COMMIT, COMMIT, "https://hub", 0.5, nodes)
+
+
+def test_a_change_is_recorded_once_with_its_owner(kv_store):
+    """However many processes of the node see it."""
+    for _ in range(2):
+        files.on_change_of("llm", "n1", ACCESS)(CHANGE)
+    files.on_change_of("llm", "n1", ACCESS)(
+        replace(CHANGE, kind="keys", path="/run/keys", stamp="gone")
+    )
+    token, keys = rollout_history.entries("llm")
+    assert (token.what, token.why) == ("token_changed", "the token's file, /run/token, changed")
+    assert token.who.startswith("alice on ")
+    assert (keys.what, keys.why) == ("keys_changed", "the file of API keys, /run/keys, is gone")
+
+
+def test_a_change_does_not_hide_who_was_refused(kv_store):
+    """The grant that comes back after it is still news."""
+    rollout_history.record_grants("llm", whole(verdict("a", Outcome.INVALID_TOKEN)))
+    files.on_change_of("llm", "id-a", ACCESS)(CHANGE)
+    rollout_history.record_grants("llm", whole(granted("a")))
+    kinds = [entry.what for entry in rollout_history.entries("llm")]
+    assert kinds == ["access_lost", "token_changed", "access_regained"]
+
+
+def test_a_fresh_token_of_the_same_identity_is_no_news(kv_store, tmp_path):
+    """The kubelet renews it every hour; another subject, or none, is recorded."""
+    file = tmp_path / "identity"
+    file.write_text(identity_token("https://oidc.example", "right"))
+    named = {"token_file": str(file), "resource": "user/alice"}
+    on_change = files.on_change_of("llm", "n1", AccessConfig(identity=named))
+    for stamp, subject in enumerate(["right", "wrong", "wrong", None]):
+        file.write_text("" if subject is None else identity_token("https://oidc.example", subject))
+        on_change(replace(CHANGE, kind="identity", stamp=str(stamp)))
+    assert [entry.what for entry in rollout_history.entries("llm")] == ["token_changed"] * 2
+
+
+def test_only_the_changed_nodes_are_asked(kv_store, monkeypatch):
+    """The others keep their answers; a node that no replica may run on changes nothing."""
+    asked = []
+
+    def preflight(config, *, placements, only):
+        asked.append((config.model.revision, only))
+        return whole(*(verdict("b", Outcome.INVALID_TOKEN) for node in only if node == "id-b"))
+
+    monkeypatch.setattr(files, "preflight", preflight)
+    monkeypatch.setattr(files, "placements_of", lambda _: [Placement({}, {})])
+    before = whole(granted("a"), granted("b"))
+    after = files.recheck_nodes("llm", CONFIG, COMMIT, before, frozenset({"id-b"}))
+    assert [node.outcome for node in after.nodes] == ["granted", "invalid_token"]
+    assert asked == [(COMMIT, {"id-b"})]
+    assert [entry.why for entry in rollout_history.entries("llm")] == ["invalid_token on b"]
+    assert (
+        files.recheck_nodes("llm", CONFIG, COMMIT, after, frozenset({"head"})).nodes == after.nodes
+    )
