@@ -29,6 +29,10 @@ os.environ["HF_HOME"] = _hf_home.name
     json.dumps({"standardEnvVars": [], "harnesses": {}})
 )
 
+# Ray starts a node by fork. gRPC's handlers start its threads again in the child, which may abort
+# there before it has become the raylet, or at the end of this process.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 # A shell starts what runs in its background with SIGINT ignored, and that is handed down: Ctrl-C
 # would do nothing in the programs that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
