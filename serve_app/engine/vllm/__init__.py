@@ -13,3 +13,8 @@
 The model computes in processes of vLLM's own, offline and without a token. Prompts, texts, stop
 strings, admission and errors are the front end's; vLLM gets ids and gives ids.
 """
+
+# Before any module of this package imports vLLM, which reads its environment only then.
+from serve_app.engine.vllm import environment
+
+__all__ = ["environment"]

@@ -14,7 +14,6 @@ from typing import Any
 
 from vllm import AsyncEngineArgs
 
-import serve_app.engine.vllm.environment  # noqa: F401 (first: vLLM reads it when it is imported)
 from serve_app.config import EngineConfig, ModelConfig
 from serve_app.engine.sampling_rules import MAX_LOGPROBS
 from serve_app.errors import ConfigError

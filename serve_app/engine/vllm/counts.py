@@ -10,7 +10,6 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-import serve_app.engine.vllm.environment  # noqa: F401 (first: vLLM reads it when it is imported)
 from serve_app.engine.sequence import Sequence
 from serve_app.engine.stats import EngineStats
 

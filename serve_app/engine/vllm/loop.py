@@ -21,7 +21,6 @@ from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-import serve_app.engine.vllm.environment  # noqa: F401 (first: vLLM reads it when it is imported)
 from serve_app.engine.drain import DrainMeter, DrainRate
 from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats

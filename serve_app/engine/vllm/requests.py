@@ -5,7 +5,6 @@ from __future__ import annotations
 from vllm import SamplingParams as VllmParams
 from vllm.sampling_params import RequestOutputKind
 
-import serve_app.engine.vllm.environment  # noqa: F401 (first: vLLM reads it when it is imported)
 from serve_app.engine.sequence import SamplingPlan
 from serve_app.engine.vllm.structures import constraint_of
 

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 from vllm.sampling_params import StructuredOutputsParams
 
-import serve_app.engine.vllm.environment  # noqa: F401 (first: vLLM reads it when it is imported)
 from serve_app.engine.grammar.compile import translate
 from serve_app.protocol import Structure
 

@@ -1,6 +1,8 @@
 """The config to vLLM's engine arguments; needs vLLM, and starts nothing."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,17 @@ def test_children_are_offline_and_have_no_token(monkeypatch):
         assert os.environ["OMP_NUM_THREADS"] == "3"
     assert os.environ["HF_TOKEN"] == "a secret"
     assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_importing_vllm_leaves_log_handlers_alone():
+    """By itself it closes all that are there, Serve's file of the replica among them."""
+    script = (
+        "import logging; handler = logging.StreamHandler(); logger = logging.getLogger('vllm')\n"
+        "for each in (logger, logging.getLogger()): each.addHandler(handler)\n"
+        "import serve_app.engine.vllm.engine\n"
+        "print(logger.handlers == logging.getLogger().handlers == [handler])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True"
