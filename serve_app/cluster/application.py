@@ -27,6 +27,9 @@ from serve_app.errors import ConfigError
 from serve_app.gate_config import GatedApp
 from serve_app.serve_config import ServedApp
 
+# What a replica's process does when it starts, and who watches it, is no part of its access; the
+# builder of ray.serve.llm sets such a hook, which would import an engine into each probe.
+NOT_FOR_PROBES = frozenset({"worker_process_setup_hook", "nsight", "_nsight"})
 BUILD_TIMEOUT_S = 120.0  # a builder may import an engine
 
 
@@ -93,7 +96,8 @@ def _deployments(
         )
         demands = bundle_demands(bundles, options, labels) or (demand_of(options),)
         environment = merged_runtime_env(runtime_env, options.get("runtime_env") or {})
-        yield deployment.name, Placement(demands, environment)
+        asked = {key: value for key, value in environment.items() if key not in NOT_FOR_PROBES}
+        yield deployment.name, Placement(demands, asked)
 
 
 def _asks_for_gpu(placement: Placement) -> bool:

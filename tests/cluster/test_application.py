@@ -67,3 +67,10 @@ def test_the_config_overrides_the_code():
     loader, group = placements(application(), overrides=changed)
     assert asked([loader, group]) == [[{"CPU": 1, "GPU": 2}], [{"GPU": 4, "CPU": 1}]]
     assert group.demands[0].labels == {"zone": "b"}
+
+
+def test_a_probe_runs_no_hook_of_the_replicas_process():
+    """The builder of ray.serve.llm sets one, which would import an engine."""
+    env = {"worker_process_setup_hook": "m.hook", "env_vars": {"A": "1"}}
+    (found,) = placements(part("L", ray_actor_options={"num_gpus": 1, "runtime_env": env}))
+    assert found.runtime_env == ENV
