@@ -56,7 +56,7 @@ class Loop(Load, Protocol):
         ...
 
     def stop(self, timeout_s: float) -> bool:
-        """End it after its step, and tell whether it has ended in time."""
+        """End it after its step; return whether it has ended in time."""
         ...
 
 
