@@ -15,7 +15,7 @@ from serve_app.engine.stats import EngineStats
 
 
 class Counts(StatLoggerBase):
-    """What vLLM tells a logger after each step; written on the loop's thread."""
+    """What vLLM gives a logger after each step; written on the loop's thread."""
 
     def __init__(self, *_config: Any) -> None:
         self.steps = 0
