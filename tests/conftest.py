@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ from scripts.local_hub import LocalHub, Repo  # noqa: E402
 from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: E402
 
 TINY_REPO = "acme/tiny-llama"
+
+# Tests that start Ray too, for the process that is done with all the others.
+LATE = tuple(
+    f"tests/integration/test_{name}.py" for name in ("quickstart", "rays_rollouts", "weights")
+)
 
 # A shared machine may stop any test for longer than 200 ms.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
@@ -89,18 +95,18 @@ def tiny_files() -> dict[str, bytes | Path]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Let one process of `pytest -n` run all tests that start Ray.
+    """Let one process of `pytest -n` run the tests that start Ray, which mostly wait.
 
-    They mostly wait, and two clusters at a time would be too much for two cores. The others run
-    beside them, file by file. (`--dist loadgroup` of pytest-xdist 3.8 does nothing with pytest
-    9.2.)
+    The others run beside them, file by file, and `LATE` after those. (`--dist loadgroup` of
+    pytest-xdist 3.8 does nothing with pytest 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class OneForRay(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "tests/integration" if file.startswith("tests/integration/") else file
+            alone = not file.startswith("tests/integration/") or file in LATE
+            return file if alone else "tests/integration"
 
     config.option.loadscopereorder = False  # which would put them behind files of more tests
     return OneForRay(config, log)
@@ -116,14 +122,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.parent is not None and not item.nodeid.endswith(item.name):
             item._id = coerce_node_id(f"{item.parent.nodeid}::{item.name}")
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.nodeid.partition("::")[0] in LATE:
+        return 2
+    return int(item.get_closest_marker("cluster") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Beside tests that start Ray, take no more of the processor than Ray's workers, at nice 15."""
-    beside = os.environ.get("PYTEST_XDIST_WORKER") and not item.get_closest_marker("cluster")
-    if beside and os.nice(0) < 15:
-        os.nice(15)
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        wanted = 0 if item.get_closest_marker("cluster") else 15
+        with suppress(PermissionError):  # only root may take more again
+            os.setpriority(os.PRIO_PROCESS, 0, wanted)
 
 
 @pytest.fixture(autouse=True)
