@@ -77,12 +77,14 @@ class Collection(Generic[Ref]):
     def run(self) -> list[NodeVerdict]:
         """Ask every node, also those that join meanwhile; returns them sorted by name."""
         nodes = self._probes.nodes()
+        # The scout: what it learns saves every other node three requests, and the Hub's quota.
         self._start(nodes[:1])
         while self._pending and self._left_s() > self._deadline_s * (1 - SCOUT_SHARE):
             self._take()
         self._start(nodes[1:])
         while self._left_s() > 0:
             self._take()
+            # A node that joins during the gate may get a replica as well.
             self._start(node for node in self._probes.nodes() if node.node_id not in self._known)
             self._repeat_stale()
             if not self._pending:
@@ -119,6 +121,7 @@ class Collection(Generic[Ref]):
         verdict = replace(verdict, node_id=node.node_id, node_name=node.name)
         self.hub_requests += verdict.hub_requests
         self._verdicts[node.node_id] = verdict
+        # A scout that was refused knows no commit; the first node that learns one takes its place.
         if self._scout is None or (self.commit is None and verdict.commit is not None):
             self._scout = verdict
 

@@ -33,6 +33,7 @@ async def with_heartbeats(
         yield HEARTBEAT
         while True:
             coming = asyncio.ensure_future(_next(items))
+            # `wait` and not `wait_for`: a time-out must not cancel the item that is on its way.
             while not (await asyncio.wait((coming,), timeout=interval_s))[0]:
                 yield HEARTBEAT
             try:
@@ -82,6 +83,7 @@ async def without_heartbeats(
             ) from None
         limit = stall_timeout_s
         if isinstance(item, Heartbeat):
+            # Signs of life do not prolong what a first item may take in all.
             if deadline is not None:
                 limit = min(limit, max(0.0, deadline - time.monotonic()))
             continue

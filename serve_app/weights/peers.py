@@ -112,6 +112,7 @@ class Peers:
         claim = self._keys.get(f"claim/{newest}") if newest else None
         if claim is not None and not self._is_over(newest, claim):
             return False
+        # Of all that claim the same number at once the store lets one succeed.
         value = self._sign_of_life(beat=0, size=0)
         if not self._keys.put(f"claim/{newest + 1}", value, overwrite=False):
             return False
@@ -127,6 +128,7 @@ class Peers:
         # On our own node we hold the lock, so who claimed there before has died.
         if node == self._node or node not in _alive():
             return True
+        # Compared with what we saw before, not with the time in it: clocks of two nodes differ.
         silent_s = self._unchanged_s("beat", (number, beat))
         stalled_s = self._unchanged_s("bytes", (number, size))
         return silent_s > self._silent_s or stalled_s > STALL_S
@@ -161,6 +163,7 @@ class Peers:
         nodes, alive = set(self._keys.below("has")), _alive()
         for lost in nodes - alive:
             self._keys.delete(f"has/{lost}")
+        # By chance, so that many nodes at a time do not all read from the first one.
         usable = sorted(nodes & alive - self._passed_over - {self._node})
         return random.choice(usable) if usable else None  # noqa: S311
 
@@ -192,7 +195,7 @@ class Peers:
         """Take one file, and of what a peer sends no byte more than the Hub lists."""
         have, pace = store.begun_bytes(file), Pace()
         with store.appending(file) as stream:
-            stream.truncate(have)
+            stream.truncate(have)  # 0 where more was there than the file has
             stream.seek(have)
             while have < file.size:
                 chunk = self._next(chunks)

@@ -81,6 +81,8 @@ class RegionAllocator:
         after = self._free[index] if index < len(self._free) else None
         if (before and before.end > region.start) or (after and region.end > after.start):
             raise ValueError(f"{region} is free already")
+        # Merged with its neighbours at once: holes that touch would each be too short for what
+        # fits both.
         start, end = region.start, region.end
         first, last = index, index
         if before and before.end == start:

@@ -25,13 +25,16 @@ class Places:
         """
         source, known = self._known(sequence)
         if source is not None:
+            # Best: nobody runs in that region and all of it is wanted, so nothing is copied.
             if known == source.tokens and self._cache.take_over(source, wanted):
                 sequence.holding, sequence.computed = source, known
                 return True
+            # `spare`: what is about to be copied must not make room for its own copy.
             if holding := self._cache.place(wanted, spare=source):
                 moves.append(Move(source.region.start, holding.region.start, known))
                 sequence.holding, sequence.computed = holding, known
                 return True
+        # Without the copy there may be room, at the cost of what was found: better than waiting.
         sequence.holding = self._cache.place(wanted)
         return sequence.holding is not None
 
@@ -73,6 +76,8 @@ class Places:
             return None, 0
         chain = sequence.digests(most)
         known, source = self._cache.find(chain)
+        # The completions of one request share the prompt before its blocks are published, also the
+        # part of it that fills no whole block.
         parent = sequence.parent
         if parent is not None and parent.holding is not None:
             shared = min(parent.computed, sequence.prompt_tokens, most)

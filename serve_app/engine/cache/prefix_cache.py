@@ -125,12 +125,14 @@ class PrefixCache:
 
     def release(self, holding: Holding) -> None:
         """Keep a holding's findable blocks until their room is needed; free the rest."""
+        # A second holder of the same last block has all of it: two copies would be room wasted.
         if not holding.chain or len(self._holders[holding.chain[-1]]) > 1:
             self.drop(holding)
             return
         for digest in holding.chain[:-1]:
             if digest in self._cached:  # a beginning of this one
                 self.drop(self._cached[digest])
+        # The end of the region, less than a block or never computed, cannot be found by anybody.
         region = holding.region
         holding.region = Region(region.start, holding.tokens)
         if region.length > holding.tokens:
@@ -143,7 +145,7 @@ class PrefixCache:
         """Forget a holding and free its region."""
         if self._is_cached(holding):
             self._uncache(holding)
-        for digest in holding.chain:
+        for digest in holding.chain:  # others may hold the same blocks
             holders = self._holders[digest]
             del holders[holding]
             if not holders:
@@ -177,6 +179,7 @@ class PrefixCache:
             for age, holding in enumerate(self._cached.values(), 1)
             if holding is not spare
         ]
+        # Neighbours together may be long enough, so every run of adjacent pieces is looked at.
         pieces.sort(key=lambda piece: piece[0].start)
         least, chosen = len(self._cached) + 1, list[Holding]()
         for first, piece in enumerate(pieces):
