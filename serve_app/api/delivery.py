@@ -1,4 +1,4 @@
-"""Brings an answer to its client: as one object, or as a stream of events.
+"""Delivers an answer to its client: as one object, or as a stream of events.
 
 A stream that has nothing to say yet says so: after some seconds it begins, with a comment, and
 repeats that while it is silent, so that no proxy and no client takes it for dead. By then all

@@ -66,7 +66,7 @@ def fetch(
     peers: Peers | None = None,
     progress: Progress | None = None,
 ) -> Fetched:
-    """Bring the pinned commit into this node's cache; replicas of one node share it.
+    """Fetch the pinned commit into this node's cache; replicas of one node share it.
 
     Args:
         model: what is to be read; a local `path` is returned as it is.

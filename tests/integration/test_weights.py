@@ -35,7 +35,7 @@ class Nodes:
         return repo
 
     def start(self, node, repo, *, silent_s=15.0):
-        """Bring a repository to a node."""
+        """Fetch a repository onto a node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
