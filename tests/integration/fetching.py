@@ -16,7 +16,7 @@ WEIGHTS = "model.safetensors"
 
 
 def fetch_here(repo_id: str, commit: str, endpoint: str, silent_s: float) -> dict[str, Any]:
-    """Bring a commit to the node of this task; returns the bytes by source and what came."""
+    """Fetch a commit onto the node of this task; returns the bytes by source and what came."""
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # small files that come slowly show their progress
     peers = Peers(repo_id, commit, silent_s=silent_s)
     access = AccessConfig(endpoint=endpoint)
