@@ -1,6 +1,6 @@
 """The one contract between HTTP, Ray and the model: requests in, deltas out.
 
-The engine implements `LLMEngine`, the Serve handle implements it (`ingress.py`), the test
+The engine implements `LLMEngine`, the Serve handle implements it (`engine_client.py`), the test
 double implements it. Only plain, picklable data is named here; nothing is imported but the
 standard library.
 """

@@ -6,7 +6,7 @@ node_check.py   what one node does: its probe, and a receipt for what it proved
 hub/            everything that speaks to a Hub: probe, answers, listing, download
 token.py        which token this process uses, and from where it came
 shape.py        what can be seen of a token's value before it is sent
-identity.py     whose token it is by an exchange
+identity.py     the identity token of the node (access.identity), exchanged for a Hub token
 notebook.py     why a notebook has no token although its user believes so
 local.py        a model that is a directory on the node
 license.py      the license a model states, its text, and whether the config allows it

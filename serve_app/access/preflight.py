@@ -27,7 +27,7 @@ from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
 from serve_app.serve_config import ServedApp
 
-# A function of `prove.py`: a node that runs it imports neither this file nor Serve nor torch.
+# A function of `node_check.py`: a node that runs it imports neither this file nor Serve nor torch.
 _PROBE = node_task(prove_later)
 
 

@@ -1,7 +1,7 @@
 """Which token this process sends to the Hub, and from where it came.
 
-The only place that reads a token, and the only one that looks at the environment for it. What
-counts is what huggingface_hub would send from this very process (`get_token_to_send`), unless
+The only place that reads a stored token, and the only one that looks at the environment for it.
+What counts is what huggingface_hub would send from this very process (`get_token_to_send`), unless
 the config names a file, another variable or an identity (`identity.py`). Faults that can be seen
 in the value (`shape.py`) are named before any request, because the Hub answers a broken token
 like no token at all.
@@ -62,7 +62,7 @@ class Token:
         return f"Token({self.fingerprint})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a token does not leave its process")
+        raise TypeError("a Token is not pickled: its value goes to no other process of the cluster")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 Stateless: a request carries its whole conversation, as a text or as items (messages, calls of
 functions and their outputs). What the service would have to remember is refused by name
-(`fields.py`). What belongs to a model that thinks or to tools that OpenAI itself runs is left
-out, so that clients which always send it work: thoughts from the input, such tools from `tools`.
+(`supported_fields.py`). What belongs to a model that thinks or to tools that OpenAI itself runs is
+left out, so that clients which always send it work: thoughts from the input, such tools from
+`tools`.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class LLMServer:
         return bool(await self._engine.ready())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Report the load to Serve's autoscaler in tokens; see `scaling.py`."""
+        """Report the load to Serve's autoscaler in tokens; see `autoscaling.py`."""
         return load_of(self._engine.stats())
 
     async def check_health(self) -> None:

@@ -1,4 +1,4 @@
-"""One replica's engine: prompts in, tokens out, one forward a step. Imports nothing.
+"""One replica's engine: prompts in, tokens out, one forward a step. This file imports nothing.
 
     FrontEnd.generate           front_end.py   check, encode, submit; deltas back to the reader
       PromptEncoder             text/          text to ids; every fault of a client ends here

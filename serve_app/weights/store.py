@@ -5,7 +5,7 @@ The layout is huggingface_hub's, so that its other tools share every file: `blob
 computed once for a file and remembered by size, time and inode. Only whole and verified files
 get a name that others look for; what a dead process left behind is gone on with. What is
 written, linked or removed lies in the folders of this repository and this commit, see
-`access/folders.py`; reading goes wherever the cache's links lead, since every byte is hashed.
+`access/hub/folders.py`; reading goes wherever the cache's links lead, since every byte is hashed.
 """
 
 from __future__ import annotations

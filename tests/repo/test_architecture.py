@@ -82,3 +82,13 @@ def test_no_token_value_stands_in_the_repository():
     """Fake tokens are built at run time."""
     found = run("git", "grep", "-nIE", "hf_[A-Za-z0-9]{30,}", "--", ".")
     assert found.stdout == ""
+
+
+def test_a_tokens_value_is_used_by_access_alone():
+    """Whoever asks who may see a token reads these files and no other."""
+    found = {
+        str(path.relative_to(ROOT / "serve_app"))
+        for path in SOURCES
+        if ".reveal()" in path.read_text()
+    }
+    assert found == {"access/hub/probe.py", "access/hub/download.py"}

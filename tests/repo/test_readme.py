@@ -87,6 +87,18 @@ def test_contributing_names_files_that_exist():
     assert not lost
 
 
+def test_docstrings_name_files_that_exist():
+    """Each module in back quotes anywhere in the package is there, under some folder."""
+    named = {
+        name
+        for path in (ROOT / "serve_app").rglob("*.py")
+        for name in re.findall(r"`((?:\w+/)*\w+\.py)`", path.read_text())
+    }
+    assert len(named) > 10
+    known = {str(path) for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts}
+    assert [name for name in sorted(named) if not any(k.endswith(f"/{name}") for k in known)] == []
+
+
 def test_every_package_maps_its_modules():
     """Its docstring names each of them, so that a newcomer knows where to look."""
     for package in sorted((ROOT / "serve_app").rglob("__init__.py"))[1:]:

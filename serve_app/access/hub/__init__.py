@@ -7,7 +7,7 @@ classify.py        what an answer means: WHERE A 403 BECOMES `license_not_accept
 client.py          requests with limits of time, bytes, redirects and retries
 bounded_client.py  one connection at a time to a stranger
 network.py         proxies and certificates of this process
-exchange.py        an identity token against a Hub token
+exchange.py        exchanges an identity token for a Hub token
 listing.py         what a commit consists of
 model_files.py     which of its files are the model, and which are here
 download.py        the files of a pinned commit

@@ -2,7 +2,7 @@
 
 The HTTP library limits each read from the socket, so a host that sends one byte a second holds
 it for hours before the first header is whole. Here a timer cuts the socket. The bodies' limits
-belong to those who read them: `wire.py` for words, `transfer.py` for files.
+belong to those who read them: `client.py` for words, `transfer.py` for files.
 """
 
 from __future__ import annotations

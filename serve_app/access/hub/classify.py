@@ -3,7 +3,7 @@
 The error code in the headers decides first, the Hub's exact words second, the status last;
 words that nobody has seen before block and are shown verbatim. One table, in the order of the
 evidence: recorded answers of huggingface.co, and huggingface_hub 2.4's `hf_raise_for_status`.
-`Outcome.GRANTED` is none of its results: access is proven by bytes, see `hub.py`.
+`Outcome.GRANTED` is none of its results: access is proven by bytes, see `steps.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An identity token against a Hub token: `POST /oauth/token` (RFC 8693), in huggingface_hub's form.
+"""Exchanges an identity token for a Hub token: `POST /oauth/token` (RFC 8693), as huggingface_hub.
 
 The identity token goes to the Hub alone, in one body, over a connection that nobody can listen
 to; neither it nor the token that comes back stands in any message.

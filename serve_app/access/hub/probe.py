@@ -5,7 +5,7 @@ never by metadata alone (which is public) and never by README or LICENSE (which 
 all). What proves access is the beginning of a weights file, or the storage's own answer about
 it. Everything else is a refusal or a "don't know", and both block.
 
-The token's value is put into a header here, for the Hub's own origin and no other.
+The token's value is put into a header here, and in `download.py`, for the Hub's own origin alone.
 """
 
 from __future__ import annotations
