@@ -22,7 +22,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "top_p": lambda value: 0 < value <= 1,
     "top_k": lambda value: value >= -1 and value == int(value),
     "min_p": lambda value: 0 <= value <= 1,
-    "repetition_penalty": lambda value: 0 < value <= 100,
+    "repetition_penalty": lambda value: 0.01 <= value <= 100,
 }
 
 

@@ -54,6 +54,7 @@ def test_a_file_that_says_nothing_has_no_defaults(tmp_path, published):
         ("top_k", -2),
         ("min_p", 2),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 0.001),
     ],
 )
 def test_a_value_that_no_request_could_ask_for_is_left_out(tmp_path, name, value):
