@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +79,14 @@ class RunningCluster:
         self.cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextmanager
 def cluster_of(
     *nodes: LogicalNode,
@@ -114,6 +123,7 @@ def cluster_of(
                 "num_cpus": head_cpus,
                 "num_gpus": 0,
                 "include_dashboard": dashboard,
+                "dashboard_port": free_port(),  # another cluster may have Ray's usual one
                 "dashboard_agent_listen_port": 0,
             }
             for attempt in range(1, START_TRIES + 1):
