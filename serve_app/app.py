@@ -19,14 +19,13 @@ from ray.serve import Application
 from serve_app.access.preflight import RolloutBlocked, preflight
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.placement import actor_options, applications_of
-from serve_app.config import AppConfig, ReplicaConfig, parse_args
+from serve_app.config import AppConfig, ReplicaConfig, config_hash, parse_args
 from serve_app.deployments.autoscaling import autoscaling
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.server import LLMServer
 from serve_app.errors import ConfigError
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
 from serve_app.telemetry import logs, rollout_history
-from serve_app.telemetry.rollout_history import config_hash
 
 log = structlog.get_logger()
 
@@ -61,7 +60,7 @@ def build_app(args: dict[str, Any]) -> Application:
     logs.configure_serve(config.logging)
     verdict = preflight(config)
     # Serve does not give a builder the name of its application.
-    hashed = config_hash(config.model_dump(mode="json"))
+    hashed = config_hash(config)
     rollout_history.record_gate(applications_of(config), verdict, hashed)
     if not verdict.approved:
         log.error("rollout.blocked", repo_id=config.model.source)

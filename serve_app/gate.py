@@ -33,12 +33,11 @@ from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import build as build_application
 from serve_app.cluster.application import placements
 from serve_app.cluster.placement import Placement, applications_with
-from serve_app.config import AppConfig, parse_args
+from serve_app.config import AppConfig, config_hash, parse_args
 from serve_app.deployments.grant_watch import GrantWatch
 from serve_app.errors import ConfigError
 from serve_app.gate_config import GATE_IMPORT_PATH, GatedApp, parse_gated
 from serve_app.telemetry import logs, rollout_history
-from serve_app.telemetry.rollout_history import config_hash
 from serve_app.weights.prefetch import lacking, line, prefetch
 
 log = structlog.get_logger()
@@ -130,7 +129,7 @@ def build(args: dict[str, Any]) -> Application:
         raise RolloutBlocked(f"The config is wrong:\n{error.message}") from None
     logs.configure_serve(gated.config.logging)
     verdict = preflight(gated.config, placements=asked, access_only=True)
-    rollout_history.record_gate(names, verdict, config_hash(gated.model_dump(mode="json")))
+    rollout_history.record_gate(names, verdict, config_hash(gated))
     if not verdict.approved:
         log.error("rollout.blocked", repo_id=verdict.repo_id)
         raise RolloutBlocked(verdict.table())

@@ -10,26 +10,23 @@ in on every node: it is fetched there, verified, before the builder runs for goo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from serve_app.config import AccessConfig, AppConfig, ModelConfig, refuse_secrets
+from serve_app.access_config import Part
+from serve_app.config import AccessConfig, AppConfig, ModelConfig, read_part
 from serve_app.errors import ConfigError
 
 GATE_IMPORT_PATH = "serve_app.gate:build"
 COMMIT = "${gate.commit}"
 PATH = "${gate.path}"
-RAY_LLM_BUILDER = "ray.serve.llm:build_openai_app"
+RAY_LLM_BUILDER = "ray.serve.llm.build_openai_app"
+UNKNOWN_KEY = "; args are `gate:` (model, access, deployments) and `app:`"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class GateConfig(_Part):
+class GateConfig(Part):
     """What has to be readable, and where."""
 
     model: ModelConfig
@@ -39,7 +36,7 @@ class GateConfig(_Part):
     )
 
 
-class AppSource(_Part):
+class AppSource(Part):
     """Whose application comes after the gate."""
 
     import_path: str = Field(description="`module:builder` or `module:application`")
@@ -54,7 +51,7 @@ class AppSource(_Part):
         return value
 
 
-class GatedApp(_Part):
+class GatedApp(Part):
     """The `args:` of an application of somebody else behind the gate."""
 
     gate: GateConfig
@@ -81,18 +78,17 @@ class GatedApp(_Part):
             ConfigError: no place for the commit, so the application would load whatever the
                 branch means by then.
         """
+        args: dict[str, Any]
         args, found = _filled(self.app.args, {COMMIT: commit, PATH: path})
-        if not found and self.app.import_path.replace(":", ".") == RAY_LLM_BUILDER.replace(
-            ":", "."
-        ):
-            args, found = _with_ray_llm_revisions(args, self.gate.model.source, commit)
+        if not found and self.app.import_path.replace(":", ".") == RAY_LLM_BUILDER:
+            found = _pin_ray_llm(args, self.gate.model.source, commit)
         if not found and self.gate.model.path is None:
             raise ConfigError(
                 f"args.app.args: nothing takes the commit; write {COMMIT} where the revision goes, "
                 f"or {PATH} where a directory does",
                 param="app.args",
             )
-        return dict(args)
+        return args
 
 
 def parse_gated(args: Mapping[str, Any]) -> GatedApp:
@@ -101,21 +97,9 @@ def parse_gated(args: Mapping[str, Any]) -> GatedApp:
     Raises:
         ConfigError: every fault, one line each; no value is echoed.
     """
-    refuse_secrets(args, where="args")
-    try:
-        gated = GatedApp.model_validate(args)
-    except ValidationError as error:
-        lines = [_explain(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+    gated = read_part(GatedApp, args, hint=lambda _path: UNKNOWN_KEY)
     gated.builder_args(gated.gate.model.revision)
     return gated
-
-
-def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
-    path = ".".join(("args", *map(str, loc)))
-    if kind == "extra_forbidden":
-        return f"{path}: unknown key; args are `gate:` (model, access, deployments) and `app:`"
-    return f"{path}: {message.removeprefix('Value error, ')}"
 
 
 def _filled(tree: Any, values: Mapping[str, str]) -> tuple[Any, bool]:
@@ -134,18 +118,16 @@ def _filled(tree: Any, values: Mapping[str, str]) -> tuple[Any, bool]:
     return tree, False
 
 
-def _with_ray_llm_revisions(
-    args: Mapping[str, Any], repo_id: str, commit: str
-) -> tuple[dict[str, Any], bool]:
+def _pin_ray_llm(args: dict[str, Any], repo_id: str, commit: str) -> bool:
     """Set the engine's revisions of each `llm_configs` entry that loads this repository."""
-    changed, found = copy.deepcopy(dict(args)), False
-    configs = changed.get("llm_configs")
+    found = False
+    configs = args.get("llm_configs")
     for config in configs if isinstance(configs, list) else ():
         if not isinstance(config, dict):
             continue  # the name of another file, whose args nobody sees here
         loading = config.get("model_loading_config") or {}
-        if repo_id in (loading.get("model_source") or loading.get("model_id"),):
-            engine = config["engine_kwargs"] = dict(config.get("engine_kwargs") or {})
-            engine |= {"revision": commit, "tokenizer_revision": commit}
+        if repo_id == (loading.get("model_source") or loading.get("model_id")):
+            pins = {"revision": commit, "tokenizer_revision": commit}
+            config["engine_kwargs"] = {**(config.get("engine_kwargs") or {}), **pins}
             found = True
-    return changed, found
+    return found

@@ -132,9 +132,13 @@ def _turn(item: pytest.Item) -> int:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Beside tests that start Ray, take no more of the processor than Ray's workers, at nice 15."""
+    """Beside tests that start Ray, take no more of the processor than Ray's workers, at nice 15.
+
+    Those that bound how long something may take would measure that, and do not give way.
+    """
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        wanted = 0 if item.get_closest_marker("cluster") else 15
+        first = item.get_closest_marker("cluster") or item.get_closest_marker("timed")
+        wanted = 0 if first else 15
         with suppress(PermissionError):  # only root may take more again
             os.setpriority(os.PRIO_PROCESS, 0, wanted)
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import signal
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -13,6 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "configs" / "grafana" / "serve-app.json"
@@ -34,9 +35,7 @@ def prometheus(url, state):
     job = {"job_name": "serve-app", "static_configs": [{"targets": [urlsplit(url).netloc]}]}
     config = {"global": pace, "rule_files": [str(RULES)], "scrape_configs": [job]}
     (state / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
         f"--config.file={state / 'prometheus.yaml'}",

@@ -26,6 +26,7 @@ from huggingface_hub import constants
 
 from serve_app.access.hub.folders import Folder
 from serve_app.access.hub.listing import ENTRIES, Entries
+from serve_app.access.hub.model_files import content_hasher
 from serve_app.checkpoint.files import MIB, read_limited
 from serve_app.errors import ModelLoadError
 
@@ -141,13 +142,10 @@ def _matches(pattern: str, name: str) -> bool:
 
 def _hash(path: Path, *, is_large: bool) -> str:
     with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        if not is_large:
-            head = f"blob {os.fstat(stream.fileno()).st_size}\0".encode()
-            digest = hashlib.sha1(head, usedforsecurity=False)
+        digest = content_hasher(os.fstat(stream.fileno()).st_size, is_large=is_large)
         while piece := stream.read(_PIECE):
             digest.update(piece)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def _identity(path: Path) -> str:

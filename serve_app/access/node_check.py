@@ -110,7 +110,7 @@ def _by_receipt(
     said = verdict.hub_message or "the Hub did not answer"
     try:
         receipt = _fitting(verdict, model, access, commit)
-        facts = _refuse_copy(receipt, Terms(access.license, model.digest), loader)
+        facts = _refuse_copy(receipt, Terms.of(model, access), loader)
     except _Unfit as unfit:
         message = f"{said}; access.on_unreachable is allow_cached, but {unfit}"
         return replace(verdict, hub_message=sanitise(message, limit=MESSAGE_CHARS))

@@ -85,6 +85,11 @@ class Watch:
         self._on_verdict(verdict)
         report_changes(before, verdict)
 
+    @property
+    def verdict(self) -> Verdict:
+        """The last verdict."""
+        return self._verdict
+
     def snapshot(self) -> dict[str, Any]:
         """Return the last verdict as `/access` shows it; `checked_at` is in Unix seconds."""
         return self._verdict.to_json() | {"checked_at": round(self._checked_at, 3)}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from serve_app.access.digest import digest_fault
 from serve_app.access.license import license_fault
 from serve_app.access.verdict import CommitFacts, Outcome
-from serve_app.access_config import LicensePolicy
+from serve_app.access_config import AccessConfig, LicensePolicy
+from serve_app.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,11 @@ class Terms:
 
     license: LicensePolicy | None = None
     digest: str | None = None
+
+    @classmethod
+    def of(cls, model: ModelConfig, access: AccessConfig) -> Terms:
+        """Return what a config wants."""
+        return cls(access.license, model.digest)
 
     @property
     def wants_text(self) -> bool:

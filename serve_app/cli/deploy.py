@@ -11,6 +11,7 @@ from typing import Any
 
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.connection import joined
+from serve_app.config import config_hash
 from serve_app.errors import ConfigError
 from serve_app.rollout import history
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
@@ -22,7 +23,7 @@ from serve_app.rollout.scope import Scope, pinned, restored, scope_of
 from serve_app.rollout.serve_client import Instance
 from serve_app.serve_config import ServedApp
 from serve_app.telemetry import rollout_history
-from serve_app.telemetry.rollout_history import Entry, config_hash, whoami
+from serve_app.telemetry.rollout_history import Entry, whoami
 
 NOTHING: dict[str, Any] = {"applications": []}
 
@@ -172,7 +173,7 @@ def blocked(code: int, apps: Sequence[ServedApp], verdicts: Mapping[str, Verdict
     for app in apps:
         verdict = verdicts.get(app.name)
         if verdict and not verdict.approved:
-            hashed = config_hash((app.gated or app.config).model_dump(mode="json"))
+            hashed = config_hash(app.gated or app.config)
             rollout_history.record_gate([app.name], verdict, hashed, who=whoami())
     return code
 

@@ -10,9 +10,11 @@ engine.py: the part `engine`. vllm_arguments.py: which of vLLM's arguments other
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -27,10 +29,13 @@ __all__ = (
     "AppConfig",
     "EngineConfig",
     "ModelConfig",
+    "config_hash",
     "parse_args",
+    "read_part",
     "refuse_secrets",
 )
 
+PartT = TypeVar("PartT", bound=Part)
 TOKEN_VARIABLES = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 HAND_OVER = (
     "Hand the token over on the nodes instead: the HF_TOKEN environment variable set before Ray "
@@ -205,6 +210,13 @@ class AppConfig(Part):
     api: ApiConfig = ApiConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    def at_commit(self, commit: str | None) -> AppConfig:
+        """Return the same of this very commit, whatever the branch means by now."""
+        if commit is None:
+            return self
+        model = self.model.model_copy(update={"revision": commit})
+        return self.model_copy(update={"model": model})
+
     @model_validator(mode="after")
     def _fits_the_engine(self) -> AppConfig:
         if self.engine.backend == "builtin" and self.model.dtype == "auto":
@@ -226,12 +238,39 @@ def parse_args(args: dict[str, Any]) -> AppConfig:
     Raises:
         ConfigError: every fault at once, one line each, with the nearest right key.
     """
+    return read_part(AppConfig, args, hint=_suggest)
+
+
+def read_part(
+    kind: type[PartT], args: Mapping[str, Any], *, hint: Callable[[tuple[str, ...]], str]
+) -> PartT:
+    """Turn raw `args:` into a part of a tree; no value is echoed.
+
+    Args:
+        kind: the part.
+        args: as the YAML has them.
+        hint: returns what to say behind an unknown key, of its path.
+
+    Raises:
+        ConfigError: every fault at once, one line each.
+    """
     refuse_secrets(args, where="args")
     try:
-        return AppConfig.model_validate(args)
+        return kind.model_validate(args)
     except ValidationError as error:
-        lines = [_explain(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()]
+        lines = [_explain(each["loc"], each["type"], each["msg"], hint) for each in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def config_hash(config: Mapping[str, Any] | BaseModel) -> str:
+    """Return the first 12 hex digits of a config's SHA-256, the same for any order of its keys.
+
+    Args:
+        config: as it was written, or as a tree, of which the defaults count too.
+    """
+    if isinstance(config, BaseModel):
+        config = config.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def refuse_secrets(tree: object, *, where: str) -> None:
@@ -263,10 +302,12 @@ def _leaves(tree: object, path: str) -> Iterator[tuple[str, object]]:
         yield path, tree
 
 
-def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+def _explain(
+    loc: tuple[int | str, ...], kind: str, message: str, hint: Callable[[tuple[str, ...]], str]
+) -> str:
     path = ".".join(("args", *map(str, loc)))
     if kind == "extra_forbidden":
-        return f"{path}: unknown key{_suggest(tuple(map(str, loc)))}"
+        return f"{path}: unknown key{hint(tuple(map(str, loc)))}"
     return f"{path}: {message.removeprefix('Value error, ')}"
 
 

@@ -99,7 +99,7 @@ def recheck(application: str, config: AppConfig, commit: str | None) -> Verdict:
 
     Which nodes lost or regained their grant goes into the application's rollout history.
     """
-    verdict = preflight(_pinned(config, commit), placements=placements_of(config))
+    verdict = preflight(config.at_commit(commit), placements=placements_of(config))
     rollout_history.record_grants(application, verdict)
     return verdict
 
@@ -116,14 +116,9 @@ def recheck_nodes(
     Returns:
         The verdict from before, with these nodes' new answers in it.
     """
-    found = preflight(_pinned(config, commit), placements=placements_of(config), only=nodes)
+    found = preflight(config.at_commit(commit), placements=placements_of(config), only=nodes)
     fresh = {node.node_id: node for node in found.nodes}
     whole = tuple(fresh.pop(node.node_id, node) for node in before.nodes)
     verdict = replace(before, nodes=(*whole, *fresh.values()), duration_s=found.duration_s)
     rollout_history.record_grants(application, verdict)
     return verdict
-
-
-def _pinned(config: AppConfig, commit: str | None) -> AppConfig:
-    model = config.model if commit is None else config.model.model_copy(update={"revision": commit})
-    return config.model_copy(update={"model": model})

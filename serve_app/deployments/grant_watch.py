@@ -8,20 +8,19 @@ and records in the history who lost or regained a grant.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
 import structlog
+from ray.serve.schema import ServeApplicationSchema
 
 from serve_app.access.preflight import preflight
 from serve_app.access.recheck import Watch
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import described
 from serve_app.cluster.placement import goal_applications
-from serve_app.config import AppConfig
 from serve_app.deployments.status import living_nodes
 from serve_app.errors import ConfigError
-from serve_app.gate_config import GATE_IMPORT_PATH, GatedApp, parse_gated
+from serve_app.gate_config import GATE_IMPORT_PATH, parse_gated
 from serve_app.telemetry import logs, rollout_history
 from serve_app.telemetry.metrics import AccessMetrics
 from serve_app.telemetry.rollout_history import What
@@ -40,12 +39,13 @@ class GrantWatch:
     """
 
     async def __init__(self, application: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        gated = _gated(application)
+        self._application = application
+        gated = parse_gated(_goal_of(application).args)
         logs.configure_serve(gated.config.logging)
         first = await asyncio.to_thread(recheck, application)
         access = AccessMetrics()
         self._watch = Watch(
-            partial(_recheck_or, application, first),
+            self._recheck,
             first,
             interval_s=gated.gate.access.watch_interval_s,
             on_verdict=access.show,
@@ -64,6 +64,13 @@ class GrantWatch:
         for job in getattr(self, "_jobs", ()):
             job.cancel()
 
+    def _recheck(self) -> Verdict:
+        try:
+            return recheck(self._application)
+        except ConfigError as error:  # removed, or replaced by another: what was known stays shown
+            log.warning("access.not_rechecked", application=self._application, reason=error.message)
+            return self._watch.verdict
+
 
 def recheck(application: str) -> Verdict:
     """Ask every node again about the commit that the gate let through last.
@@ -71,28 +78,19 @@ def recheck(application: str) -> Verdict:
     Raises:
         ConfigError: the application does not serve, or its builder does not run.
     """
-    gated = _gated(application)
+    goal = _goal_of(application)
+    gated = parse_gated(goal.args)
     entries = [e for e in rollout_history.entries(application) if e.what is What.APPROVED]
     commit = (entries[-1].commit if entries else None) or gated.gate.model.revision
-    (goal,) = [goal for goal in goal_applications() if goal.name == application]
     places = described(gated, commit, goal.runtime_env or {}, goal.deployments)
-    model = gated.gate.model.model_copy(update={"revision": commit})
-    config: AppConfig = gated.config.model_copy(update={"model": model})
+    config = gated.config.at_commit(commit)
     verdict = preflight(config, placements=places, access_only=True)
     rollout_history.record_grants(application, verdict)
     return verdict
 
 
-def _recheck_or(application: str, before: Verdict) -> Verdict:
-    try:
-        return recheck(application)
-    except ConfigError as error:  # removed, or replaced by another: what was known stays shown
-        log.warning("access.not_rechecked", application=application, reason=error.message)
-        return before
-
-
-def _gated(application: str) -> GatedApp:
+def _goal_of(application: str) -> ServeApplicationSchema:
     for goal in goal_applications():
         if goal.name == application and goal.import_path == GATE_IMPORT_PATH:
-            return parse_gated(goal.args)
+            return goal
     raise ConfigError(f"no application {application} with import_path: {GATE_IMPORT_PATH} serves")

@@ -242,13 +242,12 @@ def _fetch(
 ) -> Fetched:
     started = time.monotonic()
     log.info("model.downloading", repo_id=config.model.source, commit=commit)
-    shared = config.model.share_weights and commit is not None and config.model.path is None
     fetched = fetch(
         config.model,
         config.access,
         commit,
         offline=proven.receipt_age_s is not None,
-        peers=Peers(config.model.source, str(commit)) if shared else None,
+        peers=Peers.of(config.model, commit),
         progress=partial(spans.publish, "download"),
     )
     keep_receipt(proven, config.model, config.access)  # once more: the license is here now

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve_app.config import ApiConfig, EngineConfig
 from serve_app.engine.drain import DrainRate
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import InvalidRequest, Overloaded
@@ -31,6 +32,11 @@ class Limits:
     running: int
     queued: int
     queued_tokens: int
+
+    @classmethod
+    def of(cls, engine: EngineConfig, api: ApiConfig) -> Limits:
+        """Return the limits that a config asks for."""
+        return cls(engine.max_running_requests, api.max_queued_requests, api.max_queued_tokens)
 
     @property
     def open(self) -> int:

@@ -98,9 +98,7 @@ class Engine(FrontEnd[EngineLoop]):
                 trust_templates=api.trust_request_chat_template,
             ),
             max_context_tokens=assembly.max_context_tokens,
-            limits=Limits(
-                engine.max_running_requests, api.max_queued_requests, api.max_queued_tokens
-            ),
+            limits=Limits.of(engine, api),
             step_timeout_s=engine.step_timeout_s,
         )
         self.warn_of_template(model.source)

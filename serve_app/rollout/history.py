@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serve_app.config import parse_args
+from serve_app.config import config_hash, parse_args
 from serve_app.gate_config import GATE_IMPORT_PATH, parse_gated
 from serve_app.rollout.deploy import Result
 from serve_app.rollout.diff import by_name
 from serve_app.rollout.scope import Scope, pinned
 from serve_app.serve_config import IMPORT_PATH
 from serve_app.telemetry import rollout_history
-from serve_app.telemetry.rollout_history import Entry, What, config_hash, whoami
+from serve_app.telemetry.rollout_history import Entry, What, whoami
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def _reason(rollout: Rollout, name: str) -> str:
 def _hash(app: Mapping[str, Any]) -> str:
     """Return the hash of ours by its `args:` with the defaults, as the gate of a build has it."""
     if app.get("import_path") == GATE_IMPORT_PATH:
-        return config_hash(parse_gated(app.get("args") or {}).model_dump(mode="json"))
+        return config_hash(parse_gated(app.get("args") or {}))
     if app.get("import_path") != IMPORT_PATH:
         return config_hash(app)
-    return config_hash(parse_args(app.get("args") or {}).model_dump(mode="json"))
+    return config_hash(parse_args(app.get("args") or {}))

@@ -14,7 +14,6 @@ that is why the store is in this package and `rollout/history.py` only decides o
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import os
 import socket
@@ -93,7 +92,7 @@ class Entry:
         why: one sentence, sanitised when it is recorded.
         who: a person or a CI identity and the host; `build` and `watch` are the cluster itself.
         commit: of the model that it was about; None if it is not known.
-        config_hash: see `config_hash`.
+        config_hash: see `config.config_hash`.
         duration_s: of the gate, or of the rollout after it.
         rollout: a count of rollouts that the applications of one rollout share.
         config: of the application: what serves since then, or what did until it was removed; None
@@ -257,11 +256,6 @@ def versions(recorded: Iterable[Entry]) -> list[Entry]:
         elif found[-1].removed != entry.removed:
             found[-1] = replace(found[-1], removed=entry.removed, rollout=entry.rollout)
     return found[-KEPT_VERSIONS:]
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Return the first 12 hex digits of a config's SHA-256, the same for any order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def whoami() -> str:

@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve_app.access.hub.listing import HubFile
 from serve_app.access.hub.pace import Pace, Stalled
+from serve_app.config import ModelConfig
 from serve_app.weights.announcements import Announcements
 from serve_app.weights.chunks import CHUNK_BYTES, read_chunks
 from serve_app.weights.store import Damaged, Store
@@ -64,6 +65,12 @@ class Peers:
         self._passed_over: set[str] = set()
         self._claim = 0
         self._seen: dict[str, tuple[object, float]] = {}
+
+    @classmethod
+    def of(cls, model: ModelConfig, commit: str | None) -> Peers | None:
+        """Return the other nodes for a model; None where nothing is shared between them."""
+        shares = model.share_weights and model.repo_id is not None and commit is not None
+        return cls(str(model.repo_id), str(commit)) if shares else None
 
     @contextmanager
     def taking_part(self, store: Store) -> Iterator[None]:

@@ -94,8 +94,7 @@ def line(result: Prefetched) -> str:
 def _fetch_here(model: Any, access: Any, commit: str) -> Prefetched:
     began = time.monotonic()
     try:
-        peers = Peers(str(model.repo_id), commit) if model.share_weights else None
-        fetched = fetch(model, access, commit, peers=peers)
+        fetched = fetch(model, access, commit, peers=Peers.of(model, commit))
     except ServeAppError as error:
         return Prefetched("", fault=error.message)
     return Prefetched(

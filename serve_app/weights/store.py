@@ -10,7 +10,6 @@ written, linked or removed lies in the folders of this repository and this commi
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import shutil
 import stat
@@ -25,6 +24,7 @@ import structlog
 
 from serve_app.access.hub.folders import Folder
 from serve_app.access.hub.listing import HubFile, cache, folder_name, repo_folder
+from serve_app.access.hub.model_files import content_hasher
 from serve_app.errors import ModelLoadError
 from serve_app.weights.lock import exclusive
 
@@ -280,15 +280,12 @@ class Store:
 
     def _hash(self, stream: BinaryIO, file: HubFile) -> str:
         """Compute a file's name: SHA-256 of large files, Git's object id of the others."""
-        if len(file.etag) == 64:
-            digest = hashlib.sha256()
-        else:
-            digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+        digest = content_hasher(file.size, is_large=len(file.etag) == 64)
         while piece := stream.read(HASH_BYTES):
             digest.update(piece)
             with self._counting:
                 self._hashed += len(piece)
-        return digest.hexdigest()
+        return str(digest.hexdigest())
 
 
 @contextmanager

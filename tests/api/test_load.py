@@ -18,6 +18,8 @@ from tests.models import make_model
 
 STREAMS, LIMIT = 200, 32
 
+pytestmark = pytest.mark.timed
+
 
 def body(tokens, **fields):
     """Return a streamed completion that is exactly so long."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -127,3 +129,12 @@ def engine(model_dir) -> Iterator[Engine]:
     """One engine over a tiny Llama for the tests that only ask."""
     with closing(load_engine(model_dir("llama"))) as running:
         yield running
+
+
+async def drained(engine, within_s=10.0):
+    """Wait until nothing runs and return the numbers of that moment."""
+    deadline = time.monotonic() + within_s
+    while (stats := engine.stats()).running or stats.waiting:
+        assert time.monotonic() < deadline, stats
+        await asyncio.sleep(0.005)
+    return stats

@@ -29,21 +29,20 @@ from serve_app.protocol import (
     TextPrompt,
     TokenPrompt,
 )
-from tests.engine.conftest import GREEDY, Reference, collect, load_engine, random_prompts, run
+from tests.engine.conftest import (
+    GREEDY,
+    Reference,
+    collect,
+    drained,
+    load_engine,
+    random_prompts,
+    run,
+)
 from tests.models import VOCAB, make_tokenizer
 
 PROMPT = list(range(10, 30))
 LONG = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 TOKENIZER = make_tokenizer()
-
-
-async def drained(engine, within_s=10.0):
-    """Wait until nothing runs and return the numbers of that moment."""
-    deadline = time.monotonic() + within_s
-    while (stats := engine.stats()).running or stats.waiting:
-        assert time.monotonic() < deadline, stats
-        await asyncio.sleep(0.005)
-    return stats
 
 
 async def begun(engine, sampling=LONG, request_id="r"):

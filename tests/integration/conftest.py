@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 START_TRIES = 3  # a raylet has 30 s to come up, which a loaded machine may miss
@@ -77,14 +78,6 @@ class RunningCluster:
     def remove(self, name: str) -> None:
         """Let a node die."""
         self.cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The application on a cluster of logical nodes, driven as its users drive it."""
 
 import json
-import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from typing import Any
 
 import httpx
 import openai
+
+from tests.ports import free_port
 
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -43,9 +44,7 @@ class Service:
         import ray
         from ray import serve
 
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.hub, self.cluster, self.tokens = hub, running, tokens
         self.url = f"http://127.0.0.1:{self.port}"
         node: Any = ray._private.worker._global_node
@@ -164,3 +163,12 @@ class Service:
             for line in path.read_text(errors="replace").splitlines()
             if f'"event": "{event}"' in line and line.endswith("}")  # or a full disk cut it
         ]
+
+
+def until(condition, timeout_s):
+    """Wait for a condition; returns the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout_s, f"not within {timeout_s} s"
+        time.sleep(0.1)
+    return time.monotonic() - began

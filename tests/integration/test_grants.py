@@ -11,7 +11,7 @@ from serve_app.cluster.controller import living_replicas
 from serve_app.telemetry import rollout_history
 from serve_app.telemetry.metrics import REPEAT_S
 from tests.integration.conftest import LogicalNode, cluster_of
-from tests.integration.service import REPO, SERVING, Service
+from tests.integration.service import REPO, SERVING, Service, until
 
 pytestmark = pytest.mark.cluster
 
@@ -29,15 +29,6 @@ def service(demo_model_dir):
             service = Service(hub, running, tokens)
             service.deploy(replicas=1, access={"watch_interval_s": WATCH_S})
             yield service
-
-
-def until(condition, timeout_s):
-    """Wait for a condition; returns the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, f"not within {timeout_s} s"
-        time.sleep(0.1)
-    return time.monotonic() - began
 
 
 def outcomes(service):

@@ -1,7 +1,6 @@
 """Each answer of the Hub through a real rollout: one build, its table in the status, no bytes."""
 
 import re
-import socket
 import time
 
 import pytest
@@ -11,6 +10,7 @@ from scripts.local_hub.exchange import Publisher, identity_token
 from tests.conftest import TINY_REPO, tiny_files
 from tests.integration.conftest import LogicalNode, cluster_of
 from tests.integration.test_check import CASES
+from tests.ports import free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -28,9 +28,7 @@ class Rollouts:
         self.hub, self.outcomes = hub, outcomes
         self.token = hub.issue_token(Behaviour.granted)
         self.number = 0
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
 
     def blocked(self, token_file, model=None, access=None):

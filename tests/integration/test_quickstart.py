@@ -15,16 +15,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parent.parent.parent
 LISTEN = "0A"  # as /proc/net/tcp says it
 
 pytestmark = pytest.mark.cluster
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ What a failed build does to autoscaling is in `test_scaling.py`.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from serve_app.rollout.deploy import deploy
 from serve_app.rollout.serve_client import Instance
 from tests.integration.conftest import LogicalNode, cluster_of
 from tests.integration.service import meanwhile
+from tests.ports import free_port
 
 pytestmark = pytest.mark.cluster
 NEVER = "/nonexistent/go"
@@ -34,9 +34,7 @@ class Versions:
     """A Serve instance with one application, whose versions say their names."""
 
     def __init__(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         self.serve = Instance(self.goal("none"))
 

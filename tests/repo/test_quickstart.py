@@ -7,7 +7,6 @@ import fcntl
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -18,6 +17,7 @@ import yaml
 
 from scripts import quickstart_demo
 from scripts.quickstart_state import Failure, hold, write_secret
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,12 +33,6 @@ def quickstart(*flags, home):
         check=False,
         timeout=60,
     )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_the_config_names_the_folder_of_its_port():

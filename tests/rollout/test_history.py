@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from serve_app.config import parse_args
+from serve_app.config import config_hash, parse_args
 from serve_app.rollout import history
 from serve_app.rollout.deploy import Result
 from serve_app.rollout.history import Rollout
 from serve_app.rollout.scope import Scope, pinned
 from serve_app.serve_config import IMPORT_PATH
 from serve_app.telemetry import rollout_history
-from serve_app.telemetry.rollout_history import What, config_hash
+from serve_app.telemetry.rollout_history import What
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,10 @@ from structlog.testing import capture_logs
 
 from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
 from serve_app.cluster import kv
+from serve_app.config import config_hash
 from serve_app.telemetry import rollout_history
 from serve_app.telemetry.metrics import RolloutMetrics
-from serve_app.telemetry.rollout_history import Entry, What, config_hash, whoami
+from serve_app.telemetry.rollout_history import Entry, What, whoami
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from serve_app.access.hub.listing import (
     Entries,
@@ -93,7 +94,18 @@ def on_disk(snapshot: Path, file: HubFile) -> bytes | None:
 
 def content_hash(content: bytes, etag: str) -> str:
     """Return what names a content in the cache, of the kind that an etag is."""
-    if len(etag) == 64:
-        return hashlib.sha256(content).hexdigest()
-    head = f"blob {len(content)}\0".encode()
-    return hashlib.sha1(head + content, usedforsecurity=False).hexdigest()
+    digest = content_hasher(len(content), is_large=len(etag) == 64)
+    digest.update(content)
+    return str(digest.hexdigest())
+
+
+def content_hasher(size: int, *, is_large: bool) -> Any:
+    """Return a hash to feed a file to: SHA-256 of large files, Git's blob id of the others.
+
+    Args:
+        size: of the file, which a blob id begins with.
+        is_large: it lies in large-file storage.
+    """
+    if is_large:
+        return hashlib.sha256()
+    return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)

@@ -89,7 +89,7 @@ def check_here(
     """
     name = socket.gethostname()
     if model.path is not None:
-        verdict = local.check_model(model.path, Terms(access.license, model.digest), loader)
+        verdict = local.check_model(model.path, Terms.of(model, access), loader)
         return replace(verdict, node_name=name)
     probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
@@ -184,7 +184,7 @@ class Probe:
             has_token=self._resolved.token is not None,
             loader=self._loader,
             weights_bytes=hint.weights_bytes if hint else None,
-            terms=Terms(self._access.license, self._model.digest),
+            terms=Terms.of(self._model, self._access),
             facts=hint.facts if hint else None,
             spent_requests=self._resolved.requests,
         )

@@ -17,6 +17,7 @@ from vllm import AsyncEngineArgs
 from serve_app.config import EngineConfig, ModelConfig
 from serve_app.engine.sampling_rules import MAX_LOGPROBS
 from serve_app.errors import ConfigError
+from serve_app.redaction import sanitise
 
 GUIDANCE = {"backend": "guidance", "disable_any_whitespace": True}
 # Splits thoughts at <think> and </think>, which have to be tokens of the model's.
@@ -90,7 +91,7 @@ def engine_arguments(
     try:
         return AsyncEngineArgs(**made | engine.vllm)
     except (TypeError, ValueError) as error:
-        words = " ".join(str(error).split())
+        words = sanitise(str(error))
         raise ConfigError(f"args.engine.vllm: vLLM does not take it: {words}") from None
 
 

@@ -39,6 +39,7 @@ from serve_app.engine.vllm.structures import constraint_of
 from serve_app.engine.warm_up import warm_up
 from serve_app.errors import InvalidRequest
 from serve_app.protocol import Structure
+from serve_app.redaction import sanitise
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,6 @@ class VllmEngine(FrontEnd[VllmLoop]):
             reasoning=thinks,
             trust_templates=api.trust_request_chat_template,
         )
-        limits = Limits(engine.max_running_requests, api.max_queued_requests, api.max_queued_tokens)
         more = {"OMP_NUM_THREADS": str(max(1, int(num_cpus)))}
         if engine.deterministic:
             more["VLLM_BATCH_INVARIANT"] = "1"
@@ -140,7 +140,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
                 arguments,
                 encoder,
                 max_context_tokens=files.window,
-                limits=limits,
+                limits=Limits.of(engine, api),
                 step_timeout_s=engine.step_timeout_s,
             )
         weights_s = time.monotonic() - started
@@ -185,7 +185,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
         try:
             params_of(replace(encoded.sampling, structure=None), encoded.max_tokens)
         except VLLMClientError as error:
-            words = " ".join(str(error).split())
+            words = sanitise(str(error))
             param = getattr(error, "parameter", None)
             raise InvalidRequest(f"The engine does not take it: {words}", param=param) from None
 

@@ -30,6 +30,7 @@ from serve_app.engine.vllm.guard import Guard
 from serve_app.engine.vllm.outputs import updates_of
 from serve_app.engine.vllm.requests import params_of
 from serve_app.errors import EngineError, InvalidRequest, ServeAppError
+from serve_app.redaction import sanitise
 from serve_app.watchdog import Watchdog
 
 log = structlog.get_logger()
@@ -145,7 +146,7 @@ class VllmLoop:
         try:
             return self.run(self._collect(sequence))
         except (VLLMClientError, EngineDeadError) as error:
-            raise RuntimeError(_words(error)) from error
+            raise RuntimeError(sanitise(str(error), limit=WORDS)) from error
 
     async def _make(self, arguments: AsyncEngineArgs) -> AsyncLLM:
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_args: self._counts])
@@ -227,12 +228,7 @@ class VllmLoop:
 
 
 def _refusal(sequence: Sequence, error: Exception) -> InvalidRequest:
+    words = sanitise(str(error), limit=WORDS)
     if sequence.sampling.structure is not None:
-        words = f"The structure cannot be enforced: {_words(error)}"
-        return InvalidRequest(words, param="structure")
-    return InvalidRequest(f"The engine does not take the request: {_words(error)}")
-
-
-def _words(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return words if len(words) <= WORDS else words[:WORDS] + "..."
+        return InvalidRequest(f"The structure cannot be enforced: {words}", param="structure")
+    return InvalidRequest(f"The engine does not take the request: {words}")

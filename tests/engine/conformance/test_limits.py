@@ -22,7 +22,7 @@ from serve_app.protocol import (
     TokenPrompt,
 )
 from tests.engine.conformance.conftest import load_backend
-from tests.engine.conftest import run
+from tests.engine.conftest import drained, run
 from tests.models import make_model, make_tokenizer
 
 PROMPT = list(range(10, 30))
@@ -35,15 +35,6 @@ def small(kind, directory):
     engine = load_backend(directory, kind, max_running_requests=2, queued=3, queued_tokens=2000)
     with closing(engine):
         yield engine
-
-
-async def settled(engine, within_s=20.0):
-    """Wait until nothing runs and return the numbers of that moment."""
-    deadline = time.monotonic() + within_s
-    while (stats := engine.stats()).running or stats.waiting:
-        assert time.monotonic() < deadline, stats
-        await asyncio.sleep(0.01)
-    return stats
 
 
 async def begun(engine, request_id="r"):
@@ -69,7 +60,7 @@ async def test_a_replicas_engine_from_load_to_close(small):
     assert small.stats().running_tokens == 420
     before = small.stats().generation_tokens
     await stream.aclose()
-    stats = await settled(small)
+    stats = await drained(small, 20.0)
     assert stats.kv_tokens_used == 0
     await asyncio.sleep(0.5)
     assert small.stats().generation_tokens - before < 300
@@ -88,7 +79,7 @@ async def test_a_replicas_engine_from_load_to_close(small):
         await stream.aclose()
     for task in waiting:  # drained
         assert (await task)[1]
-    assert (await settled(small)).waiting == 0
+    assert (await drained(small, 20.0)).waiting == 0
 
     for stream in [await begun(small)]:
         await asyncio.to_thread(small.close)

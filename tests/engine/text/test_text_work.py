@@ -113,6 +113,7 @@ def test_require_tokens_never_refuses_what_fits(text):
     TextLimit(BACKEND, len(encoding)).require_tokens(long, param="prompt")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "prompt",
     [
