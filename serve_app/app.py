@@ -78,7 +78,8 @@ def build_app(args: dict[str, Any]) -> Application:
 
 
 def bind(config: AppConfig, verdict: Verdict) -> Application:
-    """Bind the two deployments to the commit that the gate has proven."""
+    """Bind the two deployments to the commits that the gate has proven."""
+    config = config.with_adapters_at(verdict.commits)
     limits = config.engine.max_running_requests + config.api.max_queued_requests
     per_replica = limits + REFUSED_AT_ONCE
     server = serve.deployment(

@@ -35,6 +35,13 @@ class GateConfig(Part):
         (), description="those that load the weights; default: all that ask for a GPU, else all"
     )
 
+    @field_validator("model")
+    @classmethod
+    def _no_adapters(cls, value: ModelConfig) -> ModelConfig:
+        if value.adapters:
+            raise ValueError("adapters are of this package's own application, serve_app.app")
+        return value
+
 
 class AppSource(Part):
     """Whose application comes after the gate."""

@@ -180,6 +180,7 @@ class GenerationRequest:
         sampling: how to pick tokens; completion `i` of a seeded request uses seed + i.
         n: completions, >= 1.
         client: who sent it: clients take turns. No secret; "" is a client like any other.
+        adapter: name of the LoRA adapter to answer with; "" is the model itself.
     """
 
     request_id: str
@@ -187,6 +188,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
     client: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

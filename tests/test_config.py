@@ -111,6 +111,35 @@ def test_what_only_vllm_does_needs_it():
     assert parse_args(gpus | {"replica": {"num_gpus": 0.5}}).replica.num_gpus == 0.5
 
 
+@pytest.mark.parametrize(
+    ("adapters", "words"),
+    [
+        ([{"name": "x", "repo_id": "a/b/c"}], "args.model.adapters.0.repo_id: is not a Hub"),
+        ([{"name": "", "repo_id": "a/b"}], "args.model.adapters.0.name"),
+        ([{"name": "acme/tiny", "repo_id": "a/b"}], "has the name of the model"),
+        ([{"name": "x", "repo_id": "a/b"}] * 2, "or of another adapter"),
+        ([{"name": "x", "repo": "a/b"}], "did you mean repo_id?"),
+        ([{"name": "x", "repo_id": "a/b", "path": "/x"}], "args.model.adapters.0.path"),
+    ],
+)
+def test_adapters_are_checked(adapters, words):
+    """Their names are the API's; a repository is named as a model's is."""
+    assert words in refused({"model": MODEL | {"adapters": adapters}, "engine": VLLM})
+
+
+def test_adapters_need_vllm_and_are_pinned_by_name():
+    """The gate pins each; one that it did not name keeps its revision."""
+    adapters = [{"name": "x", "repo_id": "a/x"}, {"name": "y", "repo_id": "a/y", "revision": "v1"}]
+    model = MODEL | {"adapters": adapters}
+    assert "model.adapters needs engine.backend vllm" in refused({"model": model})
+    config = parse_args({"model": model, "engine": VLLM})
+    pinned = config.with_adapters_at({"": "b" * 40, "x": "c" * 40, "y": None})
+    assert [each.revision for each in pinned.model.adapters] == ["c" * 40, "v1"]
+    assert pinned.model.revision == "main"
+    own = refused({"model": MODEL, "engine": VLLM | {"vllm": {"enable_lora": True}}})
+    assert "model.adapters" in own
+
+
 def test_all_faults_are_reported_at_once():
     """A person corrects the file once, not once per fault."""
     message = refused({"model": MODEL | {"revison": "x"}, "engine": {"max_batch_tokens": -1}})

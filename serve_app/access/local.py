@@ -16,6 +16,7 @@ from serve_app.access.license import facts_of
 from serve_app.access.remedies import remedy
 from serve_app.access.terms import Terms
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
+from serve_app.checkpoint.adapter import check_adapter
 from serve_app.checkpoint.directory import check_checkpoint
 from serve_app.checkpoint.runnable import Loader, weights_bytes
 from serve_app.errors import ModelLoadError
@@ -34,6 +35,9 @@ def check_directory(path: str, loader: Loader | None = None) -> NodeVerdict:
         `granted`, or `weights_missing` with the first thing that is wrong.
     """
     try:
+        if loader is not None and loader.adapter:
+            check_adapter(Path(path).expanduser())
+            return _verdict(Outcome.GRANTED, path, "")
         found = check_checkpoint(Path(path).expanduser(), loader)
         if loader is not None:
             _refuse_size(found.weights_bytes(), found.config, loader)

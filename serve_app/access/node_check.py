@@ -35,6 +35,7 @@ NOT_REFUSED = frozenset(
         Outcome.PROBE_FAILED,
     }
 )
+ADAPTER_LOADER = Loader(backend="vllm", adapter=True)
 MESSAGE_CHARS = 600  # what the network said, and what the receipt says to it
 
 

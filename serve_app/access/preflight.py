@@ -9,7 +9,8 @@ controller is rolling out, because a deployment's overrides there never reach th
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import ray
@@ -17,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 
 from serve_app.access.collect import Collection, failed
 from serve_app.access.hub.probe import endpoint_of
-from serve_app.access.node_check import loader_of, prove_here, prove_later
+from serve_app.access.node_check import ADAPTER_LOADER, loader_of, prove_here, prove_later
 from serve_app.access.verdict import NodeVerdict, Verdict
 from serve_app.checkpoint.runnable import Loader
 from serve_app.cluster.application import connected_places
@@ -74,24 +75,39 @@ def preflight(
         access_only: do not ask whether our engine can load what is there.
         only: ids of nodes; ask no others, and none of them that no replica may run on.
     """
-    loader = None if access_only else loader_of(config)
+    places = placements or placements_of(config)
+    return _of_all(
+        config,
+        lambda model, loader: _probe(model, config.access, places, loader, only),
+        access_only=access_only,
+    )
+
+
+def _probe(
+    model: ModelConfig,
+    access: AccessConfig,
+    placements: Sequence[Placement],
+    loader: Loader | None,
+    only: frozenset[str] | None,
+) -> Verdict:
+    """Probe the nodes of some placements for one repository."""
     began = time.monotonic()
     verdicts: list[NodeVerdict] = []
     commit, requests = None, 0
-    for placement in placements or placements_of(config):
-        probes = RayProbes(config.model, config.access, placement, loader, only)
-        left_s = began + config.access.deadline_s - time.monotonic()
+    for placement in placements:
+        probes = RayProbes(model, access, placement, loader, only)
+        left_s = began + access.deadline_s - time.monotonic()
         collection = Collection(probes, deadline_s=max(1.0, left_s))
-        nowhere = [] if only is not None else [_nowhere(placement, config.access)]
+        nowhere = [] if only is not None else [_nowhere(placement, access)]
         verdicts += collection.run() or nowhere
         commit = commit or collection.commit
         requests += collection.hub_requests
     if commit is None and any(verdict.deferred for verdict in verdicts):
         # Only what the branch means is asked from here: this node's grant is nobody else's.
-        here = prove_here(config.model, config.access)
+        here = prove_here(model, access)
         commit, requests = here.commit, requests + here.hub_requests
-        verdicts += [here] if commit is None and config.model.path is None else []
-    return _decide(config, verdicts, commit, requests, time.monotonic() - began)
+        verdicts += [here] if commit is None and model.path is None else []
+    return _decide(model, access, verdicts, commit, requests, time.monotonic() - began)
 
 
 def check_cluster(app: ServedApp, address: str | None = None) -> Verdict | None:
@@ -115,12 +131,14 @@ def check_cluster(app: ServedApp, address: str | None = None) -> Verdict | None:
 
 def check_this_machine(config: AppConfig, *, access_only: bool = False) -> Verdict:
     """Run the gate for this machine alone, without Ray; see `preflight`."""
-    began = time.monotonic()
-    loader = None if access_only else loader_of(config)
-    verdict = prove_here(config.model, config.access, loader=loader)
-    return _decide(
-        config, [verdict], verdict.commit, verdict.hub_requests, time.monotonic() - began
-    )
+
+    def prove(model: ModelConfig, loader: Loader | None) -> Verdict:
+        began = time.monotonic()
+        node = prove_here(model, config.access, loader=loader)
+        duration_s = time.monotonic() - began
+        return _decide(model, config.access, [node], node.commit, node.hub_requests, duration_s)
+
+    return _of_all(config, prove, access_only=access_only)
 
 
 class RayProbes(NodeTasks[NodeVerdict]):
@@ -160,19 +178,35 @@ class RayProbes(NodeTasks[NodeVerdict]):
         return self.start(node, self._model, self._access, commit, hint, delay_s, self._loader)
 
 
-def _decide(
+def _of_all(
     config: AppConfig,
+    prove: Callable[[ModelConfig, Loader | None], Verdict],
+    *,
+    access_only: bool,
+) -> Verdict:
+    """Prove the model and its adapters, all at once, so that the deadline holds for all."""
+    adapters = [adapter.as_model(config.model) for adapter in config.model.adapters]
+    with ThreadPoolExecutor(1 + len(adapters), thread_name_prefix="gate") as pool:
+        proving = [pool.submit(prove, each, ADAPTER_LOADER) for each in adapters]
+        verdict = prove(config.model, None if access_only else loader_of(config))
+        found = {each.name: work.result() for each, work in zip(adapters, proving, strict=True)}
+    return replace(verdict, adapters=found)
+
+
+def _decide(
+    model: ModelConfig,
+    access: AccessConfig,
     verdicts: list[NodeVerdict],
     commit: str | None,
     hub_requests: int,
     duration_s: float,
 ) -> Verdict:
-    is_local = config.model.path is not None
+    is_local = model.path is not None
     return Verdict(
-        repo_id=str(config.model.path or config.model.repo_id),
-        revision=config.model.revision,
+        repo_id=model.source,
+        revision=model.revision,
         commit=commit,
-        endpoint="no Hub" if is_local else endpoint_of(config.access),
+        endpoint="no Hub" if is_local else endpoint_of(access),
         duration_s=duration_s,
         nodes=tuple(verdicts),
         hub_requests=hub_requests,

@@ -97,6 +97,11 @@ class Watch:
 
 def report_changes(before: Verdict, after: Verdict) -> None:
     """Log every node whose outcome, or a warning, is another one than in the round before."""
+    for one, other in zip(before.parts, after.parts, strict=True):
+        _report_changes(one, other)
+
+
+def _report_changes(before: Verdict, after: Verdict) -> None:
     known = {node.node_id: node.outcome for node in before.nodes}
     warned = {(node.node_id, text) for node in before.nodes for text in node.token.warnings}
     for node in after.nodes:

@@ -33,13 +33,28 @@ def line(node: NodeVerdict) -> str:
 
 
 def table(verdict: Verdict) -> str:
-    """Say a whole verdict: the decision, a line for each node, then each problem with its fix."""
+    """Say a whole verdict: the decision, a line for each node, then each problem with its fix.
+
+    With adapters, one after the other; first what blocks.
+    """
+    return "\n\n".join(_table(part) for part in _ordered(verdict))
+
+
+def _table(verdict: Verdict) -> str:
     lines = [*_head(verdict), "", *_rows(verdict), *_problems(verdict), *_warnings(verdict)]
     return "\n".join(_ascii(entry).rstrip() for entry in lines)
 
 
+def _ordered(verdict: Verdict) -> Sequence[Verdict]:
+    return sorted(verdict.parts, key=lambda part: part.approved)
+
+
 def html(verdict: Verdict) -> str:
     """Say the same as `table` for a notebook; every value is escaped, links can be clicked."""
+    return "".join(_html(part) for part in _ordered(verdict))
+
+
+def _html(verdict: Verdict) -> str:
     cells = [
         (node.node_name, str(node.outcome), str(node.token), node.token.account or "-")
         for node in verdict.nodes

@@ -7,7 +7,8 @@ so no code path can approve by setting a flag.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -166,6 +167,7 @@ class Verdict:
         nodes: one verdict for each eligible node, in a stable order.
         hub_requests: requests to the Hub, of all probes.
         is_local: the model is a directory, so there is no commit to agree on.
+        adapters: the decision over each adapter that is served with it, by its name in the API.
     """
 
     repo_id: str
@@ -176,15 +178,28 @@ class Verdict:
     nodes: tuple[NodeVerdict, ...]
     hub_requests: int = 0
     is_local: bool = False
+    adapters: Mapping[str, Verdict] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Verdict, ...]:
+        """The decisions over the model and over each adapter, apart."""
+        return (replace(self, adapters={}), *self.adapters.values())
+
+    @property
+    def commits(self) -> dict[str, str | None]:
+        """The commit of the model, under "", and of each adapter by its name."""
+        return {"": self.commit, **{name: part.commit for name, part in self.adapters.items()}}
 
     @property
     def approved(self) -> bool:
-        """Every node, and at least one, proved that it reads the same commit.
+        """Every node, and at least one, proved that it reads the same commit, of adapters too.
 
         Where there was no node to ask and the config defers that, nobody refused and the
         commit is known: all that can be had before the first node starts.
         """
         if not self.nodes or not (self.commit or self.is_local):
+            return False
+        if not all(adapter.approved for adapter in self.adapters.values()):
             return False
         return all(
             node.outcome is Outcome.PROBE_FAILED
@@ -196,7 +211,7 @@ class Verdict:
     @property
     def is_deferred(self) -> bool:
         """The approval proves nothing about some place, because no node is there yet."""
-        return self.approved and any(node.deferred for node in self.nodes)
+        return self.approved and any(node.deferred for part in self.parts for node in part.nodes)
 
     @property
     def exit_code(self) -> int:
@@ -205,12 +220,14 @@ class Verdict:
             return EXIT_GRANTED
         refused = any(
             node.outcome is not Outcome.GRANTED and node.outcome not in UNDETERMINED
-            for node in self.nodes
+            for part in self.parts
+            for node in part.nodes
         )
         return EXIT_BLOCKED if refused else EXIT_UNDETERMINED
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that `check --json` prints."""
+        """Return the object that `check --json` prints; `adapters` only where there are some."""
+        adapters = {name: part.to_json() for name, part in self.adapters.items()}
         return {
             "approved": self.approved,
             "repo_id": self.repo_id,
@@ -220,6 +237,7 @@ class Verdict:
             "duration_s": round(self.duration_s, 3),
             "hub_requests": self.hub_requests,
             "nodes": [node.to_json() for node in self.nodes],
+            **({"adapters": adapters} if adapters else {}),
         }
 
     def table(self) -> str:

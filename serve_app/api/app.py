@@ -69,6 +69,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     *,
     model_name: str,
     aliases: Sequence[str] = (),
+    adapters: Sequence[str] = (),
     api: ApiConfig,
     created: int,
     version: str,
@@ -86,6 +87,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         engine: answers the prompts.
         model_name: the one model's name; the owner is the part before its slash.
         aliases: further names that it answers to.
+        adapters: names of the LoRA adapters that it answers with, too.
         api: limits, keys and origins.
         created: when the model was made available, in Unix seconds.
         version: this package's version, for `/version`.
@@ -101,7 +103,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     Raises:
         ConfigError: the file of API keys cannot be used.
     """
-    names = Names(tuple(dict.fromkeys((model_name, *aliases))))
+    names = Names(tuple(dict.fromkeys((model_name, *aliases))), tuple(adapters))
     about = {"version": version, "model": model_name, "commit": commit}
     models = Models(names, created=created, window=max_context_tokens, service=service)
     pages = _Pages(engine, about, access, metrics)

@@ -165,7 +165,11 @@ class Generate:
         if ignored:
             names = [name[:64] for name in ignored[:16]]
             log.debug("request.fields_ignored", request_id=trace.request_id, fields=names)
-        requests = tuple(replace(request, client=trace.client) for request in plan.requests)
+        if adapter := self._names.adapter(model):
+            trace.model = adapter
+        requests = tuple(
+            replace(request, client=trace.client, adapter=adapter) for request in plan.requests
+        )
         return replace(plan, model=model, requests=requests)
 
     async def _answer(self, plan: Plan, trace: Trace, send: Send) -> None:

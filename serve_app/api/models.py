@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model, under each of its names."""
+"""`GET /v1/models`: the one model, under each of its names and those of its adapters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Models:
 
     async def _list(self, _request: Request) -> Response:
         await self._ask_window()
-        cards = [self._card(name) for name in self._names.names]
+        cards = [self._card(name) for name in (*self._names.names, *self._names.adapters)]
         return Response(dump({"object": "list", "data": cards}), media_type="application/json")
 
     async def _retrieve(self, request: Request) -> Response:
@@ -54,6 +54,8 @@ class Models:
             "created": self._created,
             "owned_by": name.partition("/")[0],
         }
+        if self._names.adapter(name):
+            card |= {"owned_by": self._names.own.partition("/")[0], "parent": self._names.own}
         if self._window is not None:
             card["max_model_len"] = self._window
         return card

@@ -1,4 +1,4 @@
-"""The names that the one model answers to."""
+"""The names that the one model answers to, by itself or with an adapter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ class Names:
 
     Args:
         names: at least one; the first is its own, which an answer bears if none was asked for.
+        adapters: names of LoRA adapters that it answers with when they are asked for.
     """
 
     names: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
 
     @property
     def own(self) -> str:
@@ -36,9 +38,13 @@ class Names:
             return self.own
         if not isinstance(asked, str):
             raise InvalidRequest("`model`: must be a string", param="model")
-        if asked not in self.names:
+        if asked not in self.names and asked not in self.adapters:
             raise ModelNotFound(
                 f"this model is not served here; ask for {self.own!r}, or leave `model` out",
                 param="model",
             )
         return asked
+
+    def adapter(self, name: str) -> str:
+        """Return the adapter to answer with under a name; "" is the model itself."""
+        return name if name in self.adapters else ""

@@ -149,13 +149,14 @@ class TextCompletion(TypedDict):
 
 
 class Model(TypedDict):
-    """`Model`; `max_model_len` (tokens) is what load tools look for."""
+    """`Model`; `max_model_len` (tokens) is what load tools look for, `parent` an adapter's base."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: NotRequired[int]
+    parent: NotRequired[str]
 
 
 class ModelList(TypedDict):

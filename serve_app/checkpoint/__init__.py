@@ -6,6 +6,7 @@ headers.py        the header of a safetensors file, read with limits before any 
 runnable.py       from config.json and the file names: can this engine load it?
 architectures.py  the table of architectures for it
 directory.py      all of it for a directory on this machine
+adapter.py        the same for a LoRA adapter
 
 Pure: no network, no torch, nothing of the package but its errors. The gate, the plan, the
 download and the loader ask here, so that they never disagree.

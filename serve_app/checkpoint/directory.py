@@ -32,6 +32,10 @@ class Checkpoint:
     config: dict[str, Any]
     weights: tuple[Path, ...]
 
+    def tensors(self) -> dict[str, Any]:
+        """Return all tensors by name, as the files' headers describe them."""
+        return {name: t for file in self.weights for name, t in check_weights_file(file).items()}
+
     def weights_bytes(self) -> int:
         """Return the size of the files of tensors."""
         return sum(file.stat().st_size for file in self.weights)
@@ -74,7 +78,7 @@ def _weight_files(
     directory: Path, names: set[str], config: dict[str, Any], *, is_loaded: bool
 ) -> tuple[Path, ...]:
     entry = files.weights_entry(names, config)
-    if entry is None:
+    if entry in (None, files.ADAPTER):
         raise ModelLoadError(
             f"{directory} holds no safetensors weights ({files.SINGLE} or {files.INDEX}); other "
             "formats can run code and are refused"

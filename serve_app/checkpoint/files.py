@@ -2,7 +2,8 @@
 
 `model.safetensors` wins over an index beside it; of an index only the shards that it names
 count; everything else that is read is a small file of the top folder. Checkpoints of a
-training, copies in other precisions and other engines' formats are not the model.
+training, copies in other precisions and other engines' formats are not the model. A repository
+without a whole model may hold an adapter, in PEFT's names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from serve_app.checkpoint.names import conflict, shown, store_fault
 from serve_app.errors import ModelLoadError
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TEMPLATES = "additional_chat_templates"  # the one folder that transformers' tokenizers look into
 # Tokenizers, configs, templates and licenses, at the top.
 _SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "USE_POLICY*")
@@ -50,7 +52,7 @@ class Index:
 
 
 def weights_entry(names: Collection[str], config: Mapping[str, Any] | None = None) -> str | None:
-    """Return the file that leads to the weights: one file, or an index; None without any.
+    """Return the file that leads to the weights: one file, an index, or an adapter; else None.
 
     Args:
         names: of the repository's files.
@@ -70,7 +72,7 @@ def weights_entry(names: Collection[str], config: Mapping[str, Any] | None = Non
         if fault := store_fault(named):
             raise ModelLoadError(f"config.json's transformers_weights {fault}: {shown(named)}")
         return named
-    return next((name for name in (SINGLE, INDEX) if name in names), None)
+    return next((name for name in (SINGLE, INDEX, ADAPTER) if name in names), None)
 
 
 def is_index(entry: str) -> bool:
@@ -143,7 +145,8 @@ def size_limit(path: str) -> int | None:
         return TEMPLATE_BYTES
     if path in _VOCABULARIES or path.endswith((".model", ".tiktoken")):
         return TOKENIZER_BYTES
-    return CONFIG_BYTES if path in (CONFIG, "generation_config.json") else SMALL_BYTES
+    configs = (CONFIG, ADAPTER_CONFIG, "generation_config.json")
+    return CONFIG_BYTES if path in configs else SMALL_BYTES
 
 
 def model_files(sizes: Mapping[str, int], entry: str | None, index: Index | None) -> list[str]:

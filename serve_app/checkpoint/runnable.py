@@ -52,11 +52,13 @@ class Loader:
         backend: the engine.
         dtype: that the weights are held in; `bfloat16`, `float32`, or `auto` as they are stored.
         num_gpus: of one replica; 0 computes on the CPU.
+        adapter: it is a LoRA adapter for a model that is loaded besides.
     """
 
     backend: Backend = "builtin"
     dtype: str = "bfloat16"
     num_gpus: float = 0.0
+    adapter: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,12 +71,12 @@ def parse_duration(text: str) -> float:
 def junit(results: Sequence[tuple[ServedApp, Verdict]]) -> str:
     """Render verdicts as JUnit XML: a suite for each application, a case for each node."""
     root = ElementTree.Element("testsuites")
-    for app, verdict in results:
+    for name, verdict in ((app.name, part) for app, whole in results for part in whole.parts):
         failures = sum(_is_failure(node) for node in verdict.nodes)
         suite = ElementTree.SubElement(
             root,
             "testsuite",
-            name=f"{app.name}: {verdict.repo_id}",
+            name=f"{name}: {verdict.repo_id}",
             tests=str(len(verdict.nodes) or 1),
             failures=str(failures if verdict.nodes else 1),
             time=f"{verdict.duration_s:.3f}",
@@ -106,12 +106,13 @@ def _settled(app: ServedApp, gate: Gate, *, wait_s: float) -> Verdict:
     deadline = time.monotonic() + wait_s
     while True:
         verdict = gate(app)
-        pending = [n.node_name for n in verdict.nodes if n.outcome is Outcome.REQUEST_PENDING]
+        nodes = [node for part in verdict.parts for node in part.nodes]
+        pending = [node for node in nodes if node.outcome is Outcome.REQUEST_PENDING]
         left = deadline - time.monotonic()
         if not pending or left <= 0:
             return verdict
         print(
-            f"{app.name}: the request is under review on {len(pending)} of {len(verdict.nodes)} "
+            f"{app.name}: the request is under review on {len(pending)} of {len(nodes)} "
             f"nodes; asking again, {left / 60:.0f} min left",
             file=sys.stderr,
             flush=True,

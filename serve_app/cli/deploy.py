@@ -19,7 +19,7 @@ from serve_app.rollout.diff import by_name, changes
 from serve_app.rollout.history import Rollout
 from serve_app.rollout.lock import rollout_lock
 from serve_app.rollout.plan import needs
-from serve_app.rollout.scope import Scope, pinned, restored, scope_of
+from serve_app.rollout.scope import Commits, Scope, pinned, restored, scope_of
 from serve_app.rollout.serve_client import Instance
 from serve_app.serve_config import ServedApp
 from serve_app.telemetry import rollout_history
@@ -62,7 +62,7 @@ class Return:
         """Return these applications by name, each as it loads the commit that it served."""
         return {
             version.application: pinned(
-                version.config, version.config_commit if version.application in self.moved else None
+                version.config, version.config_commits if version.application in self.moved else {}
             )
             for version in self.versions
             if version.config is not None
@@ -70,9 +70,9 @@ class Return:
 
     def at_commits(self, verdicts: Mapping[str, Verdict]) -> Return:
         """Return the same with those pinned whose branch has moved, by what the gate resolved."""
-        now = {name: verdict.commit for name, verdict in verdicts.items()}
-        known = {v.application: v.config_commit for v in self.versions if v.config_commit}
-        moved = {name for name, commit in known.items() if now.get(name, commit) != commit}
+        known = {v.application: v.config_commits for v in self.versions if v.config_commit}
+        now = {name: verdict.commits for name, verdict in verdicts.items()}
+        moved = {name for name, commits in known.items() if now.get(name, commits) != commits}
         return replace(self, moved=frozenset(moved))
 
     @property
@@ -119,7 +119,7 @@ def run(
     with rollout_lock():
         before = serving.goal()
         scope = scope_of(file, before, options.remove)  # again: somebody else may have been faster
-        commits = {name: verdict.commit for name, verdict in verdicts.items()}
+        commits = {name: verdict.commits for name, verdict in verdicts.items()}
         good = _good(before, scope, _failing(serving, scope.names), commits)
         return _roll(serving, Rollout(scope, good, commits), options)
 
@@ -128,7 +128,7 @@ def _good(
     before: dict[str, Any] | None,
     scope: Scope,
     failing: Collection[str],
-    commits: Mapping[str, str | None],
+    commits: Mapping[str, Commits],
 ) -> dict[str, Any] | None:
     """Return what to go back to: what serves, or what did before it failed."""
     good: dict[str, dict[str, Any] | None] = {}
@@ -137,12 +137,12 @@ def _good(
         if name in failing:
             version = history.former(name, app)
             if version and version.config:
-                good[name] = pinned(version.config, version.config_commit)
+                good[name] = pinned(version.config, version.config_commits)
         elif name in commits and _source(app) == _source(goal[name]):
             # The same branch: if it has moved, the same config would load the new commit. While it
             # has not, its replicas run, and another revision would replace them.
-            commit = history.commit_of(name, app)
-            good |= {name: pinned(app, commit)} if commit != commits[name] else {}
+            served = history.commits_of(name, app)
+            good |= {name: pinned(app, served)} if served != commits[name] else {}
     return restored(before, good) if good else before
 
 
@@ -232,7 +232,7 @@ def roll_back(good: Return, options: Options) -> int:
         for name in scope.others:
             _say(f"{name}: stays as it is")
         well = None if _failing(serving, names) else before
-        commits = {name: version.config_commit for name, version in back.items()}
+        commits = {name: version.config_commits for name, version in back.items()}
         return _roll(serving, Rollout(scope, well, commits, back), options)
 
 

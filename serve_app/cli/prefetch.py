@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import connected_places
+from serve_app.config import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.serve_config import ServedApp
 from serve_app.weights.prefetch import Prefetched, lacking, line, prefetch
@@ -38,21 +39,29 @@ def run(
     """
     code = 0
     for app in apps:
-        commit = verdicts[app.name].commit
-        if commit is None:
+        wanted = _wanted(app.config.model, verdicts[app.name])
+        if not wanted:
             print(f"{app.name}: a local directory, nothing to fetch", file=sys.stderr)
             continue
         with connected_places(app, address) as places:
             if places is None:
                 raise ConfigError("no Ray cluster is running here; name one with --address")
-            results = prefetch(
-                app.config.model, app.config.access, commit, places, timeout_s=timeout_s
-            )
-        for result in results:
-            print(_json(app, commit, result) if as_json else f"{app.name}: {line(result)}")
-        code = NOT_FETCHED if lacking(results) or not results else code
+            for model, commit in wanted:
+                results = prefetch(model, app.config.access, commit, places, timeout_s=timeout_s)
+                what = app.name if model is app.config.model else f"{app.name}, {model.name}"
+                for result in results:
+                    print(_json(what, commit, result) if as_json else f"{what}: {line(result)}")
+                code = NOT_FETCHED if lacking(results) or not results else code
     return code
 
 
-def _json(app: ServedApp, commit: str, result: Prefetched) -> str:
-    return json.dumps({"application": app.name, "commit": commit, **asdict(result)})
+def _wanted(model: ModelConfig, verdict: Verdict) -> list[tuple[ModelConfig, str]]:
+    """Return the model and its adapters with the commits that the gate proved."""
+    adapters = [
+        (each.as_model(model), verdict.adapters[each.name].commit) for each in model.adapters
+    ]
+    return [(each, commit) for each, commit in ((model, verdict.commit), *adapters) if commit]
+
+
+def _json(what: str, commit: str, result: Prefetched) -> str:
+    return json.dumps({"application": what, "commit": commit, **asdict(result)})

@@ -31,7 +31,7 @@ HEAD = ("NODE", "COMMIT", "LICENSE SHA-256", "TOKEN", "ACCOUNT", "FIRST PROVEN",
 def run(
     apps: Sequence[ServedApp], audit: Audit, *, as_json: bool = False, attest: bool = False
 ) -> int:
-    """Show the receipts of every application.
+    """Show the receipts of every application, and of each adapter as if it were one.
 
     Args:
         apps: applications to look at.
@@ -44,7 +44,7 @@ def run(
         The exit code: 0 if every node, and at least one, has a receipt, else 4.
     """
     code = EXIT_GRANTED
-    for app in apps:
+    for app in (part for each in apps for part in _parts(each)):
         nodes = audit(app)
         if attest:
             _attest(nodes)
@@ -53,6 +53,11 @@ def run(
         if not _is_complete(nodes):
             code = EXIT_UNDETERMINED
     return code
+
+
+def _parts(app: ServedApp) -> Iterator[ServedApp]:
+    for model in app.config.model.parts:
+        yield replace(app, config=app.config.model_copy(update={"model": model}))
 
 
 def of_cluster(app: ServedApp, address: str | None) -> tuple[NodeReceipt, ...] | None:

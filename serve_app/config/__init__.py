@@ -4,7 +4,8 @@ Unknown and misplaced keys are errors with a suggestion, rejected input is never
 a token's value is refused wherever it stands. Nothing is read from the environment or from
 files here; a component is handed its own part of the tree.
 
-engine.py: the part `engine`. vllm_arguments.py: which of vLLM's arguments other keys own.
+model.py and engine.py: the parts `model` and `engine`. vllm_arguments.py: which of vLLM's
+arguments other keys own.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from serve_app.access_config import AccessConfig, Part, parts_in
 from serve_app.config.engine import EngineConfig
+from serve_app.config.model import AdapterConfig, ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.redaction import SECRET
 
 __all__ = (
     "TOKEN_VARIABLES",
+    "AdapterConfig",
     "ApiConfig",
     "AppConfig",
     "EngineConfig",
@@ -41,82 +43,6 @@ HAND_OVER = (
     "Hand the token over on the nodes instead: the HF_TOKEN environment variable set before Ray "
     "starts, or a file named by access.token_file (a mounted Kubernetes secret)."
 )
-
-
-class ModelConfig(Part):
-    """Which weights are served, and under which name."""
-
-    repo_id: str | None = Field(None, description="Hub repository, `owner/name`")
-    revision: str = Field(
-        "main", min_length=1, description="branch, tag or commit; pinned by the gate"
-    )
-    dtype: Literal["bfloat16", "float32", "auto"] = Field(
-        "bfloat16", description="asserted after loading; `auto`: as stored, with backend vllm"
-    )
-    served_name: str | tuple[str, ...] | None = Field(
-        None, description="name in the API, or a list of them; default, and always taken: repo_id"
-    )
-    path: str | None = Field(None, description="local directory instead of the Hub")
-    digest: str | None = Field(
-        None,
-        pattern=r"^sha256:[0-9a-f]{64}$",
-        description="of all files and their hashes, as `serve-app digest` prints it; null: any",
-    )
-    share_weights: bool = Field(
-        default=True, description="nodes that proved their access fetch from each other first"
-    )
-
-    chat_template: str | None = Field(
-        None,
-        min_length=1,
-        description="file on every node that replaces the model's chat template; `~` works",
-    )
-    reasoning: Literal["none", "think"] = Field(
-        "none",
-        description="`think`: text in `<think>` tags is `reasoning_content`, structure after it",
-    )
-
-    @field_validator("repo_id")
-    @classmethod
-    def _repo_shape(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", value):
-            raise ValueError("is not a Hub repository; write it as owner/name")
-        return value
-
-    @field_validator("served_name")
-    @classmethod
-    def _names_some(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        names = (value,) if isinstance(value, str) else value
-        if names is not None and not (names and all(0 < len(name) <= 256 for name in names)):
-            raise ValueError("must be a name, or a list of at least one, of 1 to 256 characters")
-        return value
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelConfig:
-        if (self.repo_id is None) == (self.path is None):
-            raise ValueError(
-                "set exactly one of repo_id (a Hub repository) and path (a local directory)"
-            )
-        return self
-
-    @property
-    def source(self) -> str:
-        """Where the weights come from: the repository, or the directory."""
-        return str(self.repo_id or self.path)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The model's names in the API: the served ones, and the repository's."""
-        served = self.served_name or ()
-        names = (served,) if isinstance(served, str) else served
-        own = self.repo_id or self.source.rstrip("/").rsplit("/", 1)[-1]
-        # A directory's name is a name only where there is no other.
-        return tuple(dict.fromkeys((*names, own) if self.repo_id or not names else names))
-
-    @property
-    def name(self) -> str:
-        """The model's own name in the API."""
-        return self.names[0]
 
 
 class ReplicaConfig(Part):
@@ -217,6 +143,15 @@ class AppConfig(Part):
         model = self.model.model_copy(update={"revision": commit})
         return self.model_copy(update={"model": model})
 
+    def with_adapters_at(self, commits: Mapping[str, str | None]) -> AppConfig:
+        """Return the same with adapters of these very commits, by name."""
+        adapters = tuple(
+            each.model_copy(update={"revision": commits.get(each.name) or each.revision})
+            for each in self.model.adapters
+        )
+        model = self.model.model_copy(update={"adapters": adapters})
+        return self.model_copy(update={"model": model})
+
     @model_validator(mode="after")
     def _fits_the_engine(self) -> AppConfig:
         if self.engine.backend == "builtin" and self.model.dtype == "auto":
@@ -224,6 +159,8 @@ class AppConfig(Part):
                 "model.dtype auto needs engine.backend vllm; the builtin engine holds the weights "
                 "in bfloat16 or float32"
             )
+        if self.engine.backend == "builtin" and self.model.adapters:
+            raise ValueError("model.adapters needs engine.backend vllm")
         gpus = self.replica.num_gpus
         if self.engine.backend == "vllm" and self.engine.deterministic and not gpus:
             raise ValueError("engine.deterministic needs GPUs, or engine.backend builtin")
@@ -312,7 +249,7 @@ def _explain(
 
 
 def _suggest(loc: tuple[str, ...]) -> str:
-    *parents, key = loc
+    *parents, key = (part for part in loc if not part.isdigit())  # the place in a list
     places = dict(_keys(AppConfig))
     homes = [place for place in places if place.rsplit(".", 1)[-1] == key]
     if homes:

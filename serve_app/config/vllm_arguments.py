@@ -47,6 +47,8 @@ OWNED = {
     "kv_events_config": _PORT,
     "ec_transfer_config": _PORT,
     "weight_transfer_config": _PORT,
+    "enable_lora": "is set by model.adapters",
+    "default_mm_loras": "belongs to the gate, which proves adapters; set model.adapters",
     "spec_model": "names a model that the gate has not proven, and is refused",
     "served_model_name": "belongs to the API; set model.served_name",
     "dtype": "is set by model.dtype",

@@ -117,8 +117,14 @@ def recheck_nodes(
         The verdict from before, with these nodes' new answers in it.
     """
     found = preflight(config.at_commit(commit), placements=placements_of(config), only=nodes)
-    fresh = {node.node_id: node for node in found.nodes}
-    whole = tuple(fresh.pop(node.node_id, node) for node in before.nodes)
-    verdict = replace(before, nodes=(*whole, *fresh.values()), duration_s=found.duration_s)
+    adapters = {name: _merged(part, found.adapters[name]) for name, part in before.adapters.items()}
+    verdict = replace(_merged(before, found), adapters=adapters)
     rollout_history.record_grants(application, verdict)
     return verdict
+
+
+def _merged(before: Verdict, found: Verdict) -> Verdict:
+    """Return a verdict with the new answers of some of its nodes."""
+    fresh = {node.node_id: node for node in found.nodes}
+    whole = tuple(fresh.pop(node.node_id, node) for node in before.nodes)
+    return replace(before, nodes=(*whole, *fresh.values()), duration_s=found.duration_s)

@@ -116,6 +116,7 @@ class Ingress:
             self._engine,
             model_name=self._config.model.name,
             aliases=self._config.model.names,
+            adapters=[adapter.name for adapter in self._config.model.adapters],
             api=self._config.api,
             created=int(time.time()),
             version=__version__,

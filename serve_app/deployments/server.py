@@ -12,9 +12,9 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ from ray import serve
 
 from serve_app.access import verdict as verdicts
 from serve_app.access.license import license_in
-from serve_app.access.node_check import keep_receipt, loader_of, prove_here
+from serve_app.access.node_check import ADAPTER_LOADER, keep_receipt, loader_of, prove_here
 from serve_app.cluster.placement import all_nodes
-from serve_app.config import AppConfig
+from serve_app.config import AccessConfig, AppConfig, ModelConfig
 from serve_app.deployments import status
 from serve_app.deployments.autoscaling import load_of
 from serve_app.deployments.files import watch_files
@@ -35,11 +35,12 @@ from serve_app.engine import backends
 from serve_app.errors import AccessDenied, ModelLoadError, ServeAppError
 from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.telemetry import cold_start, logs, metrics
-from serve_app.weights.fetch import Fetched, fetch
+from serve_app.weights.fetch import Fetched, fetch, joined
 from serve_app.weights.peers import Peers
 
 if TYPE_CHECKING:
     from serve_app.access.verdict import NodeVerdict
+    from serve_app.checkpoint.runnable import Loader
     from serve_app.engine.backends import ReplicaEngine
 
 log = structlog.get_logger()
@@ -49,6 +50,15 @@ log = structlog.get_logger()
 HOLD_S = (15.0, 30.0)
 FAULT_HOLD_S = (2.0, 4.0)  # of weights that cannot be loaded; each try takes its time already
 SAMPLE_INTERVAL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    """What this node may read: a model or an adapter, its commit, and the proof."""
+
+    model: ModelConfig
+    commit: str | None
+    verdict: NodeVerdict
 
 
 class LLMServer:
@@ -74,9 +84,7 @@ class LLMServer:
         try:
             with self._ledger.span("check"):
                 proven = await self._prove_access(config, commit)
-            self._engine, fetched = await asyncio.to_thread(
-                _load, config, proven, commit, self._ledger
-            )
+            self._engine, fetched = await asyncio.to_thread(_load, config, proven, self._ledger)
         except ServeAppError as error:
             limits = HOLD_S if isinstance(error, AccessDenied) else FAULT_HOLD_S
             await asyncio.sleep(random.uniform(*limits))  # noqa: S311 (spreads load, no secret)
@@ -85,7 +93,9 @@ class LLMServer:
         self._metrics.loaded(took_s, model=config.model.source, commit=commit)
         await asyncio.to_thread(self._engine.prepare_grammars)
         # Recorded beside the first requests: what asks others must not delay them.
-        recording = asyncio.to_thread(self._record_start, proven, fetched, cold_start.now())
+        recording = asyncio.to_thread(
+            self._record_start, proven[0].verdict, fetched, cold_start.now()
+        )
         self._start = asyncio.create_task(recording)
         self._files = watch_files(context.app_name, config)
         self._first_answer: asyncio.Task[None] | None = None
@@ -158,10 +168,21 @@ class LLMServer:
         if engine := getattr(self, "_engine", None):
             await asyncio.to_thread(engine.close)
 
-    async def _prove_access(self, config: AppConfig, commit: str | None) -> NodeVerdict:
-        loader = loader_of(config)
+    async def _prove_access(self, config: AppConfig, commit: str | None) -> list[_Proven]:
+        """Prove the model and each adapter; the model is the first."""
+        adapters = [
+            (each.as_model(config.model), each.revision, ADAPTER_LOADER)  # the gate pinned it
+            for each in config.model.adapters
+        ]
+        wanted = [(config.model, commit, loader_of(config)), *adapters]
+        proving = (self._prove(model, config, commit, how) for model, commit, how in wanted)
+        return list(await asyncio.gather(*proving))
+
+    async def _prove(
+        self, model: ModelConfig, config: AppConfig, commit: str | None, loader: Loader
+    ) -> _Proven:
         verdict = await asyncio.to_thread(
-            prove_here, config.model, config.access, commit=commit, loader=loader
+            prove_here, model, config.access, commit=commit, loader=loader
         )
         node_id, node_name = _this_node()
         verdict = replace(verdict, node_id=node_id, node_name=node_name)
@@ -170,9 +191,10 @@ class LLMServer:
             log.warning("access.conflict", node_id=verdict.node_id, detail=warning)
         if verdict.outcome is verdicts.Outcome.GRANTED:
             log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
-            return verdict
+            return _Proven(model, commit, verdict)
         log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
-        raise AccessDenied(verdict.line())
+        what = "" if model is config.model else f"adapter {model.source} on "
+        raise AccessDenied(what + verdict.line())
 
     def _record_start(
         self, proven: NodeVerdict, fetched: Fetched, ready_at: float
@@ -208,25 +230,32 @@ def _this_node() -> tuple[str, str]:
 
 
 def _load(
-    config: AppConfig, proven: NodeVerdict, commit: str | None, spans: cold_start.Ledger
+    config: AppConfig, proven: Sequence[_Proven], spans: cold_start.Ledger
 ) -> tuple[ReplicaEngine, Fetched]:
     # After the check and not at the top: importing torch takes seconds, a refusal must not wait
     # for it. While the files come there is time for it.
     libraries = threading.Thread(target=_import_libraries, args=(config, spans), daemon=True)
     libraries.start()
     with spans.span("download"):
-        fetched = _fetch(config, proven, commit, spans)
+        fetched = [_fetch(each, config.access, spans) for each in proven]
     spans.publish("libraries")
     libraries.join()
     spans.publish("load")
     loading_at = cold_start.now()
-    engine = backends.load(fetched.directory, config)
+    adapters = {
+        each.model.name: found.directory
+        for each, found in zip(proven[1:], fetched[1:], strict=True)
+    }
+    engine = backends.load(fetched[0].directory, config, adapters)
     spans.follow(engine.load_report.phases(), started_at=loading_at)
     log.info(
-        "model.loaded", repo_id=config.model.source, commit=commit, **engine.load_report.facts()
+        "model.loaded",
+        repo_id=config.model.source,
+        commit=proven[0].commit,
+        **engine.load_report.facts(),
     )
     log.info("engine.started", max_context_tokens=engine.max_context_tokens)
-    return engine, fetched
+    return engine, joined(fetched)
 
 
 def _import_libraries(config: AppConfig, spans: cold_start.Ledger) -> None:
@@ -237,23 +266,22 @@ def _import_libraries(config: AppConfig, spans: cold_start.Ledger) -> None:
     spans.follow({"libraries": cold_start.now() - started_at}, started_at=started_at)
 
 
-def _fetch(
-    config: AppConfig, proven: NodeVerdict, commit: str | None, spans: cold_start.Ledger
-) -> Fetched:
+def _fetch(proven: _Proven, access: AccessConfig, spans: cold_start.Ledger) -> Fetched:
     started = time.monotonic()
-    log.info("model.downloading", repo_id=config.model.source, commit=commit)
+    model, commit = proven.model, proven.commit
+    log.info("model.downloading", repo_id=model.source, commit=commit)
     fetched = fetch(
-        config.model,
-        config.access,
+        model,
+        access,
         commit,
-        offline=proven.receipt_age_s is not None,
-        peers=Peers.of(config.model, commit),
+        offline=proven.verdict.receipt_age_s is not None,
+        peers=Peers.of(model, commit),
         progress=partial(spans.publish, "download"),
     )
-    keep_receipt(proven, config.model, config.access)  # once more: the license is here now
+    keep_receipt(proven.verdict, model, access)  # once more: the license is here now
     log.info(
         "model.loading",
-        repo_id=config.model.source,
+        repo_id=model.source,
         commit=commit,
         download_s=round(time.monotonic() - started, 3),
         **fetched.bytes_by_source(),

@@ -6,9 +6,10 @@ where nobody uses it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve_app.config import AppConfig, EngineConfig
 from serve_app.engine.stats import EngineStats, LoadReport
@@ -61,26 +62,35 @@ def import_libraries(engine: EngineConfig) -> None:
     import serve_app.engine.vllm.engine  # noqa: F401, PLC0415
 
 
-def load(model_dir: Path, config: AppConfig) -> ReplicaEngine:
+def load(
+    model_dir: Path, config: AppConfig, adapters: Mapping[str, Path] | None = None
+) -> ReplicaEngine:
     """Load a model directory into the engine that the config names; blocks.
+
+    Args:
+        model_dir: config, tokenizer and weights.
+        config: of the application.
+        adapters: directories of LoRA adapters by their names in the API; vLLM alone takes any.
 
     Raises:
         ConfigError: vLLM does not take its part of the config.
         ModelLoadError: the model cannot be loaded; one sentence says why.
     """
     import_libraries(config.engine)
+    parts: dict[str, Any] = {
+        "model": config.model,
+        "engine": config.engine,
+        "num_gpus": config.replica.num_gpus,
+        "num_cpus": config.replica.num_cpus,
+        "api": config.api,
+    }
     if config.engine.backend == "vllm":
-        from serve_app.engine.vllm.engine import VllmEngine as Engine  # noqa: PLC0415
-    else:
-        from serve_app.engine.engine import Engine  # type: ignore[assignment]  # noqa: PLC0415
-    return Engine.load(
-        model_dir,
-        model=config.model,
-        engine=config.engine,
-        num_gpus=config.replica.num_gpus,
-        num_cpus=config.replica.num_cpus,
-        api=config.api,
-    )
+        from serve_app.engine.vllm.engine import VllmEngine  # noqa: PLC0415
+
+        return VllmEngine.load(model_dir, adapters=adapters or {}, **parts)
+    from serve_app.engine.engine import Engine  # noqa: PLC0415
+
+    return Engine.load(model_dir, **parts)
 
 
 def has_vllm() -> bool:

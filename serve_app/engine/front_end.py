@@ -29,7 +29,13 @@ from serve_app.engine.stats import EngineStats, LoadReport
 from serve_app.engine.stream import Stream, by_key, deliver, delta_interval_s
 from serve_app.engine.text.completion import Completion
 from serve_app.engine.text.prompt import EncodedRequest, PromptEncoder
-from serve_app.errors import EngineDead, EngineError, InvalidRequest, ServeAppError
+from serve_app.errors import (
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    ModelNotFound,
+    ServeAppError,
+)
 from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, Structure, TokenDelta
 
 log = structlog.get_logger()
@@ -77,6 +83,7 @@ class FrontEnd(Generic[L]):
     """
 
     load_report: LoadReport
+    adapters: frozenset[str] = frozenset()  # names of what a request may be answered with
 
     def __init__(
         self,
@@ -109,6 +116,8 @@ class FrontEnd(Generic[L]):
         an end-of-sequence id included; ids sampled after a stop string are not counted.
         """
         self.check()
+        if request.adapter and request.adapter not in self.adapters:
+            raise ModelNotFound("this replica has no such adapter", param="model")
         self._admission.require(request.n)
         encoded = await self._encoder.encode(request)
         self._check(encoded)
@@ -251,6 +260,7 @@ class FrontEnd(Generic[L]):
                     max_tokens=encoded.max_tokens,
                     sampling=encoded.sampling.of_completion(index),
                     client=request.client,
+                    adapter=request.adapter,
                     request=sequences[0].key if index else -1,
                     reuse=index > 0 or request.sampling.prompt_logprobs is None,
                     parent=sequences[0] if index else None,

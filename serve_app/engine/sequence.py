@@ -63,6 +63,7 @@ class Sequence:
         max_tokens: sampled tokens at the most, >= 1.
         sampling: how to pick tokens.
         client: who sent it; clients take turns.
+        adapter: that it is computed with; "" is none.
         request: what it belongs to, the key of its first sequence; requests take turns.
         reuse: whether a cached beginning may be used; not where every logit is asked for.
         parent: computes the same prompt; this one waits for it and copies.
@@ -88,6 +89,7 @@ class Sequence:
     max_tokens: int
     sampling: SamplingPlan
     client: str = ""
+    adapter: str = ""
     request: int = -1
     reuse: bool = True
     parent: Sequence | None = None

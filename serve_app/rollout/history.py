@@ -15,7 +15,7 @@ from serve_app.config import config_hash, parse_args
 from serve_app.gate_config import GATE_IMPORT_PATH, parse_gated
 from serve_app.rollout.deploy import Result
 from serve_app.rollout.diff import by_name
-from serve_app.rollout.scope import Scope, pinned
+from serve_app.rollout.scope import Commits, Scope, pinned
 from serve_app.serve_config import IMPORT_PATH
 from serve_app.telemetry import rollout_history
 from serve_app.telemetry.rollout_history import Entry, What, whoami
@@ -28,13 +28,13 @@ class Rollout:
     Args:
         scope: what is applied.
         former: the config that it goes back to if it fails; None if there is nothing.
-        commits: of the models, by application, as the gate resolved them.
+        commits: of models and adapters, by application, as the gate resolved them.
         back: the version that an application goes back to, by name, where a rollback asked for it.
     """
 
     scope: Scope
     former: dict[str, Any] | None
-    commits: Mapping[str, str | None]
+    commits: Mapping[str, Commits]
     back: Mapping[str, Entry] = field(default_factory=dict)
 
 
@@ -61,12 +61,13 @@ def record(result: Result, rollout: Rollout, serving: Mapping[str, dict[str, Any
     count = 1 + max((e.rollout for versions in known.values() for e in versions), default=0)
     goal, former = by_name(rollout.scope.goal), by_name(rollout.former or {"applications": []})
     for name in sorted(rollout.scope.names):
+        commits = dict(rollout.commits.get(name, {}))
         entry = Entry(
             application=name,
             what=What(result.status),
             why=result.reason or _reason(rollout, name),
             who=whoami(),
-            commit=rollout.commits.get(name),
+            commit=commits.pop("", None),
             config_hash=_hash(goal[name]) if name in goal else None,
             duration_s=result.duration_s,
         )
@@ -77,6 +78,7 @@ def record(result: Result, rollout: Rollout, serving: Mapping[str, dict[str, Any
                 rollout=count,
                 config=former.get(name) if config is None else config,
                 config_commit=entry.commit,
+                adapter_commits=commits,
                 removed=config is None,
                 returns_to=rollout.back[name].number if name in rollout.back else None,
             )
@@ -97,10 +99,10 @@ def former(name: str, app: Mapping[str, Any] | None) -> Entry | None:
     return next((version for version in found if version.config != app), None)
 
 
-def commit_of(name: str, app: Mapping[str, Any]) -> str | None:
-    """Return the commit that a good version of an application served; None if it is none."""
-    own = [version.config_commit for version in read().get(name, []) if version.config == app]
-    return own[-1] if own else None
+def commits_of(name: str, app: Mapping[str, Any]) -> Commits:
+    """Return the commits that a good version of an application served; empty if it is none."""
+    own = [version.config_commits for version in read().get(name, []) if version.config == app]
+    return own[-1] if own else {}
 
 
 def last_rollout(serving: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -137,12 +139,13 @@ def _restated(
     """
     if newest is None or newest.config is None or newest.removed:
         return entry
-    if back not in (newest.config, pinned(newest.config, newest.config_commit)):
+    if back not in (newest.config, pinned(newest.config, newest.config_commits)):
         return entry
     return replace(
         entry,
         config=serving,
         config_commit=newest.config_commit,
+        adapter_commits=newest.adapter_commits,
         rollout=newest.rollout,
         returns_to=newest.number,
     )

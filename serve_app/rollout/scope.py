@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from serve_app.errors import ConfigError
 from serve_app.gate_config import GATE_IMPORT_PATH
@@ -17,6 +17,8 @@ from serve_app.rollout.diff import by_name
 from serve_app.serve_config import IMPORT_PATH
 
 ROUTE = "/"  # of an application that names none
+# Of a model, under "", and of its adapters by their names; None where it is not known.
+Commits: TypeAlias = Mapping[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +94,29 @@ def restored(
     return goal
 
 
-def pinned(app: dict[str, Any], commit: str | None) -> dict[str, Any]:
-    """Return an application that loads this very commit, whatever its branch means by now."""
+def pinned(app: dict[str, Any], commits: Commits) -> dict[str, Any]:
+    """Return an application that loads these very commits, whatever its branches mean by now.
+
+    Args:
+        app: as a Serve config has it.
+        commits: of the model, under "", and of its adapters by their names, as far as known.
+    """
     args = app.get("args") or {}
     if app.get("import_path") == GATE_IMPORT_PATH:
-        return {**app, "args": {**args, "gate": _at(args.get("gate") or {}, commit)}}
-    return {**app, "args": _at(args, commit)} if app.get("import_path") == IMPORT_PATH else app
+        return {**app, "args": {**args, "gate": _at(args.get("gate") or {}, commits)}}
+    return {**app, "args": _at(args, commits)} if app.get("import_path") == IMPORT_PATH else app
 
 
-def _at(part: dict[str, Any], commit: str | None) -> dict[str, Any]:
-    model = part.get("model") or {}
-    if commit is None or model.get("repo_id") is None:
-        return part
-    return {**part, "model": {**model, "revision": commit}}
+def _at(part: dict[str, Any], commits: Commits) -> dict[str, Any]:
+    model = dict(part.get("model") or {})
+    if model.get("repo_id") is not None and commits.get(""):
+        model["revision"] = commits[""]
+    if model.get("adapters"):
+        model["adapters"] = [
+            {**each, "revision": commits[each["name"]]} if commits.get(each["name"]) else each
+            for each in model["adapters"]
+        ]
+    return {**part, "model": model} if model else part
 
 
 def _with_logging(app: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:

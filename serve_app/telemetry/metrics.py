@@ -129,18 +129,21 @@ class AccessMetrics:
             description="1 for the node's present outcome of the access check, else 0.",
             tag_keys=("node", "repo", "outcome"),  # type: ignore[arg-type]  # Ray 2.60 says tuple[str]
         )
-        self._repo = ""
-        self._present: dict[str, tuple[str, str]] = {}  # node id -> name, outcome
-        self._had: dict[str, set[str]] = {}  # node id -> outcomes
+        # By the id of the node and the repository.
+        self._present: dict[tuple[str, str], tuple[str, str]] = {}  # -> name, outcome
+        self._had: dict[tuple[str, str], set[str]] = {}  # -> outcomes
 
     def show(self, verdict: Verdict) -> None:
         """Publish a verdict over all nodes; a node that is not in it is forgotten."""
-        asked = [node for node in verdict.nodes if node.node_id and not node.deferred]
-        self._repo = verdict.repo_id
-        self._present = {node.node_id: (node.node_name, node.outcome.value) for node in asked}
+        self._present = {
+            (node.node_id, part.repo_id): (node.node_name, node.outcome.value)
+            for part in verdict.parts
+            for node in part.nodes
+            if node.node_id and not node.deferred
+        }
         self._had = {
-            node_id: {*self._had.get(node_id, ()), outcome, Outcome.GRANTED.value}
-            for node_id, (_, outcome) in self._present.items()
+            key: {*self._had.get(key, ()), outcome, Outcome.GRANTED.value}
+            for key, (_, outcome) in self._present.items()
         }
         self._publish()
 
@@ -156,13 +159,13 @@ class AccessMetrics:
             await asyncio.sleep(REPEAT_S)
             with suppress(RayError):
                 alive = await asyncio.to_thread(living)
-                self._present = {key: at for key, at in self._present.items() if key in alive}
+                self._present = {key: at for key, at in self._present.items() if key[0] in alive}
             self._publish()
 
     def _publish(self) -> None:
-        for node_id, (name, present) in self._present.items():
-            for outcome in self._had[node_id]:
-                tags = {"node": name, "repo": self._repo, "outcome": outcome}
+        for (node_id, repo), (name, present) in self._present.items():
+            for outcome in self._had[node_id, repo]:
+                tags = {"node": name, "repo": repo, "outcome": outcome}
                 self._granted.set(float(outcome == present), tags=tags)
 
 

@@ -97,7 +97,7 @@ class Entry:
         rollout: a count of rollouts that the applications of one rollout share.
         config: of the application: what serves since then, or what did until it was removed; None
             where the entry sets no version.
-        config_commit: of the model in `config`.
+        config_commit: of the model in `config`; `adapter_commits` of its adapters, by name.
         removed: the application was taken away.
         returns_to: number of the version that was gone back to; that one and all after it no
             longer count, or going back twice would lead forward again.
@@ -117,6 +117,7 @@ class Entry:
     rollout: int = 0
     config: dict[str, Any] | None = None
     config_commit: str | None = None
+    adapter_commits: Mapping[str, str | None] = field(default_factory=dict)
     removed: bool = False
     returns_to: int | None = None
     number: int = 0
@@ -124,10 +125,15 @@ class Entry:
     totals: Mapping[str, Total] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def config_commits(self) -> dict[str, str | None]:
+        """Of the model in `config`, under "", and of its adapters by name."""
+        return {"": self.config_commit, **self.adapter_commits}
+
     def facts(self) -> dict[str, Any]:
         """Return what people and logs may see; a config's variables may hold anything."""
-        names = ("application", "number", "what", "why", "who", "commit", "config_hash")
-        facts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        shown = ("application", "number", "what", "why", "who", "commit", "config_hash")
+        facts: dict[str, Any] = {name: getattr(self, name) for name in shown}
         return facts | {"at": round(self.at, 3), "duration_s": round(self.duration_s, 3)}
 
 
@@ -187,7 +193,10 @@ def record_grants(application: str, verdict: Verdict) -> None:
         verdict: of a round of the watch.
     """
     asked = {
-        node.node_name: node.outcome for node in verdict.nodes if node.node_id and not node.deferred
+        node.node_name + (f" ({name})" if name else ""): node.outcome
+        for name, part in (("", verdict), *verdict.adapters.items())
+        for node in part.nodes
+        if node.node_id and not node.deferred
     }
     for what in (What.ACCESS_LOST, What.ACCESS_REGAINED):
         entry = Entry(

@@ -57,6 +57,16 @@ class Fetched:
         return {"hub": self.hub_bytes, "peer": self.peer_bytes, "cache": self.cache_bytes}
 
 
+def joined(fetched: Sequence[Fetched]) -> Fetched:
+    """Return the first with the bytes of all."""
+    return Fetched(
+        fetched[0].directory,
+        hub_bytes=sum(each.hub_bytes for each in fetched),
+        peer_bytes=sum(each.peer_bytes for each in fetched),
+        cache_bytes=sum(each.cache_bytes for each in fetched),
+    )
+
+
 def fetch(
     model: ModelConfig,
     access: AccessConfig,

@@ -45,6 +45,22 @@ def sharded_files(*, missing: str | None = None) -> dict[str, bytes | Path]:
     return {name: content for name, content in files.items() if name != missing}
 
 
+ADAPTER_REPO = "acme/adapter"
+ADAPTER_CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+
+
+def adapter_files(**changes: object) -> dict[str, bytes | Path]:
+    """Return the repository of a LoRA adapter; None takes a key of its config out."""
+    config = {k: v for k, v in (ADAPTER_CONFIG | changes).items() if v is not None}
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    return {
+        "README.md": b"# adapter\n",
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": safetensors({name: [8, 8]}),
+        "tokenizer.json": b"{}",
+    }
+
+
 def access(hub: LocalHub, tmp_path: Path, token: str | None, **limits: float) -> AccessConfig:
     """Return the config of a node that holds this token in a file."""
     if token is None:

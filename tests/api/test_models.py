@@ -48,6 +48,23 @@ async def test_an_answer_bears_the_name_that_was_asked_for(path, asked, answered
         assert {chunk["model"] for chunk in events(sent)[:-1]} == {answered}
 
 
+async def test_adapters_are_models_too():
+    """Listed with their base; a request for one says so to the engine, and to the metrics."""
+    service = Service(adapters=("legal",), max_context_tokens=512)
+    body = (await service.request("GET", "/v1/models")).json()
+    assert [(card["id"], card.get("parent")) for card in body["data"]] == [
+        (MODEL, None),
+        ("legal", MODEL),
+    ]
+    for path, smallest in SMALLEST.items():
+        for asked, adapter in (("legal", "legal"), (MODEL, "")):
+            answer = await service.post(path, smallest | {"model": asked})
+            assert answer.json()["model"] == asked
+            assert service.engine.requests[-1].adapter == adapter
+            assert service.records[-1].model == asked
+    refusal(await service.post(CHAT, HELLO | {"model": "medical"}), 404)
+
+
 async def test_token_counts_know_the_names_too():
     """And refuse others as everywhere."""
     service = Service(aliases=ALIASES)

@@ -105,7 +105,7 @@ def test_a_branch_that_moved_is_not_followed_back(cluster, commit, revision, goe
     """A rollout that fails because of a new commit must not go back to that commit."""
     cluster.versions = [version("a", ours(1), 1, "old")]
     scope = scope_of({"applications": [ours(2, revision=revision)]}, {"applications": [ours(1)]})
-    good = deploy._good({"applications": [ours(1)]}, scope, set(), {"a": commit})
+    good = deploy._good({"applications": [ours(1)]}, scope, set(), {"a": {"": commit}})
     (app,) = good["applications"]
     assert app["args"]["model"].get("revision") == goes_back_to
 
@@ -116,7 +116,7 @@ def test_from_a_version_that_fails_the_way_back_is_to_a_good_one(cluster):
     cluster.versions = [version("a", ours(1), 1, "old"), version("b", app("b", 1), 1)]
     before = {"applications": [ours(9), other]}
     scope = scope_of({"applications": [ours(2)]}, before)
-    good = deploy._good(before, scope, {"a"}, {"a": "new"})
+    good = deploy._good(before, scope, {"a"}, {"a": {"": "new"}})
     assert good["applications"] == [ours(1, revision="old"), other]
 
 

@@ -54,6 +54,29 @@ def test_a_fresh_token_of_the_same_identity_is_no_news(kv_store, tmp_path):
     assert [entry.what for entry in rollout_history.entries("llm")] == ["token_changed"] * 2
 
 
+def test_grants_of_adapters_are_recorded_by_their_names(kv_store):
+    """A node may lose one and keep the other."""
+    base = whole(granted("a"))
+    lost = whole(verdict("a", Outcome.REQUEST_RESET))
+    rollout_history.record_grants("llm", replace(base, adapters={"legal": lost}))
+    rollout_history.record_grants("llm", replace(base, adapters={"legal": base}))
+    first, second = rollout_history.entries("llm")
+    assert (first.what, first.why) == ("access_lost", "request_reset on a (legal)")
+    assert (second.what, second.why) == ("access_regained", "granted on a (legal)")
+
+
+def test_recheck_nodes_of_adapters(kv_store, monkeypatch):
+    """A node's new answers replace its old ones, of each repository by itself."""
+    before = replace(whole(granted("a"), granted("b")), adapters={"x": whole(granted("a"))})
+    now = whole(verdict("a", Outcome.INVALID_TOKEN))
+    found = replace(now, adapters={"x": now})
+    monkeypatch.setattr(files, "preflight", lambda *_, **__: found)
+    monkeypatch.setattr(files, "placements_of", lambda _: ())
+    after = files.recheck_nodes("llm", CONFIG, COMMIT, before, frozenset({"id-a"}))
+    assert [node.outcome for node in after.nodes] == ["invalid_token", "granted"]
+    assert [node.outcome for node in after.adapters["x"].nodes] == ["invalid_token"]
+
+
 def test_only_the_changed_nodes_are_asked(kv_store, monkeypatch):
     """The others keep their answers; a node that no replica may run on changes nothing."""
     asked = []

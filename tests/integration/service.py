@@ -54,10 +54,10 @@ class Service:
         )
 
     def config(self, *, served_name="smol", replicas=2, access=None, selector=None, overrides=None,
-               engine=None):  # fmt: skip
+               engine=None, adapters=()):  # fmt: skip
         """Return the application's config; `overrides` change the LLM deployment."""
         args = {
-            "model": {"repo_id": REPO, "served_name": served_name},
+            "model": {"repo_id": REPO, "served_name": served_name, "adapters": list(adapters)},
             "access": {"endpoint": self.hub.url, **(access or {})},
             "replica": {
                 "num_gpus": 0,

@@ -16,6 +16,7 @@ from serve_app.access.preflight import (
 from serve_app.cluster import placement
 from serve_app.config import AppConfig
 from serve_app.serve_config import ServedApp
+from tests.access.cases import ADAPTER_REPO, adapter_files
 from tests.conftest import TINY_REPO, tiny_files
 from tests.integration.conftest import LogicalNode, cluster_of
 
@@ -31,7 +32,7 @@ BEHAVIOURS = {
 
 @pytest.fixture(scope="module")
 def shared_hub():
-    with LocalHub([Repo(TINY_REPO, tiny_files())]) as running:
+    with LocalHub([Repo(TINY_REPO, tiny_files()), Repo(ADAPTER_REPO, adapter_files())]) as running:
         yield running
 
 
@@ -101,6 +102,37 @@ def test_a_refusal_stops_the_build_with_the_table(cluster, shared_hub):
     with pytest.raises(RolloutBlocked) as caught:
         require_access(config(shared_hub))
     assert str(caught.value).startswith("Access BLOCKED: 3 of 4 nodes cannot read")
+
+
+def test_an_adapter_is_proven_on_every_node_too(cluster, shared_hub, tokens):
+    """The base is granted there; the adapter is not: blocked, with both named."""
+    adapters = [{"name": "legal", "repo_id": ADAPTER_REPO}]
+    both = AppConfig.model_validate(
+        {
+            "model": {"repo_id": TINY_REPO, "adapters": adapters},
+            "access": {"endpoint": shared_hub.url},
+            "engine": {"backend": "vllm"},
+            "replica": {"num_gpus": 1, "label_selector": {"is": "in(granted,none)"}},
+        }
+    )
+    token = tokens["granted"]
+    shared_hub.set_behaviour(token, Behaviour.pending, repo_id=ADAPTER_REPO)
+    try:
+        verdict = preflight(both)
+    finally:
+        shared_hub.set_behaviour(token, Behaviour.granted, repo_id=ADAPTER_REPO)
+    assert rows(verdict) == {"granted": "granted", "none": "no_token"}
+    assert rows(verdict.adapters["legal"]) == {"granted": "request_pending", "none": "no_token"}
+    assert {TINY_REPO, ADAPTER_REPO} <= set(verdict.table().replace("(", " ").split())
+    alone = both.model_copy(
+        update={"replica": both.replica.model_copy(update={"label_selector": {"is": "granted"}})}
+    )
+    approved = preflight(alone)
+    assert approved.approved
+    assert approved.commits == {
+        "": shared_hub.commits()[TINY_REPO]["main"],
+        "legal": shared_hub.commits()[ADAPTER_REPO]["main"],
+    }
 
 
 def test_no_eligible_node_says_what_was_asked_and_what_exists(cluster, shared_hub):

@@ -7,11 +7,13 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
+from tests.access.cases import ADAPTER_CONFIG
 from tests.integration.conftest import LogicalNode, cluster_of
-from tests.integration.service import QUESTION, REPO, SERVING, Service
+from tests.integration.service import QUESTION, REPO, SERVING, Service, until
 
 pytestmark = [
     pytest.mark.cluster,
@@ -21,6 +23,7 @@ pytestmark = [
 ]
 VLLM = {"backend": "vllm", "vllm": {"enforce_eager": True}}
 START_S = 240
+ADAPTER = "acme/shout"
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "big": {"type": "boolean"}},
@@ -46,7 +49,8 @@ TOOL = {
 def service(demo_model_dir, tmp_path_factory):
     """A gated demo model, served by the builtin engine at first."""
     files = {path.name: path for path in demo_model_dir.iterdir()}
-    with LocalHub([Repo(REPO, files, gated="manual")]) as hub:
+    adapter = Repo(ADAPTER, demo_adapter(demo_model_dir), gated="manual")
+    with LocalHub([Repo(REPO, files, gated="manual"), adapter]) as hub:
         tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in ("a", "b")}
         nodes = [LogicalNode(name, token, SERVING, num_gpus=0) for name, token in tokens.items()]
         cache = {"HF_HOME": str(tmp_path_factory.mktemp("cache"))}
@@ -56,10 +60,28 @@ def service(demo_model_dir, tmp_path_factory):
             yield service
 
 
-def deploy(service, **engine):
+def demo_adapter(model_dir):
+    """Return the files of a LoRA adapter for the demo model that changes what it says."""
+    import torch
+    from safetensors.torch import save
+
+    config = json.loads((model_dir / "config.json").read_text())
+    size, tensors = config["hidden_size"], {}
+    torch.manual_seed(1)
+    for layer in range(config["num_hidden_layers"]):
+        module = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{module}.lora_A.weight"] = torch.randn(8, size) * 0.1
+        tensors[f"{module}.lora_B.weight"] = torch.randn(size, 8) * 0.1
+    return {
+        "adapter_config.json": json.dumps(ADAPTER_CONFIG).encode(),
+        "adapter_model.safetensors": save(tensors),
+    }
+
+
+def deploy(service, adapters=(), **engine):
     """Roll over to another engine and wait until it alone is left."""
     before = len(service.logged("replica.started"))
-    service.put(replicas=1, engine=engine)
+    service.put(replicas=1, engine=engine, adapters=adapters)
     deadline = time.monotonic() + START_S
     while len(service.logged("replica.started")) == before:
         assert time.monotonic() < deadline, service.replicas()
@@ -126,8 +148,37 @@ def test_the_official_client_gets_what_it_asks_for(service):
             chat.create(**ask, response_format=bad)
 
 
+def test_an_adapter_is_gated_fetched_and_served(service):
+    """Refused, it blocks and the model answers on; granted, it is a model beside its base."""
+    adapters = [{"name": "shout", "repo_id": ADAPTER}]
+    before = service.builds()
+    service.hub.set_behaviour(service.tokens["b"], Behaviour.never_asked, repo_id=ADAPTER)
+    with service.under_load() as answered:
+        service.put(replicas=1, engine=VLLM, adapters=adapters)
+        message = service.wait_for_build(before, "DEPLOY_FAILED", timeout_s=60).message
+        assert message.count("license_not_accepted") == 2  # the row, and why
+        assert ADAPTER in message.partition("Access granted")[0]
+        assert REPO in message.partition("Access granted")[2]
+        service.hub.set_behaviour(service.tokens["b"], Behaviour.granted, repo_id=ADAPTER)
+        deploy(service, adapters=[adapters[0] | {"revision": "main"}], **VLLM)
+    assert set(answered) == {200}
+    (shown,) = httpx.get(f"{service.url}/access").json()["adapters"].values()
+    assert (shown["repo_id"], shown["approved"]) == (ADAPTER, True)
+    with service.client() as client:
+        cards = {card.id: card for card in client.models.list().data}
+        assert cards["shout"].parent == "smol"
+        ask = {"messages": QUESTION, "temperature": 0, "max_tokens": 16}
+        said = {
+            name: client.chat.completions.create(model=name, **ask).choices[0].message.content
+            for name in ("smol", "shout")
+        }
+    assert "Paris" in said["smol"]
+    assert said["shout"] != said["smol"]
+
+
 def test_a_lost_core_costs_one_replica(service):
     """The health check fails, Serve replaces the replica, the next one answers."""
+    until(lambda: len(cores()) == 1, 60)  # that of the version before ends with its replica
     (core,) = cores()
     os.kill(core, signal.SIGKILL)
     deadline = time.monotonic() + START_S

@@ -39,13 +39,14 @@ def goal(apps):
 def deployed(serving, names, commits=None, *, before=None, back=None, removed=()):
     """Record a rollout that was done."""
     scope = Scope(goal(serving), frozenset(names) - frozenset(removed), frozenset(removed))
-    rollout = Rollout(scope, goal(before or {}), commits or {}, back or {})
+    known = {name: {"": commit} for name, commit in (commits or {}).items()}
+    rollout = Rollout(scope, goal(before or {}), known, back or {})
     history.record(Result("done", "", 1.0), rollout, serving)
 
 
 def rolled_back(serving, names, former):
     """Record a rollout that went back by itself to `former`."""
-    rollout = Rollout(Scope(goal(serving), frozenset(names)), goal(former), {"a": "e" * 40})
+    rollout = Rollout(Scope(goal(serving), frozenset(names)), goal(former), {"a": {"": "e" * 40}})
     history.record(Result("rolled_back", "it does not run", 1.0), rollout, serving)
 
 
@@ -184,12 +185,12 @@ def test_a_rollout_that_went_back_by_itself_leaves_the_way_back_open(is_pinned):
     first, second = ours(1), ours(2)
     deployed({"a": first}, ["a"], {"a": "c" * 40})
     deployed({"a": second}, ["a"], {"a": "d" * 40})
-    back = pinned(second, "d" * 40) if is_pinned else second
+    back = pinned(second, {"": "d" * 40}) if is_pinned else second
     serving = {"a": {**back, "nudged": True}}
     rolled_back(serving, ["a"], {"a": back})
     assert history.last_rollout(serving) == ["a"]
     assert history.former("a", serving["a"]).config == first
-    assert history.commit_of("a", serving["a"]) == "d" * 40
+    assert history.commits_of("a", serving["a"]) == {"": "d" * 40}
     rolled_back({"a": {**back, "nudged": 2}}, ["a"], {"a": serving["a"]})
     assert history.former("a", {**back, "nudged": 2}).config == first
     assert [version.config_commit for version in history.read()["a"]] == ["c" * 40, "d" * 40]
@@ -219,20 +220,20 @@ def test_many_failures_push_no_good_version_out(monkeypatch, cluster):
     assert remembered("a") == [1]
 
 
-def test_the_commit_of_a_good_version_is_known():
+def test_commits_of_a_good_version():
     """The latest one of a config that served twice; none of what was not remembered."""
     deployed({"a": ours(1)}, ["a"], {"a": "c" * 40})
     deployed({"a": ours(2)}, ["a"])
-    assert history.commit_of("a", ours(1)) == "c" * 40
-    assert history.commit_of("a", ours(2)) is None
-    assert history.commit_of("a", ours(3)) is None
-    assert history.commit_of("b", ours(1)) is None
+    assert history.commits_of("a", ours(1)) == {"": "c" * 40}
+    assert history.commits_of("a", ours(2)) == {"": None}
+    assert history.commits_of("a", ours(3)) == {}
+    assert history.commits_of("b", ours(1)) == {}
 
 
 def test_an_entry_says_what_was_tried_and_why_it_ended():
     """Of one that went back: the reason, the commit and the config that did not serve."""
     deployed({"a": ours(1)}, ["a"], {"a": "c" * 40})
-    rollout = Rollout(Scope(goal({"a": ours(2)}), frozenset("a")), None, {"a": "e" * 40})
+    rollout = Rollout(Scope(goal({"a": ours(2)}), frozenset("a")), None, {"a": {"": "e" * 40}})
     history.record(Result("failed", "not running within 5 s: a", 5.5), rollout, {"a": ours(2)})
     done, failed = rollout_history.entries("a")
     assert (done.what, done.why) == (What.DONE, "it runs and answered")
@@ -267,3 +268,14 @@ def test_only_the_latest_are_kept(cluster):
         cluster.deploy(a=version)
     assert remembered("a") == list(range(20, 30))
     assert remembered("b") == [1]
+
+
+def test_commits_of_adapters_are_remembered():
+    """And pinned when an application goes back."""
+    first = ours(1)
+    scope = Scope(goal({"a": first}), frozenset("a"))
+    rollout = Rollout(scope, goal({}), {"a": {"": "c" * 40, "legal": "d" * 40}})
+    history.record(Result("done", "", 1.0), rollout, {"a": first})
+    (entry,) = history.read()["a"]
+    assert (entry.commit, entry.adapter_commits) == ("c" * 40, {"legal": "d" * 40})
+    assert history.commits_of("a", first) == entry.config_commits

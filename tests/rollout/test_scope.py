@@ -115,7 +115,7 @@ def test_going_back_to_a_route_that_is_taken_is_refused():
 def test_a_former_version_is_pinned_to_what_it_served():
     """A branch may mean something else by now; a directory and others' applications have none."""
     ours = app("a", import_path=IMPORT_PATH, args={"model": {"repo_id": "o/r"}, "api": {}})
-    assert pinned(ours, "c" * 40)["args"] == {
+    assert pinned(ours, {"": "c" * 40})["args"] == {
         "model": {"repo_id": "o/r", "revision": "c" * 40},
         "api": {},
     }
@@ -123,4 +123,14 @@ def test_a_former_version_is_pinned_to_what_it_served():
     local = app("a", import_path=IMPORT_PATH, args={"model": {"path": "/m"}})
     theirs = app("a", args={"model": {"repo_id": "o/r"}})
     for each, commit in ((ours, None), (local, "c" * 40), (theirs, "c" * 40)):
-        assert pinned(each, commit) == each
+        assert pinned(each, {"": commit}) == each
+
+
+def test_pinned_adapters():
+    """Each by its name, whatever the base is; one that is not known keeps its branch."""
+    adapters = [{"name": "x", "repo_id": "o/x"}, {"name": "y", "repo_id": "o/y", "revision": "v1"}]
+    args = {"model": {"path": "/m", "adapters": adapters}}
+    ours = app("a", import_path=IMPORT_PATH, args=args)
+    found = pinned(ours, {"": None, "x": "c" * 40})["args"]["model"]
+    assert found == {"path": "/m", "adapters": [{**adapters[0], "revision": "c" * 40}, adapters[1]]}
+    assert "revision" not in adapters[0]

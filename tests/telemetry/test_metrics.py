@@ -1,6 +1,7 @@
 """Gauges that are set once stay on the page, though Ray forgets them."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from ray.exceptions import RayError
@@ -42,6 +43,15 @@ def verdict_of(*nodes):
 
 def node(number, outcome=Outcome.GRANTED, **facts):
     return NodeVerdict(f"id-{number}", f"node-{number}", outcome, "fix", **facts)
+
+
+def test_adapters_have_series_of_their_own(published):
+    """One node, two repositories."""
+    lost = Verdict("acme/legal", "main", None, "https://hub", 0.1, (node(1, Outcome.NO_TOKEN),))
+    whole = replace(verdict_of(node(1)), adapters={"legal": lost})
+    metrics.AccessMetrics().show(whole)
+    present = {tags["repo"]: tags["outcome"] for value, tags in published if value}
+    assert present == {"acme/tiny": "granted", "acme/legal": "no_token"}
 
 
 def series(published):

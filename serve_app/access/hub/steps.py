@@ -33,6 +33,7 @@ from serve_app.access.hub.provenance import Provenance
 from serve_app.access.terms import Terms
 from serve_app.access.verdict import CommitFacts, Outcome
 from serve_app.checkpoint import files
+from serve_app.checkpoint.adapter import WHOLE, adapter_refusal
 from serve_app.checkpoint.names import escape_fault, shown
 from serve_app.checkpoint.runnable import Loader, Refusal, refusal, weights_bytes
 from serve_app.errors import ModelLoadError
@@ -170,12 +171,14 @@ class Proof:
         return names
 
     def _loadable(self, names: set[str], loader: Loader) -> dict[str, Any]:
-        """Return config.json if the engine can load what it describes."""
-        if files.CONFIG not in names:
-            raise Failed(Outcome.WEIGHTS_MISSING, f"the repository has no {files.CONFIG}")
-        raw = self._small_file(Step.CONFIG, files.CONFIG, files.CONFIG_BYTES)
+        """Return the config of a model, or of an adapter, if the engine can load it."""
+        name = files.ADAPTER_CONFIG if loader.adapter else files.CONFIG
+        if name not in names:
+            raise Failed(Outcome.WEIGHTS_MISSING, f"the repository has no {name}")
+        raw = self._small_file(Step.CONFIG, name, files.CONFIG_BYTES)
         config = files.parse_json(raw)
-        if found := refusal(config, names, loader):
+        found = adapter_refusal(config, names) if loader.adapter else refusal(config, names, loader)
+        if found:
             raise _unloadable(found)
         return dict(config)
 
@@ -183,8 +186,11 @@ class Proof:
         """Choose the weights file to look at, as transformers would find it."""
         try:
             entry = files.weights_entry(names, self._config)
-            if entry is None:
+            loader = self._subject.loader
+            if entry is None or (entry == files.ADAPTER and loader and not loader.adapter):
                 raise ModelLoadError(f"the repository has no {files.SINGLE} and no index")
+            if loader and loader.adapter and entry != files.ADAPTER:
+                raise _unloadable(Refusal("the repository holds a whole model", WHOLE))
             shards = self._indexed(entry, names) if files.is_index(entry) else [entry]
             if missing := sorted(set(shards) - names):
                 listed = ", ".join(missing[:5])

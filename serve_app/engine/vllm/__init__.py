@@ -3,6 +3,7 @@
     VllmEngine      engine.py       START HERE: load, and what the front end leaves to an engine
       VllmLoop      loop.py         AsyncLLM on a thread and an event loop of its own
         requests.py                 a sequence to vLLM's SamplingParams
+        adapters.py                 LoRA adapters: vLLM's arguments and requests for them
         structures.py               a structure to a constraint of vLLM's, in our spelling of JSON
         outputs.py                  vLLM's outputs to updates
         Counts      counts.py       its numbers, for our metrics and limits

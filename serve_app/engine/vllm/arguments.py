@@ -16,6 +16,7 @@ from vllm import AsyncEngineArgs
 
 from serve_app.config import EngineConfig, ModelConfig
 from serve_app.engine.sampling_rules import MAX_LOGPROBS
+from serve_app.engine.vllm.adapters import Loras
 from serve_app.errors import ConfigError
 from serve_app.redaction import sanitise
 
@@ -41,7 +42,7 @@ def check_names(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(f"{key}: the vLLM installed here has no such argument{hint}", param=key)
 
 
-def engine_arguments(
+def engine_arguments(  # noqa: PLR0913 - all that vLLM is started with, by keyword
     model_dir: Path,
     model: ModelConfig,
     engine: EngineConfig,
@@ -49,6 +50,7 @@ def engine_arguments(
     num_gpus: float,
     window: int,
     splits_thoughts: bool,
+    loras: Loras,
 ) -> AsyncEngineArgs:
     """Return vLLM's engine arguments for a replica.
 
@@ -59,6 +61,7 @@ def engine_arguments(
         num_gpus: N is tensor parallel N; 0 computes on the CPU.
         window: prompt and completion together, in tokens.
         splits_thoughts: structures begin behind the thoughts.
+        loras: the adapters that requests may name.
 
     Raises:
         ConfigError: `engine.vllm` has a name or a value that vLLM does not take.
@@ -80,6 +83,7 @@ def engine_arguments(
         | ({"reasoning_parser": THINK_PARSER} if splits_thoughts else {}),
         "disable_log_stats": False,
         "enable_log_requests": False,
+        **loras.arguments(),
         **(_on_gpus(engine, num_gpus) if num_gpus else _on_cpu(engine, window)),
     }
     if engine.speculative_tokens:

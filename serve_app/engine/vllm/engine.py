@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoConfig, GenerationConfig
 from vllm import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 
+from serve_app.checkpoint.directory import Checkpoint
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import TOKEN_VARIABLES, ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.admission import Limits
@@ -31,6 +33,7 @@ from serve_app.engine.model.loading import (
 from serve_app.engine.stats import LoadReport, peak_rss_bytes
 from serve_app.engine.text.prompt import EncodedRequest, PromptEncoder
 from serve_app.engine.text.reasoning import CLOSE, OPEN
+from serve_app.engine.vllm.adapters import Loras, read_adapters
 from serve_app.engine.vllm.arguments import engine_arguments
 from serve_app.engine.vllm.environment import for_children
 from serve_app.engine.vllm.loop import VllmLoop
@@ -50,7 +53,7 @@ class _Files:
     tokenizer: Any
     window: int
     eos_token_ids: frozenset[int]
-    weights_bytes: int
+    checkpoint: Checkpoint
     tokenizer_s: float
 
 
@@ -63,6 +66,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
         max_context_tokens: prompt and completion together.
         limits: what is taken on before `Overloaded`.
         step_timeout_s: a step that takes longer hangs; the engine is dead then.
+        loras: the adapters that requests may name.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
         max_context_tokens: int,
         limits: Limits,
         step_timeout_s: float,
+        loras: Loras,
     ) -> None:
         def loop(deliver: Deliver, died: Died) -> VllmLoop:
             return VllmLoop(
@@ -81,12 +86,13 @@ class VllmEngine(FrontEnd[VllmLoop]):
                 died=died,
                 fail=self._fail,
                 step_timeout_s=step_timeout_s,
+                loras=loras,
             )
 
         super().__init__(loop, encoder, max_context_tokens=max_context_tokens, limits=limits)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - the parts of the config, by keyword
         cls,
         model_dir: Path,
         *,
@@ -95,6 +101,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
         num_gpus: float,
         num_cpus: float,
         api: ApiConfig,
+        adapters: Mapping[str, Path],
     ) -> VllmEngine:
         """Start vLLM over a model directory and warm up; blocks for seconds to minutes.
 
@@ -105,6 +112,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
             num_gpus: N is tensor parallel N; 0 computes on the CPU.
             num_cpus: threads of one step on the CPU.
             api: how much may wait before `Overloaded`.
+            adapters: directories of LoRA adapters by name.
 
         Raises:
             ConfigError: `engine.vllm` has a name or a value that vLLM does not take.
@@ -112,6 +120,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
                 the model; one sentence says which.
         """
         files = _read(model_dir, model, engine, num_gpus)
+        loras = read_adapters(adapters, files.checkpoint)
         peak_rss = {"load": peak_rss_bytes()}
         thinks = model.reasoning == "think"
         arguments = engine_arguments(
@@ -121,6 +130,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
             num_gpus=num_gpus,
             window=files.window,
             splits_thoughts=thinks and {OPEN, CLOSE} <= set(files.tokenizer.get_vocab()),
+            loras=loras,
         )
         encoder = PromptEncoder(
             files.tokenizer,
@@ -142,10 +152,12 @@ class VllmEngine(FrontEnd[VllmLoop]):
                 max_context_tokens=files.window,
                 limits=Limits.of(engine, api),
                 step_timeout_s=engine.step_timeout_s,
+                loras=loras,
             )
         weights_s = time.monotonic() - started
         peak_rss["assemble"] = peak_rss_bytes()
         self.warn_of_template(model.source)
+        self.adapters = frozenset(loras.names)
         started = time.monotonic()
         try:
             warm_up(self._loop, encoder, key=next(self._keys))
@@ -157,7 +169,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
             device="cuda:0" if num_gpus else "cpu",
             dtype=str(config.dtype).removeprefix("torch."),
             attention="vllm",
-            weights_bytes=files.weights_bytes,
+            weights_bytes=files.checkpoint.weights_bytes(),
             kv_bytes=self._loop.kv_tokens * _bytes_per_token(config),
             kv_tokens=self._loop.kv_tokens,
             tokenizer_s=files.tokenizer_s,
@@ -215,7 +227,7 @@ def _read(model_dir: Path, model: ModelConfig, engine: EngineConfig, num_gpus: f
         tokenizer=tokenizer,
         window=min(engine.max_context_tokens, model_window(config)),
         eos_token_ids=eos_token_ids((generation, text, tokenizer), tokenizer, text.vocab_size),
-        weights_bytes=checkpoint.weights_bytes(),
+        checkpoint=checkpoint,
         tokenizer_s=time.monotonic() - started,
     )
 

@@ -11,6 +11,7 @@ import asyncio
 import multiprocessing
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent import futures
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from serve_app.engine.drain import DrainMeter, DrainRate
 from serve_app.engine.sequence import Sequence, Update
 from serve_app.engine.stats import EngineStats
 from serve_app.engine.text.reasoning import Thinking
+from serve_app.engine.vllm.adapters import Loras
 from serve_app.engine.vllm.counts import Counts
 from serve_app.engine.vllm.guard import Guard
 from serve_app.engine.vllm.outputs import updates_of
@@ -49,6 +51,7 @@ class VllmLoop:
         died: called once, when vLLM can do nothing more.
         fail: ends one sequence with an error.
         step_timeout_s: a step that takes longer hangs.
+        loras: adapters; each is read once before the first request.
 
     Raises:
         Exception: whatever vLLM raises over a model that it cannot load.
@@ -62,10 +65,12 @@ class VllmLoop:
         died: Callable[[Exception], None],
         fail: Callable[[int, ServeAppError], None],
         step_timeout_s: float,
+        loras: Loras,
     ) -> None:
         self._deliver = deliver
         self._died = died
         self._fail = fail
+        self._loras = loras
         self._counts = Counts()
         self._drain = DrainMeter()
         self._open: dict[int, Sequence] = {}
@@ -77,16 +82,13 @@ class VllmLoop:
             "vllm-watchdog", working=self._working, limit_s=step_timeout_s, alarm=self._hangs
         )
         self._guard = Guard()
-        others = {process.pid for process in multiprocessing.active_children()}
         self._thread.start()
         try:
-            self.llm = self.run(self._make(arguments))
+            self.llm = self._guarded(self._make(arguments))
         except BaseException:
             self._events.call_soon_threadsafe(self._events.stop)
             self._guard.close()
             raise
-        ours = {process.pid for process in multiprocessing.active_children()} - others
-        self._guard.watch(pid for pid in ours if pid is not None)
         cache = self.llm.vllm_config.cache_config
         self.kv_tokens = int(cache.num_gpu_blocks * cache.block_size)
 
@@ -148,8 +150,24 @@ class VllmLoop:
         except (VLLMClientError, EngineDeadError) as error:
             raise RuntimeError(sanitise(str(error), limit=WORDS)) from error
 
+    def _guarded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what starts processes, and have each guarded as soon as it is there."""
+        known = {process.pid for process in multiprocessing.active_children()}
+        working = asyncio.run_coroutine_threadsafe(work, self._events)
+        while True:
+            is_done = working.done()
+            new = {process.pid for process in multiprocessing.active_children()} - known
+            self._guard.watch(pid for pid in new if pid is not None)
+            known |= new
+            if is_done:
+                return working.result()
+            futures.wait([working], timeout=LOOK_S)
+
     async def _make(self, arguments: AsyncEngineArgs) -> AsyncLLM:
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_args: self._counts])
+        llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_args: self._counts])
+        for request in self._loras.requests.values():
+            await llm.add_lora(request)
+        return llm
 
     async def _collect(self, sequence: Sequence) -> list[Update]:
         return [update async for updates in self._updates(sequence) for update in updates]
@@ -185,6 +203,7 @@ class VllmLoop:
             TokensPrompt(prompt_token_ids=sequence.tokens),
             params_of(sequence.sampling, sequence.max_tokens),
             str(sequence.key),
+            lora_request=self._loras.request(sequence.adapter),
             reasoning_ended=sequence.thinking is not Thinking.OPEN,
         )
         async with aclosing(stream):

@@ -17,11 +17,13 @@ pytestmark = pytest.mark.vllm
 vllm = pytest.importorskip("vllm", reason="vllm is not installed")
 
 from serve_app.engine.vllm import arguments, environment  # noqa: E402
+from serve_app.engine.vllm.adapters import Loras  # noqa: E402
 
 MODEL = ModelConfig(path="/m", dtype="float32")
+NONE = Loras()
 
 
-def made(num_gpus=0.0, *, window=4096, splits_thoughts=False, **engine):
+def made(num_gpus=0.0, *, window=4096, splits_thoughts=False, loras=NONE, **engine):
     return arguments.engine_arguments(
         Path("/m"),
         MODEL,
@@ -29,6 +31,7 @@ def made(num_gpus=0.0, *, window=4096, splits_thoughts=False, **engine):
         num_gpus=num_gpus,
         window=window,
         splits_thoughts=splits_thoughts,
+        loras=loras,
     )
 
 
@@ -46,6 +49,16 @@ def test_a_cpu_computes_prompts_whole():
         None,
         "safetensors",
     )
+
+
+def test_adapters_get_room_for_the_largest():
+    """Of vLLM's steps of ranks; without adapters nothing is set."""
+    assert made().enable_lora is False
+    loras = Loras({str(number): object() for number in range(9)}, rank=20)
+    found = made(loras=loras)
+    assert (found.enable_lora, found.max_lora_rank) == (True, 32)
+    assert (found.max_loras, found.max_cpu_loras) == (8, 9)
+    assert made(loras=loras, vllm={"max_loras": 2}).max_loras == 2
 
 
 def test_gpus_are_tensor_parallel_and_a_share_is_a_share():

@@ -1,0 +1,64 @@
+"""Whoever starts vLLM may be killed at any time; vLLM's processes go with it."""
+
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from serve_app.engine.vllm.guard import started
+from tests.integration.service import until
+from tests.models import make_model
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed"),
+]
+LOAD = """
+import sys
+from pathlib import Path
+from tests.engine.conformance.conftest import load_backend
+if __name__ == "__main__":
+    load_backend(Path(sys.argv[1]), "vllm")
+    print("loaded", flush=True)
+    sys.stdin.read()
+"""
+
+
+def cores_of(pid):
+    """Return vLLM's core processes below a process."""
+    children = [
+        child
+        for listed in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in listed.read_text().split()
+    ]
+    names = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
+    return [child for child, name in names.items() if "VLLM::Engine" in name]
+
+
+def test_a_process_that_is_killed_while_vllm_loads_leaves_none_of_it(tmp_path):
+    """The core is guarded as soon as it is there, and not only when it is ready."""
+    make_model(tmp_path / "model", hidden_size=128, head_dim=32)
+    (tmp_path / "load.py").write_text(LOAD)
+    said = tmp_path / "said"  # no pipe: what is left behind would hold it open
+    with said.open("wb") as out:
+        loading = subprocess.Popen(
+            [sys.executable, str(tmp_path / "load.py"), str(tmp_path / "model")],
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+            stdin=subprocess.PIPE,
+            stdout=out,
+        )
+    try:
+        until(lambda: cores_of(loading.pid), 90)
+        (core,) = cores_of(loading.pid)
+        began = started(core)
+        time.sleep(1)  # two looks of the loop's
+    finally:
+        loading.kill()
+        loading.wait()
+    assert "loaded" not in said.read_text()  # else it was killed too late to show anything
+    assert began
+    until(lambda: started(core) != began, 30)
