@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from scripts.bench import report, shapes
 from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
-from scripts.bench.workload import ALONE, LENGTHS, Request, make
+from scripts.bench.workload import ALONE, LENGTHS, STEADY, Request, make
 from scripts.local_hub.model import build_demo_model, default_cache_dir, find_gguf
 
 # Name, `module:function` and whose Python; the first is measured against the others.
@@ -29,6 +29,7 @@ CONTENDERS = {
     "llama.cpp": ("llama_cpp:load", "llama_python"),
 }
 ROOFLINE = "roofline"
+KINDS = {"mixed": LENGTHS, "steady": STEADY}
 GENERATED_TEXT = 4096
 
 
@@ -45,7 +46,7 @@ def main() -> int:
             device=args.device,
             threads=args.threads,
             streams=max(args.streams),
-            window=-(-max(map(sum, LENGTHS)) // 128) * 128,
+            window=-(-max(map(sum, KINDS[args.lengths])) // 128) * 128,
             gguf=args.gguf or ("" if args.config else str(find_gguf())),
         )
         with contextlib.ExitStack() as stack:
@@ -82,6 +83,9 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         default=[1, len(LENGTHS)],
         help=f"requests at once; 1 is the first {ALONE}, one after the other",
+    )
+    parser.add_argument(
+        "--lengths", choices=KINDS, default="mixed", help="steady: 1,000 tokens in, 200 out"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
@@ -137,11 +141,14 @@ def _rounds(
     names = list(contenders)
     plan = [(number, streams) for number in range(args.rounds) for streams in args.streams]
     records: list[report.Record] = []
-    warm_up = [Request(request.prompt, 4) for request in make(text, streams=2, turn=1)]
+    warm_up = [
+        Request(request.prompt, 4)
+        for request in make(text, streams=2, turn=1, lengths=KINDS[args.lengths])
+    ]
     for name in names:
         contenders[name].run([] if name == ROOFLINE else warm_up)
     for turn, (number, streams) in enumerate(plan, start=2):
-        requests = make(text, streams=streams, turn=turn)
+        requests = make(text, streams=streams, turn=turn, lengths=KINDS[args.lengths])
         for name in names[number % len(names) :] + names[: number % len(names)]:
             work = [] if name == ROOFLINE else requests
             try:

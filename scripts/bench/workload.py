@@ -6,6 +6,7 @@ Imports nothing but the standard library: it also runs in the peers' own environ
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Tokens of prompt and completion: 4,728 and 2,180 in all.
@@ -15,6 +16,7 @@ LENGTHS = (
     (177, 16), (131, 102), (249, 99), (76, 65), (114, 60), (166, 72), (48, 20), (183, 73),
     (99, 47), (250, 91), (133, 48), (45, 88), (239, 70), (256, 62), (103, 45), (165, 128),
 )  # fmt: skip
+STEADY = ((1000, 200),)  # as load tests of GPUs have it
 ALONE = 6  # requests of the run with one stream
 
 
@@ -39,7 +41,9 @@ class Stream:
     times: list[float]
 
 
-def make(text: list[int], *, streams: int, turn: int) -> list[Request]:
+def make(
+    text: list[int], *, streams: int, turn: int, lengths: Sequence[tuple[int, int]] = LENGTHS
+) -> list[Request]:
     """Cut prompts out of a text.
 
     Args:
@@ -47,11 +51,12 @@ def make(text: list[int], *, streams: int, turn: int) -> list[Request]:
         streams: how many run at once, up to 512; 1 is the first few, one after the other.
         turn: from 1, distinguishes the runs of a benchmark. No two prompts begin with the same
             token, or a cache of prefixes would skip the work.
+        lengths: tokens of prompt and completion, in turn.
     """
     draw = random.Random(turn)  # noqa: S311 (repeatable on purpose)
     requests = []
     for index in range(ALONE if streams == 1 else streams):
-        length, max_tokens = LENGTHS[index % len(LENGTHS)]
+        length, max_tokens = lengths[index % len(lengths)]
         start = draw.randrange(len(text) - length)
         prompt = (512 * turn + index, *text[start + 1 : start + length])
         requests.append(Request(prompt, max_tokens))
