@@ -87,8 +87,29 @@ def _prefetch(options: argparse.Namespace) -> int:
 
     _configure_logs("error")
     apps = serve_config.read(options.config)
+    if options.this_node:
+        return _fetch_here(apps, options)
+    if options.link is not None or options.wait != "0":
+        raise ConfigError("--link and --wait go with --this-node")
     code, verdicts = _gate_before_rollout(apps, options)
     return code or _fetch_everywhere(apps, verdicts, options)
+
+
+def _fetch_here(apps: Sequence[ServedApp], options: argparse.Namespace) -> int:
+    from serve_app.access.preflight import check_this_machine
+    from serve_app.cli import check, prefetch
+
+    if options.link is not None and len(apps) > 1:
+        raise ConfigError("--link takes a file with one application")
+    verdicts: dict[str, Verdict] = {}
+
+    def gate(app: ServedApp) -> Verdict:
+        verdicts[app.name] = check_this_machine(app.config, access_only=app.access_only)
+        return verdicts[app.name]
+
+    wait_s = _duration(options.wait, "--wait")
+    code = check.run(apps, gate, check.Output(as_json=options.json), wait_s=wait_s)
+    return code or prefetch.run_here(apps, verdicts, link=options.link, as_json=options.json)
 
 
 def _fetch_everywhere(

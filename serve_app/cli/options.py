@@ -69,6 +69,16 @@ def _add_rollouts(commands: Commands, runs: Mapping[str, Run]) -> None:
     )
     prefetch = commands.add_parser("prefetch", help="after the gate, the weights onto every node")
     prefetch.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
+    prefetch.add_argument("--this-node", action="store_true", help="this machine alone, no Ray")
+    prefetch.add_argument(
+        "--wait", metavar="DURATION", default="0", help="with --this-node: while one is pending"
+    )
+    prefetch.add_argument(
+        "--link",
+        type=Path,
+        metavar="PATH",
+        help="with --this-node: make PATH a link to the model, PATH.NAME to each adapter",
+    )
     prefetch.set_defaults(command=runs["prefetch"])
     rollback = commands.add_parser("rollback", help="go back to the config that served before")
     rollback.add_argument(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from socket import gethostname
 
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import connected_places
 from serve_app.config import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.serve_config import ServedApp
-from serve_app.weights.prefetch import Prefetched, lacking, line, prefetch
+from serve_app.weights.prefetch import Prefetched, fetch_here, lacking, line, prefetch
 
 NOT_FETCHED = 5
 
@@ -53,6 +57,51 @@ def run(
                     print(_json(what, commit, result) if as_json else f"{what}: {line(result)}")
                 code = NOT_FETCHED if lacking(results) or not results else code
     return code
+
+
+def run_here(
+    apps: Sequence[ServedApp],
+    verdicts: Mapping[str, Verdict],
+    *,
+    link: Path | None,
+    as_json: bool,
+) -> int:
+    """Fetch the weights to this machine alone, without Ray, as an init container does.
+
+    Args:
+        apps: applications whose access was proven here.
+        verdicts: what the gate said of each, by name.
+        link: becomes a link to the model's directory, with a suffix to an adapter's; None makes
+            none.
+        as_json: print one JSON object for each model and adapter.
+
+    Returns:
+        The exit code: 0 the weights are here, 5 they are not.
+    """
+    for app in apps:
+        for model, commit in _wanted(app.config.model, verdicts[app.name]):
+            result = replace(fetch_here(model, app.config.access, commit), node=gethostname())
+            is_base = model is app.config.model
+            what = app.name if is_base else f"{app.name}, {model.name}"
+            print(_json(what, commit, result) if as_json else f"{what}: {line(result)}")
+            if result.fault:
+                return NOT_FETCHED
+            if link is not None:
+                place = link if is_base else link.with_name(f"{link.name}.{model.name}")
+                _link(place, Path(result.directory))
+    return 0
+
+
+def _link(place: Path, directory: Path) -> None:
+    """Make a link, in one step where another one is: whoever reads it finds one of both."""
+    new = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        new.symlink_to(directory)
+        new.replace(place)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        raise ConfigError(f"--link {place}: {error.strerror}") from None
 
 
 def _wanted(model: ModelConfig, verdict: Verdict) -> list[tuple[ModelConfig, str]]:

@@ -91,10 +91,23 @@ def line(result: Prefetched) -> str:
     )
 
 
-def _fetch_here(model: Any, access: Any, commit: str) -> Prefetched:
+def fetch_here(
+    model: ModelConfig, access: AccessConfig, commit: str, *, peers: Peers | None = None
+) -> Prefetched:
+    """Fetch a proven commit to this machine.
+
+    Args:
+        model: what to fetch.
+        access: which token, which Hub.
+        commit: 40 hex digits, from the gate.
+        peers: other nodes that may have it; None asks the Hub alone.
+
+    Returns:
+        What became of it, without the node's name; never raises for what can go wrong.
+    """
     began = time.monotonic()
     try:
-        fetched = fetch(model, access, commit, peers=Peers.of(model, commit))
+        fetched = fetch(model, access, commit, peers=peers)
     except ServeAppError as error:
         return Prefetched("", fault=error.message)
     return Prefetched(
@@ -107,4 +120,8 @@ def _fetch_here(model: Any, access: Any, commit: str) -> Prefetched:
     )
 
 
-_FETCH = node_task(_fetch_here)
+def _fetch_on_node(model: Any, access: Any, commit: str) -> Prefetched:
+    return fetch_here(model, access, commit, peers=Peers.of(model, commit))
+
+
+_FETCH = node_task(_fetch_on_node)

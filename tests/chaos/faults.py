@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,6 +27,31 @@ def replica_killed(stage: Stage) -> str:
     stage.lose(victim)
     stage.recovered(lambda: stage.are_well(victim))
     return ""
+
+
+def core_killed(stage: Stage) -> str:
+    """The process of vLLM that computes for one of two replicas gets SIGKILL."""
+    victim = stage.replicas()[0]
+    (core,) = _children(victim.pid, "VLLM::Engine")
+
+    def strike() -> None:
+        stage.streams_lost = stage.streams_of(victim)
+        _kill(core)
+
+    stage.strike(strike)
+    stage.recovered(lambda: stage.are_well(victim))
+    return ""
+
+
+def _children(pid: int, name: str) -> list[int]:
+    """Return the children of a process whose names begin so."""
+    children = [
+        child
+        for listed in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in listed.read_text().split()
+    ]
+    names = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
+    return [child for child, comm in names.items() if comm.startswith(name)]
 
 
 def node_killed(stage: Stage) -> str:
@@ -139,8 +165,12 @@ def _kill(pid: int) -> None:
 Fault = Callable[[Stage], str]
 PAIR = ("a", "b")  # no third node, so that the successor starts where the fault is
 LARGER = {"hidden_size": 256, "num_hidden_layers": 4}
+WIDE = {"hidden_size": 128, "head_dim": 32}  # as vLLM's kernels for CPUs want heads
+VLLM: dict[str, Any] = {"backend": "vllm", "vllm": {"enforce_eager": True}}
 FAULTS: dict[str, tuple[Fault, Setup]] = {
     "replica killed": (replica_killed, Setup(PAIR)),
+    "replica killed, vllm": (replica_killed, Setup(PAIR, engine=VLLM, shape=WIDE, per_s=1.0)),
+    "core killed, vllm": (core_killed, Setup(PAIR, engine=VLLM, shape=WIDE, per_s=1.0)),
     "node killed": (node_killed, Setup()),
     "raylet killed": (raylet_killed, Setup()),
     "ingress killed": (ingress_killed, Setup(PAIR)),

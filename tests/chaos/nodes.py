@@ -39,6 +39,7 @@ class Setup:
         clock: the first node has a clock that can be set; see `with_clock`.
         gpus: of a node, shared by its replicas in Ray's books; they compute on the CPU.
         native: the compiled forward.
+        engine: more of the config's `engine:`.
         env: of Ray and Serve, on all nodes.
         per_s: streams that begin each second.
         tokens: length of a stream.
@@ -57,6 +58,7 @@ class Setup:
     clock: bool = False
     gpus: int = 0
     native: bool = False
+    engine: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     per_s: float = 4.0
     tokens: int = 200

@@ -74,6 +74,7 @@ class Stage:
                 "max_context_tokens": 512,
                 "kv_cache_cpu_gib": 0.1,
                 "native_cpu": setup.native,
+                **setup.engine,
             },
             "logging": setup.logging,
             **changes,

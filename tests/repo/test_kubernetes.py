@@ -138,6 +138,33 @@ def test_the_gate_of_a_pod_runs_a_command_that_exists(group):
     assert str(options.config.parent) in mounted
 
 
+def test_plain_vllm_gets_a_proven_directory_and_no_token():
+    """The gate fetches into the volume that vLLM reads; the secret is the gate's alone."""
+    deployment, _ = yaml.safe_load_all((ROOT / "plain-vllm/deployment.yaml").read_text())
+    spec = deployment["spec"]["template"]["spec"]
+    (gate,), (vllm,) = spec["initContainers"], spec["containers"]
+    program, *arguments = gate["command"]
+    options = parser_of(RUNS).parse_args(arguments)
+    assert program == "serve-app"
+    assert options.this_node is True
+    assert vllm["args"][0] == str(options.link)
+    folders = {mount["name"]: mount["mountPath"] for mount in gate["volumeMounts"]}
+    assert options.link.is_relative_to(folders["weights"])
+    assert {"name": "HF_HOME", "value": folders["weights"]} in gate["env"]
+    assert {mount["name"] for mount in vllm["volumeMounts"]}.isdisjoint({"huggingface", "config"})
+    (app,) = serve_config.read(ROOT / "plain-vllm/gate.yaml")
+    assert str(Path(app.config.access.token_file).parent) == folders["huggingface"]
+    assert options.config.name == "gate.yaml"
+    kustomization = read("plain-vllm/kustomization.yaml")
+    assert {image["name"] for image in kustomization["images"]} == {gate["image"], vllm["image"]}
+    assert kustomization["configMapGenerator"][0]["name"] in json.dumps(spec["volumes"])
+    for container in (gate, vllm):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert {m["name"] for m in container["volumeMounts"]} <= {
+            v["name"] for v in spec["volumes"]
+        }
+
+
 def test_a_nodes_label_is_what_the_replicas_ask_for(group, app):
     """A replica goes nowhere but to a node that passed its gate."""
     assert app.config.replica.label_selector == group["labels"]
