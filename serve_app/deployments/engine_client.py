@@ -7,6 +7,7 @@ everything else stays in the log.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -32,6 +33,8 @@ from serve_app.serve_config import SERVER_DEPLOYMENT
 log = structlog.get_logger()
 
 READY_TIMEOUT_S = 2.0
+UNTOUCHED_S = 10.0  # how long a request looks for a replica whose engine runs; one ends in 2 s
+AGAIN_S = 0.25
 
 
 class RemoteEngine:
@@ -64,22 +67,29 @@ class RemoteEngine:
 
         A replica that is lost before its first delta cost the client nothing yet: the request
         goes to another one, once. One with a structure does not: should that have been what
-        ended the replica, it would end the next one.
+        ended the replica, it would end the next one. A replica whose engine had stopped before
+        counts for nothing: it ends in a moment, and until then it may be met again.
 
         Raises:
             ServeAppError: the replica's own error, or an `EngineError` that says no more
                 than a client may know.
         """
-        for again in (True, False):
+        moved = request.sampling.structure is not None
+        patient_until = time.monotonic() + UNTOUCHED_S
+        while True:
             begun = False
             try:
                 async with aclosing(self._continue(request)) as deltas:
                     async for delta in deltas:
                         begun = True
                         yield delta
-            except EngineDead:
-                if begun or not again or request.sampling.structure is not None:
+            except EngineDead as dead:
+                if dead.details.get("untouched") and time.monotonic() < patient_until:
+                    await asyncio.sleep(AGAIN_S)
+                    continue
+                if begun or moved:
                     raise
+                moved = True
                 log.warning("request.moved", request_id=request.request_id)
             else:
                 return

@@ -9,10 +9,12 @@ ledger says where the seconds went.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,7 +34,7 @@ from serve_app.deployments.autoscaling import load_of
 from serve_app.deployments.files import watch_files
 from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
 from serve_app.engine import backends
-from serve_app.errors import AccessDenied, ModelLoadError, ServeAppError
+from serve_app.errors import AccessDenied, EngineDead, ModelLoadError, ServeAppError
 from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.telemetry import cold_start, logs, metrics
 from serve_app.weights.fetch import Fetched, fetch, joined
@@ -50,6 +52,8 @@ log = structlog.get_logger()
 HOLD_S = (15.0, 30.0)
 FAULT_HOLD_S = (2.0, 4.0)  # of weights that cannot be loaded; each try takes its time already
 SAMPLE_INTERVAL_S = 2.0
+LOOK_S = 0.5  # between two looks at whether the engine is there
+LAST_WORDS_S = 1.0  # for the errors of streams that were open when it stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,10 @@ class LLMServer:
         self._start = asyncio.create_task(recording)
         self._files = watch_files(context.app_name, config)
         self._first_answer: asyncio.Task[None] | None = None
-        self._sampler = asyncio.get_running_loop().create_task(self._sample())
+        self._watching = [
+            asyncio.create_task(self._sample()),
+            asyncio.create_task(end_when_dead(self._engine)),
+        ]
 
     async def generate(
         self, request: GenerationRequest
@@ -111,6 +118,11 @@ class LLMServer:
         come first and while there is no delta, so that the reader knows of a lost replica.
         """
         asked_at = cold_start.now()
+        try:
+            self._engine.check()
+        except EngineDead as dead:  # another replica may have it, whatever it asks for
+            yield EngineDead(dead.message, untouched=True)
+            return
         try:
             async for delta in with_heartbeats(self._engine.generate(request), self._heartbeat_s):
                 if self._first_answer is None and isinstance(delta, TokenDelta):
@@ -159,10 +171,10 @@ class LLMServer:
 
     async def __del__(self) -> None:
         """Stop the engine thread; Serve calls this after the running streams have ended."""
-        if sampler := getattr(self, "_sampler", None):
-            sampler.cancel()
+        for watching in getattr(self, "_watching", ()):
+            watching.cancel()
             with suppress(asyncio.CancelledError):
-                await sampler
+                await watching
         if files := getattr(self, "_files", None):
             files.stop()
         if engine := getattr(self, "_engine", None):
@@ -220,6 +232,31 @@ class LLMServer:
         while True:
             self._metrics.sample(self._engine.stats())
             await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+
+async def end_when_dead(
+    engine: ReplicaEngine, end: Callable[[int], object] = os._exit, *, look_s: float = LOOK_S
+) -> None:
+    """End this process soon after its engine has stopped, so that Serve sends nothing here.
+
+    Serve's router prefers the shortest line, and who refuses at once has it; by its health check
+    alone Serve would notice after three of them.
+
+    Args:
+        engine: of this replica.
+        end: ends the process.
+        look_s: seconds between two looks.
+    """
+    while True:
+        try:
+            engine.check()
+        except EngineDead as dead:
+            await asyncio.sleep(LAST_WORDS_S)
+            log.error("replica.ended", reason=dead.message)
+            logging.shutdown()
+            end(1)
+            return
+        await asyncio.sleep(look_s)
 
 
 def _this_node() -> tuple[str, str]:

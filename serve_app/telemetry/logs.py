@@ -55,6 +55,7 @@ EVENTS = {
     "replica.started": "the cold-start ledger: seconds by phase until the replica takes requests",
     "engine.step_failed": "all that ran is computed again, shorter or one request at a time",
     "engine.request_failed": "vLLM gave one request up, and says why; the others go on",
+    "replica.ended": "the process ends because its engine has stopped; Serve starts another one",
     "engine.hung": "a step takes longer than engine.step_timeout_s; with its phase and its stack",
     "engine.died": "the engine stopped for good; every open request has got its error",
     "ingress.hung": "the ingress' event loop is blocked; its process ends; with the stack",

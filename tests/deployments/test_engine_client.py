@@ -7,6 +7,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from structlog.testing import capture_logs
 
+from serve_app.deployments import engine_client
 from serve_app.deployments.engine_client import RemoteEngine, translate
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
 from serve_app.protocol import (
@@ -105,6 +106,19 @@ async def test_a_request_moves_once():
     handle = Handle([ActorDiedError()], [ActorDiedError()], [FIRST, LAST])
     assert await taken(handle) == [EngineDead]
     assert len(handle.courses) == 1
+
+
+async def test_a_stopped_engine_is_no_move(monkeypatch):
+    """Its replica is met until it has ended, by a request with a structure as well."""
+    monkeypatch.setattr(engine_client, "AGAIN_S", 0)
+    stopped = EngineDead("the engine stopped", untouched=True)
+    for request in (REQUEST, STRUCTURED):
+        handle = Handle([stopped], [stopped], [stopped], [FIRST, LAST])
+        assert await taken(handle, request) == [FIRST, LAST]
+    handle = Handle([stopped], [ActorDiedError()], [stopped], [FIRST, LAST])
+    assert await taken(handle) == [FIRST, LAST]
+    monkeypatch.setattr(engine_client, "UNTOUCHED_S", 0)
+    assert await taken(Handle([stopped], [stopped], [FIRST])) == [EngineDead]
 
 
 async def test_a_refusal_is_not_asked_again():
