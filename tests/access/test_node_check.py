@@ -19,6 +19,8 @@ from serve_app.weights.fetch import fetch
 from tests.access.cases import MODEL, fake_token, granted, sharded_files
 from tests.conftest import TINY_REPO
 
+pytestmark = pytest.mark.slow
+
 FILES = sharded_files() | {"LICENSE.txt": b"be kind\n", "chat_template.jinja": b"{{ messages }}"}
 
 

@@ -24,6 +24,8 @@ from tests.api.harness import MODEL, Service
 from tests.api.specification import EVENTS, conform, document, request_fields
 from tests.fakes import FakeEngine
 
+pytestmark = pytest.mark.slow
+
 BODIES = {
     "CreateChatCompletionRequest": (CHAT, "messages"),
     "CreateCompletionRequest": (COMPLETION, "prompt"),

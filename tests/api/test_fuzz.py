@@ -16,6 +16,8 @@ from tests.api.harness import CHAT, COMPLETIONS, Service, refusal
 from tests.api.specification import conform
 from tests.fakes import FakeEngine
 
+pytestmark = pytest.mark.slow
+
 # Over 5,000 requests in all: seven tests of 700, and 250 that are sent ten times.
 SETTINGS = settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck))
 HANGS_S = 5

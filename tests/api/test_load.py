@@ -18,7 +18,7 @@ from tests.models import make_model
 
 STREAMS, LIMIT = 200, 32
 
-pytestmark = pytest.mark.timed
+pytestmark = [pytest.mark.timed, pytest.mark.slow]
 
 
 def body(tokens, **fields):

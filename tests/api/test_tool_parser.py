@@ -443,6 +443,7 @@ def test_nothing_of_a_text_without_calls_is_lost(cutting):
         assert parts == ([Content(text)] if text else [])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.lists(calls, min_size=1, max_size=3))
 def test_every_call_is_read_from_every_form(data, wanted):
@@ -482,6 +483,7 @@ def as_json(value):
     return json.loads(json.dumps(value))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.data(),

@@ -8,6 +8,8 @@ import pytest
 
 from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_contenders_take_turns_and_agree(tmp_path):
     """Each in a process of its own; float32 tokens are equal and the files are written."""

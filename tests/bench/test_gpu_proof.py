@@ -41,6 +41,7 @@ def test_judge_without_the_peer():
     assert [reached for reached, _ in gpu_proof.judge(result)] == [True, False]
 
 
+@pytest.mark.slow
 def test_the_command_on_a_cpu_writes_a_report(tmp_path):
     """All but the card: both engines, the bars, the file; a bar that is missed is exit code 1."""
     out = tmp_path / "proof.md"
@@ -57,6 +58,7 @@ def test_the_command_on_a_cpu_writes_a_report(tmp_path):
     assert "| continuous |" in report
 
 
+@pytest.mark.slow
 def test_the_gpu_tests_and_the_engine_need_no_ray():
     """A borrowed card's image has none: they are collected, and skipped for want of a card."""
     code = (

@@ -10,6 +10,8 @@ from serve_app.engine import backends
 from serve_app.engine.engine import Engine
 from serve_app.errors import ModelLoadError
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_builtin_engine_needs_no_vllm(model_dir):
     """It is what a config without a word about it gets."""

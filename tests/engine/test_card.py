@@ -31,6 +31,8 @@ from tests.engine.card_kernels import prefix_sum
 from tests.engine.conftest import random_prompts
 from tests.models import VOCAB, make_model
 
+pytestmark = pytest.mark.slow
+
 Sampled = partial(SamplingParams, ignore_eos=True, max_tokens=10)
 OBJECT = {
     "type": "object",

@@ -9,6 +9,8 @@ from serve_app.protocol import GenerationRequest, SamplingParams, TokenPrompt
 from tests.engine.conftest import GREEDY, Reference, load_engine, random_prompts, run
 from tests.models import ARCHITECTURES, VOCAB
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("native_cpu", [True, False])
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tests.integration.conftest import ROOT
 from tests.models import make_model
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1.2  # of the weights
 SCRIPT = """
 import json, sys, threading, time

@@ -17,6 +17,8 @@ from tests.access.cases import fake_token, sharded_files
 from tests.conftest import TINY_REPO, tiny_files
 from tests.integration.conftest import LogicalNode, cluster_of
 
+pytestmark = pytest.mark.slow
+
 SERVE_APP = Path(sys.executable).parent / "serve-app"
 LICENSE_LINK = "Link: {hub.url}/" + TINY_REPO
 

@@ -15,6 +15,8 @@ from serve_app.cli.main import main
 from serve_app.loadtest.capacity import HEADROOM
 from tests.loadtest.scripted import Scripted, serving
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KEY = "sk-" + "canary" * 5
 SCRIPT = (0.1, "a", 0.02, "b", 0.02, "c", 0.02, "d")

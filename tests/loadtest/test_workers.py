@@ -13,6 +13,8 @@ from serve_app.loadtest.stage import Lengths, Span, closed, parse_length, poisso
 from serve_app.loadtest.workers import Workers
 from tests.loadtest.scripted import Scripted, serving
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = Lengths(parse_length("20"), parse_length("4"))
 
 

@@ -18,6 +18,8 @@ from serve_app.weights.fetch import fetch
 from tests.access.cases import fake_token, single_files
 from tests.hostile import COMMIT, REPO, HostileHub, Page, entry
 
+pytestmark = pytest.mark.slow
+
 MODEL = ModelConfig(repo_id=REPO)
 SECOND_S = 30.0  # far above what any attack takes here, far below what one without limits would
 FILES = {name: content for name, content in single_files().items() if name != "README.md"}

@@ -19,6 +19,8 @@ from serve_app.engine.grammar.wire import Limits
 from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.protocol import SUBSCHEMA, Structure
 
+pytestmark = pytest.mark.slow
+
 
 def schema(definition, *, strict=False) -> Structure:
     return Structure("json_schema", json.dumps(definition), strict)

@@ -18,6 +18,8 @@ from serve_app.engine.model.native.weights import COLUMNS, pack, take, unsupport
 from serve_app.engine.sequence import Move, Row, Sequence
 from tests.engine.invariance import PLACES, assert_invariant, sequence
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "vocab_size": 203,
     "hidden_size": 72,
