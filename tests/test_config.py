@@ -136,6 +136,11 @@ def test_adapters_need_vllm_and_are_pinned_by_name():
     pinned = config.with_adapters_at({"": "b" * 40, "x": "c" * 40, "y": None})
     assert [each.revision for each in pinned.model.adapters] == ["c" * 40, "v1"]
     assert pinned.model.revision == "main"
+    found = config.model.at_commits({"": "b" * 40, "x": "c" * 40, "y": None})
+    assert [(part.repo_id, commit) for part, commit in found] == [
+        ("acme/tiny", "b" * 40),
+        ("a/x", "c" * 40),
+    ]
     own = refused({"model": MODEL, "engine": VLLM | {"vllm": {"enable_lora": True}}})
     assert "model.adapters" in own
 

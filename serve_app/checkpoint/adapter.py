@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from serve_app.checkpoint.directory import names_in
 from serve_app.checkpoint.files import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -82,9 +83,7 @@ def check_adapter(directory: Path, model: Mapping[str, Any] | None = None) -> in
         ModelLoadError: the first thing that is wrong; `details` may hold a `remedy`.
         OSError: a file cannot be read.
     """
-    if not directory.is_dir():
-        raise ModelLoadError(f"{directory} is not a directory on this node")
-    names = {entry.name for entry in directory.iterdir()}
+    names = names_in(directory)
     config = parse_json(read_limited(directory / ADAPTER_CONFIG, CONFIG_BYTES))
     if found := adapter_refusal(config, names):
         raise ModelLoadError(found.message, remedy=found.remedy)

@@ -53,9 +53,7 @@ def check_checkpoint(directory: Path, loader: Loader | None = None) -> Checkpoin
         ModelLoadError: the first thing that is wrong; `details` may hold a `remedy`.
         OSError: a file cannot be read.
     """
-    if not directory.is_dir():
-        raise ModelLoadError(f"{directory} is not a directory on this node")
-    names = {entry.name for entry in directory.iterdir()}
+    names = names_in(directory)
     if files.CONFIG not in names:
         raise ModelLoadError(f"{directory} has no config.json; it is not a model's directory")
     config = files.parse_json(files.read_limited(directory / files.CONFIG, files.CONFIG_BYTES))
@@ -72,6 +70,18 @@ def check_checkpoint(directory: Path, loader: Loader | None = None) -> Checkpoin
     if isinstance(layers, int) and layers > tensors and loader is not None:
         raise ModelLoadError(f"config.json names {layers} layers, and there are {tensors} tensors")
     return Checkpoint(config, weights)
+
+
+def names_in(directory: Path) -> set[str]:
+    """Return the names in a directory.
+
+    Raises:
+        ModelLoadError: it is none.
+        OSError: it cannot be read.
+    """
+    if not directory.is_dir():
+        raise ModelLoadError(f"{directory} is not a directory on this node")
+    return {entry.name for entry in directory.iterdir()}
 
 
 def _weight_files(

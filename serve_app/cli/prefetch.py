@@ -13,7 +13,6 @@ from socket import gethostname
 
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import connected_places
-from serve_app.config import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.serve_config import ServedApp
 from serve_app.weights.prefetch import Prefetched, fetch_here, lacking, line, prefetch
@@ -43,7 +42,7 @@ def run(
     """
     code = 0
     for app in apps:
-        wanted = _wanted(app.config.model, verdicts[app.name])
+        wanted = app.config.model.at_commits(verdicts[app.name].commits)
         if not wanted:
             print(f"{app.name}: a local directory, nothing to fetch", file=sys.stderr)
             continue
@@ -79,7 +78,7 @@ def run_here(
         The exit code: 0 the weights are here, 5 they are not.
     """
     for app in apps:
-        for model, commit in _wanted(app.config.model, verdicts[app.name]):
+        for model, commit in app.config.model.at_commits(verdicts[app.name].commits):
             result = replace(fetch_here(model, app.config.access, commit), node=gethostname())
             is_base = model is app.config.model
             what = app.name if is_base else f"{app.name}, {model.name}"
@@ -102,14 +101,6 @@ def _link(place: Path, directory: Path) -> None:
         with suppress(OSError):
             new.unlink()
         raise ConfigError(f"--link {place}: {error.strerror}") from None
-
-
-def _wanted(model: ModelConfig, verdict: Verdict) -> list[tuple[ModelConfig, str]]:
-    """Return the model and its adapters with the commits that the gate proved."""
-    adapters = [
-        (each.as_model(model), verdict.adapters[each.name].commit) for each in model.adapters
-    ]
-    return [(each, commit) for each, commit in ((model, verdict.commit), *adapters) if commit]
 
 
 def _json(what: str, commit: str, result: Prefetched) -> str:

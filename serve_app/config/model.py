@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -102,6 +103,16 @@ class ModelConfig(Part):
     def parts(self) -> tuple[ModelConfig, ...]:
         """The model, and each adapter as a model: all that has to be readable."""
         return (self, *(adapter.as_model(self) for adapter in self.adapters))
+
+    def at_commits(self, commits: Mapping[str, str | None]) -> list[tuple[ModelConfig, str]]:
+        """Return the model and its adapters, each with its commit.
+
+        Args:
+            commits: of the model, under "", and of each adapter by its name; what has none, such
+                as a directory, is left out.
+        """
+        named = [("" if part is self else part.name, part) for part in self.parts]
+        return [(part, commit) for name, part in named if (commit := commits.get(name))]
 
     @property
     def source(self) -> str:

@@ -33,7 +33,7 @@ def needs(app: ServedApp, verdict: Verdict) -> Iterator[str]:
                 f"{app.name}: no replica can start beside those that run: with no spare GPU the "
                 "rollout waits until --timeout, and goes back"
             )
-    lacking = _lacking(app, verdict) if app.config.model.path is None else []
+    lacking = _lacking(app, verdict) if any(verdict.commits.values()) else []
     for node, size in lacking:
         if size is None:
             found = "its cache could not be read"
@@ -46,16 +46,16 @@ def _lacking(app: ServedApp, verdict: Verdict) -> list[tuple[str, int | None]]:
     """Return each node's name and the bytes that it must fetch; None if it could not be asked."""
     placement = placement_of(app.config, app.runtime_env, app.deployments)
     nodes: NodeTasks[int] = NodeTasks(node_task(_look), int, placement)
-    model, access = app.config.model, app.config.access
+    wanted = app.config.model.at_commits(verdict.commits)
     lacking: list[tuple[str, int | None]] = []
-    for node, answer in nodes.ask_all(model, access, verdict.commit, timeout_s=LOOK_TIMEOUT_S):
+    for node, answer in nodes.ask_all(wanted, app.config.access, timeout_s=LOOK_TIMEOUT_S):
         known = None if isinstance(answer, Lost) or answer == UNKNOWN_BYTES else answer
         lacking.append((node.name, known))
     return lacking
 
 
-def _look(model: Any, access: Any, commit: str) -> int:
+def _look(wanted: Any, access: Any) -> int:
     try:
-        return lacking_bytes(model, access, commit)
+        return sum(lacking_bytes(model, access, commit) for model, commit in wanted)
     except (ServeAppError, OSError):
         return UNKNOWN_BYTES
