@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from scripts.bench import report, shapes
 from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
-from scripts.bench.workload import ALONE, LENGTHS, STEADY, Request, make
+from scripts.bench.workload import ALONE, LENGTHS, STEADY, Request, make, window_of
 from scripts.local_hub.model import build_demo_model, default_cache_dir, find_gguf
 
 # Name, `module:function` and whose Python; the first is measured against the others.
@@ -46,7 +46,7 @@ def main() -> int:
             device=args.device,
             threads=args.threads,
             streams=max(args.streams),
-            window=-(-max(map(sum, KINDS[args.lengths])) // 128) * 128,
+            window=window_of(KINDS[args.lengths]),
             gguf=args.gguf or ("" if args.config else str(find_gguf())),
         )
         with contextlib.ExitStack() as stack:

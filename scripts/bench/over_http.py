@@ -28,10 +28,10 @@ from tokenizers import Tokenizer
 
 from scripts.bench.report import cpu_features
 from scripts.bench.worker import ROOT, bound_cores
-from scripts.bench.workload import LENGTHS, Request, make
+from scripts.bench.workload import LENGTHS, Request, make, window_of
 from scripts.local_hub.model import build_demo_model, default_cache_dir
 
-WINDOW = -(-max(map(sum, LENGTHS)) // 128) * 128
+WINDOW = window_of(LENGTHS)
 KV_GIB = 1
 START_S = 300
 PLAIN = "vllm serve"  # what the others are measured against

@@ -41,6 +41,11 @@ class Stream:
     times: list[float]
 
 
+def window_of(lengths: Sequence[tuple[int, int]]) -> int:
+    """Return a window that holds the longest request, in tokens, a multiple of 128."""
+    return -(-max(map(sum, lengths)) // 128) * 128
+
+
 def make(
     text: list[int], *, streams: int, turn: int, lengths: Sequence[tuple[int, int]] = LENGTHS
 ) -> list[Request]:

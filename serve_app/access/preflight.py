@@ -185,10 +185,10 @@ def _of_all(
     access_only: bool,
 ) -> Verdict:
     """Prove the model and its adapters, all at once, so that the deadline holds for all."""
-    adapters = [adapter.as_model(config.model) for adapter in config.model.adapters]
+    model, *adapters = config.model.parts
     with ThreadPoolExecutor(1 + len(adapters), thread_name_prefix="gate") as pool:
         proving = [pool.submit(prove, each, ADAPTER_LOADER) for each in adapters]
-        verdict = prove(config.model, None if access_only else loader_of(config))
+        verdict = prove(model, None if access_only else loader_of(config))
         found = {each.name: work.result() for each, work in zip(adapters, proving, strict=True)}
     return replace(verdict, adapters=found)
 

@@ -186,6 +186,11 @@ class Verdict:
         return (replace(self, adapters={}), *self.adapters.values())
 
     @property
+    def every_node(self) -> tuple[NodeVerdict, ...]:
+        """What each node may do, of the model and of each adapter."""
+        return tuple(node for part in self.parts for node in part.nodes)
+
+    @property
     def commits(self) -> dict[str, str | None]:
         """The commit of the model, under "", and of each adapter by its name."""
         return {"": self.commit, **{name: part.commit for name, part in self.adapters.items()}}
@@ -211,7 +216,7 @@ class Verdict:
     @property
     def is_deferred(self) -> bool:
         """The approval proves nothing about some place, because no node is there yet."""
-        return self.approved and any(node.deferred for part in self.parts for node in part.nodes)
+        return self.approved and any(node.deferred for node in self.every_node)
 
     @property
     def exit_code(self) -> int:
@@ -220,8 +225,7 @@ class Verdict:
             return EXIT_GRANTED
         refused = any(
             node.outcome is not Outcome.GRANTED and node.outcome not in UNDETERMINED
-            for part in self.parts
-            for node in part.nodes
+            for node in self.every_node
         )
         return EXIT_BLOCKED if refused else EXIT_UNDETERMINED
 

@@ -106,7 +106,7 @@ def _settled(app: ServedApp, gate: Gate, *, wait_s: float) -> Verdict:
     deadline = time.monotonic() + wait_s
     while True:
         verdict = gate(app)
-        nodes = [node for part in verdict.parts for node in part.nodes]
+        nodes = verdict.every_node
         pending = [node for node in nodes if node.outcome is Outcome.REQUEST_PENDING]
         left = deadline - time.monotonic()
         if not pending or left <= 0:

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from serve_app import serve_config
-    from serve_app.access.preflight import check_cluster, check_this_machine
+    from serve_app.access.preflight import check_cluster
     from serve_app.cli import check
 
     wait_s = _duration(options.wait, "--wait")
@@ -55,11 +55,7 @@ def _check(options: argparse.Namespace) -> int:
     else:
         apps = serve_config.read(options.config)
     output = check.Output(as_json=options.json, junit=options.junit)
-
-    def here(app: ServedApp) -> Verdict:
-        return check_this_machine(app.config, access_only=app.access_only)
-
-    gate = _everywhere(options, check_cluster, here)
+    gate = _everywhere(options, check_cluster, _check_here)
     return check.run(apps, gate, output, wait_s=wait_s)
 
 
@@ -96,19 +92,12 @@ def _prefetch(options: argparse.Namespace) -> int:
 
 
 def _fetch_here(apps: Sequence[ServedApp], options: argparse.Namespace) -> int:
-    from serve_app.access.preflight import check_this_machine
-    from serve_app.cli import check, prefetch
+    from serve_app.cli import prefetch
 
     if options.link is not None and len(apps) > 1:
         raise ConfigError("--link takes a file with one application")
-    verdicts: dict[str, Verdict] = {}
-
-    def gate(app: ServedApp) -> Verdict:
-        verdicts[app.name] = check_this_machine(app.config, access_only=app.access_only)
-        return verdicts[app.name]
-
     wait_s = _duration(options.wait, "--wait")
-    code = check.run(apps, gate, check.Output(as_json=options.json), wait_s=wait_s)
+    code, verdicts = _prove(apps, _check_here, options, wait_s=wait_s)
     return code or prefetch.run_here(apps, verdicts, link=options.link, as_json=options.json)
 
 
@@ -176,18 +165,40 @@ def _gate_before_rollout(
 ) -> tuple[int, dict[str, Verdict]]:
     """Prove every application's access; returns the exit code and the verdicts by name."""
     from serve_app.access.preflight import check_cluster
-    from serve_app.cli import check
-
-    verdicts: dict[str, Verdict] = {}
 
     def gate(app: ServedApp) -> Verdict:
         verdict = check_cluster(app, options.address)
         if verdict is None:
             raise ConfigError("no Ray cluster is running here; name one with --address")
-        verdicts[app.name] = verdict
         return verdict
 
-    return check.run(apps, gate, check.Output(as_json=options.json)), verdicts
+    return _prove(apps, gate, options)
+
+
+def _check_here(app: ServedApp) -> Verdict:
+    from serve_app.access.preflight import check_this_machine
+
+    return check_this_machine(app.config, access_only=app.access_only)
+
+
+def _prove(
+    apps: Sequence[ServedApp],
+    gate: Callable[[ServedApp], Verdict],
+    options: argparse.Namespace,
+    *,
+    wait_s: float = 0.0,
+) -> tuple[int, dict[str, Verdict]]:
+    """Ask the gate about every application; returns the exit code and the verdicts by name."""
+    from serve_app.cli import check
+
+    verdicts: dict[str, Verdict] = {}
+
+    def ask(app: ServedApp) -> Verdict:
+        verdicts[app.name] = gate(app)
+        return verdicts[app.name]
+
+    code = check.run(apps, ask, check.Output(as_json=options.json), wait_s=wait_s)
+    return code, verdicts
 
 
 def _receipt(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from socket import gethostname
 
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import connected_places
+from serve_app.config import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.serve_config import ServedApp
 from serve_app.weights.prefetch import Prefetched, fetch_here, lacking, line, prefetch
@@ -51,9 +52,8 @@ def run(
                 raise ConfigError("no Ray cluster is running here; name one with --address")
             for model, commit in wanted:
                 results = prefetch(model, app.config.access, commit, places, timeout_s=timeout_s)
-                what = app.name if model is app.config.model else f"{app.name}, {model.name}"
                 for result in results:
-                    print(_json(what, commit, result) if as_json else f"{what}: {line(result)}")
+                    print(_shown(app, model, commit, result, as_json=as_json))
                 code = NOT_FETCHED if lacking(results) or not results else code
     return code
 
@@ -80,12 +80,11 @@ def run_here(
     for app in apps:
         for model, commit in app.config.model.at_commits(verdicts[app.name].commits):
             result = replace(fetch_here(model, app.config.access, commit), node=gethostname())
-            is_base = model is app.config.model
-            what = app.name if is_base else f"{app.name}, {model.name}"
-            print(_json(what, commit, result) if as_json else f"{what}: {line(result)}")
+            print(_shown(app, model, commit, result, as_json=as_json))
             if result.fault:
                 return NOT_FETCHED
             if link is not None:
+                is_base = model is app.config.model
                 place = link if is_base else link.with_name(f"{link.name}.{model.name}")
                 _link(place, Path(result.directory))
     return 0
@@ -103,5 +102,10 @@ def _link(place: Path, directory: Path) -> None:
         raise ConfigError(f"--link {place}: {error.strerror}") from None
 
 
-def _json(what: str, commit: str, result: Prefetched) -> str:
-    return json.dumps({"application": what, "commit": commit, **asdict(result)})
+def _shown(
+    app: ServedApp, model: ModelConfig, commit: str, result: Prefetched, *, as_json: bool
+) -> str:
+    what = app.name if model is app.config.model else f"{app.name}, {model.name}"
+    if as_json:
+        return json.dumps({"application": what, "commit": commit, **asdict(result)})
+    return f"{what}: {line(result)}"

@@ -182,11 +182,9 @@ class LLMServer:
 
     async def _prove_access(self, config: AppConfig, commit: str | None) -> list[_Proven]:
         """Prove the model and each adapter; the model is the first."""
-        adapters = [
-            (each.as_model(config.model), each.revision, ADAPTER_LOADER)  # the gate pinned it
-            for each in config.model.adapters
-        ]
-        wanted = [(config.model, commit, loader_of(config)), *adapters]
+        model, *adapters = config.model.parts
+        pinned = [(each, each.revision, ADAPTER_LOADER) for each in adapters]  # by the gate
+        wanted = [(model, commit, loader_of(config)), *pinned]
         proving = (self._prove(model, config, commit, how) for model, commit, how in wanted)
         return list(await asyncio.gather(*proving))
 
