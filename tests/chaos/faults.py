@@ -19,6 +19,7 @@ import yaml
 from tests.chaos import moving, supply
 from tests.chaos.nodes import Setup
 from tests.chaos.stage import LIMIT_S, Stage
+from tests.processes import children_of
 
 
 def replica_killed(stage: Stage) -> str:
@@ -32,7 +33,7 @@ def replica_killed(stage: Stage) -> str:
 def core_killed(stage: Stage) -> str:
     """The process of vLLM that computes for one of two replicas gets SIGKILL."""
     victim = stage.replicas()[0]
-    (core,) = _children(victim.pid, "VLLM::Engine")
+    (core,) = children_of(victim.pid, "VLLM::Engine")
 
     def strike() -> None:
         stage.streams_lost = stage.streams_of(victim)
@@ -41,17 +42,6 @@ def core_killed(stage: Stage) -> str:
     stage.strike(strike)
     stage.recovered(lambda: stage.are_well(victim))
     return ""
-
-
-def _children(pid: int, name: str) -> list[int]:
-    """Return the children of a process whose names begin so."""
-    children = [
-        child
-        for listed in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in listed.read_text().split()
-    ]
-    names = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
-    return [child for child, comm in names.items() if comm.startswith(name)]
 
 
 def node_killed(stage: Stage) -> str:

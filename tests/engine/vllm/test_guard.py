@@ -12,6 +12,7 @@ import pytest
 from serve_app.engine.vllm.guard import started
 from tests.integration.service import until
 from tests.models import make_model
+from tests.processes import children_of
 
 pytestmark = [
     pytest.mark.vllm,
@@ -28,17 +29,6 @@ if __name__ == "__main__":
 """
 
 
-def cores_of(pid):
-    """Return vLLM's core processes below a process."""
-    children = [
-        child
-        for listed in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in listed.read_text().split()
-    ]
-    names = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
-    return [child for child, name in names.items() if "VLLM::Engine" in name]
-
-
 def test_a_process_that_is_killed_while_vllm_loads_leaves_none_of_it(tmp_path):
     """The core is guarded as soon as it is there, and not only when it is ready."""
     make_model(tmp_path / "model", hidden_size=128, head_dim=32)
@@ -52,8 +42,8 @@ def test_a_process_that_is_killed_while_vllm_loads_leaves_none_of_it(tmp_path):
             stdout=out,
         )
     try:
-        until(lambda: cores_of(loading.pid), 90)
-        (core,) = cores_of(loading.pid)
+        until(lambda: children_of(loading.pid, "VLLM::Engine"), 90)
+        (core,) = children_of(loading.pid, "VLLM::Engine")
         began = started(core)
         time.sleep(1)  # two looks of the loop's
     finally:
