@@ -7,7 +7,7 @@ from serve_app.access.capacity import GIB, gpu_bytes, memory_bytes, room_fault
 from serve_app.checkpoint.runnable import Loader
 
 
-def test_the_memory_of_this_machine_is_known():
+def test_memory_bytes_of_this_machine():
     """More than nothing, less than a petabyte."""
     assert 1 << 28 < memory_bytes() < 1 << 50
 
@@ -15,7 +15,7 @@ def test_the_memory_of_this_machine_is_known():
 @pytest.mark.parametrize(
     ("content", "limit"), [("1073741824\n", GIB), ("max\n", None), ("", None), (str(2**62), None)]
 )
-def test_a_containers_limit_counts(tmp_path, monkeypatch, content, limit):
+def test_memory_bytes_within_a_containers_limit(tmp_path, monkeypatch, content, limit):
     """It is what the kernel kills by."""
     (tmp_path / "memory.max").write_text(content)
     monkeypatch.setattr(capacity, "_LIMITS", (str(tmp_path / "memory.max"), "/none"))
@@ -32,7 +32,7 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch, content, limit):
         ("", None),
     ],
 )
-def test_the_largest_gpu_is_asked_for(tmp_path, monkeypatch, printed, largest):
+def test_gpu_bytes_of_the_largest_gpu(tmp_path, monkeypatch, printed, largest):
     """Of the driver's own tool, which needs no library and no torch."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\nprintf '{printed}'\n")
@@ -42,7 +42,7 @@ def test_the_largest_gpu_is_asked_for(tmp_path, monkeypatch, printed, largest):
 
 
 @pytest.mark.parametrize("script", ["exit 9", "sleep 30", None])
-def test_a_driver_that_does_not_answer_is_not_known(tmp_path, monkeypatch, script):
+def test_gpu_bytes_are_not_known_when_the_driver_does_not_answer(tmp_path, monkeypatch, script):
     """Then nothing is refused."""
     tool = tmp_path / "nvidia-smi"
     if script:
@@ -67,7 +67,7 @@ def test_a_driver_that_does_not_answer_is_not_known(tmp_path, monkeypatch, scrip
         (0.5, 81, False),
     ],
 )
-def test_only_what_can_never_fit_is_refused(monkeypatch, num_gpus, needed_gib, fits):
+def test_room_fault_refuses_only_what_can_never_fit(monkeypatch, num_gpus, needed_gib, fits):
     """The weights alone are larger than all the GPUs of a replica."""
     monkeypatch.setattr(capacity, "gpu_bytes", lambda: 80 * GIB)
     found = room_fault(needed_gib * GIB, Loader(num_gpus=num_gpus))
@@ -75,7 +75,7 @@ def test_only_what_can_never_fit_is_refused(monkeypatch, num_gpus, needed_gib, f
     assert fits or "replica.num_gpus" in found.remedy
 
 
-def test_a_cpu_holds_what_its_memory_holds(monkeypatch):
+def test_room_fault_on_a_cpu_counts_its_memory(monkeypatch):
     """In the dtype of the config."""
     monkeypatch.setattr(capacity, "memory_bytes", lambda: 8 * GIB)
     assert room_fault(8 * GIB, Loader(dtype="float32")) is None

@@ -64,7 +64,7 @@ def outcomes(verdicts):
     return {entry.node_name: entry.outcome.value for entry in verdicts}
 
 
-def test_the_first_node_pins_the_commit_for_the_others():
+def test_collect_pins_the_first_nodes_commit_for_the_others():
     """One resolves the revision; everyone else proves that commit, with its hint."""
     verdicts, probes, collection = run({name: granted(name) for name in "abc"})
     assert [entry.node_name for entry in verdicts] == ["a", "b", "c"]
@@ -74,7 +74,7 @@ def test_the_first_node_pins_the_commit_for_the_others():
     assert collection.commit == COMMIT
 
 
-def test_each_answer_is_its_own_node(monkeypatch):
+def test_collect_takes_each_nodes_name_from_the_cluster(monkeypatch):
     """Names and ids come from the cluster, not from what the probe believes."""
     answers = {"a": granted("hostname"), "b": verdict("hostname", Outcome.NO_TOKEN)}
     verdicts, _, _ = run(answers)
@@ -82,7 +82,7 @@ def test_each_answer_is_its_own_node(monkeypatch):
     assert outcomes(verdicts) == {"a": "granted", "b": "no_token"}
 
 
-def test_a_silent_node_costs_only_its_own_answer():
+def test_collect_loses_only_the_answer_of_a_silent_node():
     """Also if it is the first, which the others wait for: a quarter of the deadline."""
     began = time.monotonic()
     verdicts, probes, _ = run({"a": None, "b": granted("b"), "c": granted("c")}, deadline_s=1.0)
@@ -92,7 +92,7 @@ def test_a_silent_node_costs_only_its_own_answer():
     assert probes.cancelled == [0]
 
 
-def test_a_lost_node_is_reported():
+def test_collect_reports_a_lost_node():
     """With the reason, beside the others' answers."""
     verdicts, _, _ = run({"a": granted("a"), "b": Lost("the node died")})
     assert outcomes(verdicts) == {"a": "granted", "b": "probe_failed"}
@@ -100,7 +100,7 @@ def test_a_lost_node_is_reported():
 
 
 @pytest.mark.parametrize("look", [2, 3])
-def test_nodes_that_join_are_asked_too(look):
+def test_collect_asks_nodes_that_join_too(look):
     """During the check, and also at the moment when everyone else has answered."""
     answers = {name: granted(name) for name in "abcd"}
     verdicts, _, _ = run(answers, joins={look: "d"})
@@ -108,7 +108,7 @@ def test_nodes_that_join_are_asked_too(look):
     assert ("d" in outcomes(verdicts)) is joined
 
 
-def test_a_branch_that_moves_meanwhile_does_not_split_the_cluster():
+def test_collect_does_not_split_the_cluster_when_a_branch_moves():
     """A node that read another commit is asked once more for the pinned one."""
     answers = {
         "a": None,
@@ -121,7 +121,7 @@ def test_a_branch_that_moves_meanwhile_does_not_split_the_cluster():
     assert len(probes.launched) == 4
 
 
-def test_a_node_that_insists_on_another_commit_is_left_so():
+def test_collect_leaves_a_node_that_insists_on_another_commit():
     """It is asked again once, not for ever; the verdict over all is a no then."""
     answers = {"a": granted("a"), "b": granted("b", OTHER)}
     verdicts, probes, _ = run(answers)
@@ -129,7 +129,7 @@ def test_a_node_that_insists_on_another_commit_is_left_so():
     assert len(probes.launched) == 3
 
 
-def test_a_refused_first_node_still_tells_the_others_what_it_learned():
+def test_collect_hands_on_what_a_refused_first_node_learned():
     """Its hint saves them the question whose token it is."""
     refused = verdict("a", Outcome.INVALID_TOKEN, commit=None)
     _, probes, _ = run({"a": refused, "b": refused})
@@ -137,18 +137,18 @@ def test_a_refused_first_node_still_tells_the_others_what_it_learned():
     assert probes.launched[1][2].outcome is Outcome.INVALID_TOKEN
 
 
-def test_no_node_is_no_verdict():
+def test_collect_without_a_node_has_no_verdict():
     """Whoever asked decides what that means."""
     assert run({})[0] == []
 
 
-def test_requests_are_added_up():
+def test_collect_adds_up_requests():
     """Repeated probes included."""
     answers = {name: granted(name, hub_requests=3) for name in "abc"}
     assert run(answers)[2].hub_requests == 9
 
 
-def test_a_thousand_nodes_take_little_time_of_their_own(monkeypatch):
+def test_collect_takes_little_time_of_its_own_for_a_thousand_nodes(monkeypatch):
     """Decided in under ten seconds, one probe a node, all answers in place."""
     names = [f"node-{i:04}" for i in range(1000)]
     answers = {name: granted(name, hub_requests=2) for name in names}
@@ -161,7 +161,7 @@ def test_a_thousand_nodes_take_little_time_of_their_own(monkeypatch):
     assert collection.hub_requests < 2_500  # of a quota of 5 000 file requests in five minutes
 
 
-def test_starts_are_spread(monkeypatch):
+def test_collect_spreads_the_starts(monkeypatch):
     """A thousand nodes do not ask in the same instant, nor does the last one wait for long."""
     delays = []
     answers = {f"node-{i:04}": granted("x") for i in range(1000)}

@@ -22,7 +22,7 @@ os.abort()
 """
 
 
-def test_a_process_that_knows_a_token_leaves_no_core_file(tmp_path):
+def test_token_process_leaves_no_core_file(tmp_path):
     """Nor hands one to a collector: at a limit of 0 Linux would do that, at 1 it does not."""
     environment = {**os.environ, "HF_TOKEN": "hf_" + "x" * 34, "PYTHONPATH": str(ROOT)}
     reported = {}

@@ -58,7 +58,7 @@ def directory(path, files=None):
     return path
 
 
-def test_the_definition():
+def test_digest_of_definition():
     """In the order of the paths' bytes, whatever order they come in."""
     hashes = {"z": "0" * 64, "a/b": "1" * 40, "é": "2" * 40}
     text = f"a/b\0git-sha1:{'1' * 40}\nz\0sha256:{'0' * 64}\né\0git-sha1:{'2' * 40}\n"
@@ -68,7 +68,7 @@ def test_the_definition():
 @pytest.mark.parametrize("xet", [False, True], ids=["plain", "xet"])
 @pytest.mark.parametrize("text", [None, (hashlib.sha256(TEXT).hexdigest(),)])
 @pytest.mark.parametrize("base", [single_files, sharded_files])
-def test_the_right_digest_is_granted_in_five_requests(tmp_path, xet, text, base):
+def test_check_here_grants_the_right_digest_in_five_requests(tmp_path, xet, text, base):
     """With the license's text, config.json and the way to the bytes; the other nodes need two."""
     files = FILES | base() if base is sharded_files else base() | {"LICENSE": TEXT}
     files |= {"README.md": FILES["README.md"]}
@@ -85,7 +85,7 @@ def test_the_right_digest_is_granted_in_five_requests(tmp_path, xet, text, base)
         assert other.hub_requests <= 2
 
 
-def test_another_digest_blocks_and_both_are_named(hub, tmp_path):
+def test_check_here_blocks_another_digest_and_names_both(hub, tmp_path):
     """Before config.json or a byte of weights; the others refuse as the first one does."""
     hub.add_repo(Repo(TINY_REPO, FILES | {"tokenizer.json": b"{ }"}))
     config = access(hub, tmp_path, hub.issue_token())
@@ -98,13 +98,13 @@ def test_another_digest_blocks_and_both_are_named(hub, tmp_path):
     assert not any(entry.route == "resolve" for entry in hub.log)
 
 
-def test_who_has_no_grant_hears_the_hubs_words(hub, tmp_path):
+def test_check_here_reports_a_missing_grant_and_no_mismatch(hub, tmp_path):
     """The Hub hides hashes from them; that is no mismatch."""
     config = access(hub, tmp_path, hub.issue_token(Behaviour.pending))
     assert check_here(wanting(DIGEST), config).outcome is Outcome.REQUEST_PENDING
 
 
-def test_a_mirror_that_lists_what_it_cannot_give(tmp_path, monkeypatch):
+def test_check_here_blocks_a_mirror_that_lists_what_it_cannot_give(tmp_path, monkeypatch):
     """Without the route to the chunk store the file itself is asked for."""
     repo = Repo(TINY_REPO, FILES, xet=True)
     with LocalHub([repo]) as hub:
@@ -123,7 +123,7 @@ def _no_such_route(hub, call):
     raise Refused(ENTRY_NOT_FOUND)
 
 
-def test_a_directory_has_the_digest_of_its_commit(tmp_path):
+def test_directory_digest_is_that_of_its_commit(tmp_path):
     """From the bytes; one byte more and it is another one."""
     place = directory(tmp_path / "model")
     (place / ".cache" / "huggingface").mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_a_directory_has_the_digest_of_its_commit(tmp_path):
         fetch(model, AccessConfig(), None)
 
 
-def test_gitattributes_say_which_files_are_large(tmp_path):
+def test_directory_digest_reads_gitattributes_for_what_is_large(tmp_path):
     """The last rule that means a file counts, as in Git."""
     rules = b"* -text\n*.json filter=lfs -text\n/config.json -filter\nsub/*.txt filter=lfs\n"
     files = {".gitattributes": rules, "a.json": b"1", "config.json": b"2", "b.safetensors": b"3"}
@@ -152,7 +152,7 @@ def test_gitattributes_say_which_files_are_large(tmp_path):
     assert directory_digest(place) == digest_of(sha256 | blobs)
 
 
-def test_a_file_is_read_once_for_as_long_as_it_stays(tmp_path, monkeypatch):
+def test_directory_digest_reads_a_file_once_for_as_long_as_it_stays(tmp_path, monkeypatch):
     """By size, times and inode; notes that cannot be read cost reading it again."""
     place = directory(tmp_path / "model")
     assert directory_digest(place) == DIGEST
@@ -170,7 +170,7 @@ def test_a_file_is_read_once_for_as_long_as_it_stays(tmp_path, monkeypatch):
     assert directory_digest(place) != DIGEST
 
 
-def test_what_is_loaded_is_what_the_digest_covers(hub, tmp_path):
+def test_fetch_loads_what_the_digest_covers(hub, tmp_path):
     """The copy's listing has the digest, and no file beside those that it names is read."""
     hub.add_repo(Repo(TINY_REPO, FILES))
     config = access(hub, tmp_path, hub.issue_token(), on_unreachable="allow_cached", timeout_s=1)
@@ -184,7 +184,7 @@ def test_what_is_loaded_is_what_the_digest_covers(hub, tmp_path):
         fetch(wanting(DIGEST), config, proven.commit)
 
 
-def test_a_receipt_stands_in_only_for_the_same_digest(hub, tmp_path):
+def test_prove_here_takes_a_receipt_only_for_the_same_digest(hub, tmp_path):
     """While the Hub is away the listing that is kept beside the copy says it."""
     hub.add_repo(Repo(TINY_REPO, FILES))
     limits = {"on_unreachable": "allow_cached", "timeout_s": 0.5, "deadline_s": 2}
@@ -199,7 +199,7 @@ def test_a_receipt_stands_in_only_for_the_same_digest(hub, tmp_path):
     hub.start()
 
 
-def test_the_command_prints_what_to_write_into_the_config(hub, tmp_path, capsys, monkeypatch):
+def test_digest_command_prints_what_to_write_into_the_config(hub, tmp_path, capsys, monkeypatch):
     """The same from a config, a repository and a directory of its files."""
     repo = Repo(TINY_REPO, FILES)
     hub.add_repo(repo)

@@ -53,7 +53,7 @@ def watched(tmp_path, seen):
     watch.stop()
 
 
-def test_a_file_that_is_written_replaced_or_gone_is_seen(watched, tmp_path, seen):
+def test_file_watch_sees_a_file_written_replaced_or_gone(watched, tmp_path, seen):
     """By its date, its size or its inode; its owner is named, its content is not read."""
     watched.write_text("two, longer")
     assert (seen.next().kind, seen.changes[0].path) == ("token", str(watched))
@@ -70,7 +70,7 @@ def test_a_file_that_is_written_replaced_or_gone_is_seen(watched, tmp_path, seen
     assert len({change.stamp for change in seen.changes}) == 4
 
 
-def test_a_mounted_secret_changes_by_a_links_swap(tmp_path, seen):
+def test_file_watch_sees_a_mounted_secret_change_by_a_links_swap(tmp_path, seen):
     """As the kubelet does it: the files are new, the path is the old one."""
     for name in ("1", "2"):
         (tmp_path / name).mkdir()
@@ -85,7 +85,7 @@ def test_a_mounted_secret_changes_by_a_links_swap(tmp_path, seen):
     watch.stop()
 
 
-def test_a_user_without_a_name_is_a_number(tmp_path, monkeypatch):
+def test_file_watch_owner_without_a_name_is_a_number(tmp_path, monkeypatch):
     """In a container."""
     monkeypatch.setattr(file_watch.pwd, "getpwuid", lambda _: {}["none"])
     (tmp_path / "f").touch()
@@ -100,13 +100,13 @@ def test_a_user_without_a_name_is_a_number(tmp_path, monkeypatch):
         ({}, "token", None),
     ],
 )
-def test_which_files_a_token_comes_from(access, kind, path):
+def test_token_files_are_those_that_a_token_comes_from(access, kind, path):
     """The configured one, else the stored login."""
     expected = Path(path or constants.HF_TOKEN_PATH)
     assert token_files(AccessConfig(**access)) == {kind: expected}
 
 
-def test_a_change_is_announced_once_for_a_node(kv_store):
+def test_announce_keeps_one_change_for_a_node(kv_store):
     """Whichever of its processes saw it first; only the newest of a kind is kept."""
     announced = Announced("llm")
     assert announced.nodes() == frozenset()
@@ -121,14 +121,14 @@ def test_a_change_is_announced_once_for_a_node(kv_store):
     assert Announced("llm").nodes() == frozenset()  # what was before it is known
 
 
-def test_keys_of_clients_end_no_grant(kv_store):
+def test_announce_of_clients_keys_ends_no_grant(kv_store):
     """Their change is announced, so that it is recorded once, and checks nothing."""
     announced = Announced("llm")
     assert announce("llm", "n1", replace(CHANGE, kind="keys")) is True
     assert announced.nodes() == frozenset()
 
 
-async def test_the_watch_checks_a_changed_node_at_once():
+async def test_watch_checks_a_changed_node_at_once():
     """Long before the next round, and no other node."""
     both = replace(decision(), commit=COMMIT, nodes=(granted("a"), granted("b")))
     lost = replace(both, nodes=(granted("a"), verdict("b", Outcome.INVALID_TOKEN)))
@@ -157,7 +157,7 @@ async def test_the_watch_checks_a_changed_node_at_once():
     assert everybody == []
 
 
-def test_a_store_that_does_not_answer_delays_and_loses_nothing(kv_store):
+def test_announced_returns_later_what_a_silent_store_held_up(kv_store):
     """What was announced is returned when it answers again."""
     announced = Announced("llm")
     assert announce("llm", "n1", CHANGE) is True

@@ -57,13 +57,13 @@ def blocked(hub, config):
     return verdict
 
 
-def test_honest_answers_are_granted(hub, config):
+def test_probe_grants_honest_answers(hub, config):
     """The baseline."""
     assert check_here(MODEL, config, loader=LOADER).outcome is Outcome.GRANTED
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../b", "a//b", "x\0", "\ud800", "", ".", "a/"])
-def test_a_description_with_names_that_lead_out(hub, config, name):
+def test_probe_blocks_a_description_with_names_that_lead_out(hub, config, name):
     """Not one that a Hub gives."""
     hub.listing.append(entry(name))
     assert blocked(hub, config).outcome is Outcome.UNKNOWN
@@ -88,7 +88,7 @@ def test_a_description_with_names_that_lead_out(hub, config, name):
     ids=["deep", "deeper", "long number", "binary", "null", "list", "empty", "endless", "drip",
          "drip of headers", "packed"],
 )  # fmt: skip
-def test_what_is_read_whole_is_bounded(hub, config, part, page):
+def test_probe_bounds_what_it_reads_whole(hub, config, part, page):
     """In bytes, in time, in depth."""
     if part == INDEX:
         hub.files[INDEX] = b"{}"
@@ -99,7 +99,7 @@ def test_what_is_read_whole_is_bounded(hub, config, part, page):
 
 
 @pytest.mark.parametrize("named", ["../../x.safetensors", "/x.safetensors", "x\0.safetensors", 7])
-def test_an_index_that_leads_out(hub, config, named):
+def test_probe_asks_nothing_of_an_index_that_leads_out(hub, config, named):
     """Nothing is asked for under such a name."""
     index = {"metadata": {}, "weight_map": {"a": named}}
     hub.files[INDEX] = json.dumps(index).encode()
@@ -110,7 +110,7 @@ def test_an_index_that_leads_out(hub, config, named):
 
 @pytest.mark.parametrize("part", ["/revision/", "config.json", "model.safetensors", "whoami"])
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_no_redirect_takes_the_token_along(hub, config, part, status):
+def test_probe_takes_the_token_along_no_redirect(hub, config, part, status):
     """Wherever in the chain of questions."""
     answer = hub.answer
 
@@ -139,7 +139,7 @@ def test_no_redirect_takes_the_token_along(hub, config, part, status):
     ],
     ids=str,
 )
-def test_a_store_that_is_none_is_not_asked(hub, config, headers):
+def test_probe_does_not_ask_a_store_that_is_none(hub, config, headers):
     """Nor over plain http, which the key would travel on."""
     key = {name: value.format(elsewhere=hub.elsewhere) for name, value in headers.items()}
     hub.pages["xet-read-token"] = Page(b"{}", headers=key)
@@ -148,7 +148,7 @@ def test_a_store_that_is_none_is_not_asked(hub, config, headers):
     blocked(hub, config)
 
 
-def test_the_store_gets_its_own_key_and_not_the_token(hub, config):
+def test_probe_gives_the_store_its_own_key_and_not_the_token(hub, config):
     """Whatever origin the Hub names."""
     key = {"x-xet-cas-url": hub.elsewhere, "x-xet-access-token": "key-of-the-store"}
     hub.pages["xet-read-token"] = Page(b"{}", headers=key)
@@ -166,7 +166,7 @@ def test_the_store_gets_its_own_key_and_not_the_token(hub, config):
     assert [seen.path for seen in hub.seen if "chunks" in seen.path and seen.authorization] == []
 
 
-def test_headers_that_drip_are_cut(hub):
+def test_bounded_client_cuts_headers_that_drip(hub):
     """Each byte comes within the client's own limit of a read."""
     hub.pages["/x"] = Page(b"", headers_drip_s=0.1)
     began = time.monotonic()

@@ -76,7 +76,7 @@ def exchanges(hub):
     return [entry for entry in hub.log if entry.route == "exchange"]
 
 
-def test_a_node_without_any_stored_secret_is_granted(hub, node):
+def test_identity_grants_a_node_without_any_stored_secret(hub, node):
     """The exchange is one of five requests; whose token it is stands in the verdict."""
     hub.add_repo(Repo(TINY_REPO, sharded_files(), xet=True))
     verdict = node.check(loader=LOADER)
@@ -89,7 +89,7 @@ def test_a_node_without_any_stored_secret_is_granted(hub, node):
     assert not any(entry.authorization_leaked for entry in hub.log)
 
 
-def test_what_is_sent_is_huggingface_hubs_own_form(hub, node, monkeypatch):
+def test_exchange_sends_huggingface_hubs_own_form(hub, node, monkeypatch):
     """A JSON body with four fields; the token's value stands in it alone."""
     asked = []
     answer = hub.publishers.answer
@@ -110,7 +110,7 @@ def test_what_is_sent_is_huggingface_hubs_own_form(hub, node, monkeypatch):
     }
 
 
-def test_a_repository_is_a_resource_too(hub, tmp_path):
+def test_exchange_for_a_repository_as_resource(hub, tmp_path):
     """Of its owner and name; the account is not known by it."""
     hub.publishers.trust("acme/tiny-llama", Publisher(ISSUER, SUBJECT, account="bot"))
     node = Node(hub, tmp_path, identity={"resource": "model/acme/tiny-llama"})
@@ -118,7 +118,7 @@ def test_a_repository_is_a_resource_too(hub, tmp_path):
     assert (verdict.outcome, verdict.token.account) == (Outcome.GRANTED, None)
 
 
-def test_a_token_is_kept_until_shortly_before_its_end(hub, tmp_path):
+def test_exchange_keeps_a_token_until_shortly_before_its_end(hub, tmp_path):
     """In memory: the second check asks for none, the one near the end for a new one."""
     hub.publishers.by_resource["alice"] = [Publisher(ISSUER, SUBJECT, lifetime_s=2.0)]
     node = Node(hub, tmp_path)
@@ -134,7 +134,7 @@ def test_a_token_is_kept_until_shortly_before_its_end(hub, tmp_path):
     assert check_here(MODEL, node.access).outcome is Outcome.GRANTED
 
 
-def test_a_new_identity_token_is_exchanged_at_once(hub, node):
+def test_exchange_again_at_once_for_a_new_identity_token(hub, node):
     """Also a dead one: what is in memory does not hide it."""
     assert node.check().outcome is Outcome.GRANTED
     node.write()
@@ -144,7 +144,7 @@ def test_a_new_identity_token_is_exchanged_at_once(hub, node):
     assert node.check().outcome is Outcome.IDENTITY_REFUSED
 
 
-def test_a_token_that_is_revoked_before_its_end_is_exchanged_anew(hub, node):
+def test_exchange_again_for_a_token_revoked_before_its_end(hub, node):
     """The check that finds it dead blocks, the next one asks for another."""
     held = resolve_token(node.access).token.reveal()
     hub.set_behaviour(held, Behaviour.invalid)
@@ -162,7 +162,7 @@ def test_a_token_that_is_revoked_before_its_end_is_exchanged_anew(hub, node):
         ({"nbf": 9_999_999_999}, ("not valid yet", "begins in")),
     ],
 )
-def test_a_refused_exchange_is_a_no_with_its_claims(hub, node, claims, words):
+def test_exchange_refused_is_a_no_with_its_claims(hub, node, claims, words):
     """Not an outage: the Hub's error, its words, and what it judged by; never the token."""
     node.write(**claims)
     verdict = node.check()
@@ -176,7 +176,7 @@ def test_a_refused_exchange_is_a_no_with_its_claims(hub, node, claims, words):
     assert "Found: the exchange for user/alice was refused" in decision.table()
 
 
-def test_another_audience_is_seen_before_any_request(hub, node):
+def test_exchange_sends_nothing_for_another_audience(hub, node):
     """The config says which one is wanted; a Hub that wants another one says so itself."""
     node.write(aud="https://kubernetes.default.svc")
     verdict = node.check()
@@ -189,14 +189,14 @@ def test_another_audience_is_seen_before_any_request(hub, node):
     assert "audience of the token is not the Hub" in node.check().hub_message
 
 
-def test_a_resource_without_a_publisher(hub, tmp_path):
+def test_exchange_for_a_resource_without_a_publisher(hub, tmp_path):
     """`invalid_target` is a no as well."""
     verdict = Node(hub, tmp_path, identity={"resource": "user/bob"}).check()
     assert verdict.outcome is Outcome.IDENTITY_REFUSED
     assert "invalid_target" in verdict.hub_message
 
 
-def test_the_clock_of_the_issuer_may_be_ahead_a_little(hub, node):
+def test_exchange_allows_the_issuers_clock_to_be_ahead_a_little(hub, node):
     """Up to a minute passes; the Hub's clock behind it by an hour does not."""
     node.write(nbf=time.time() + 30, iat=time.time() + 30)
     assert node.check().outcome is Outcome.GRANTED
@@ -205,7 +205,7 @@ def test_the_clock_of_the_issuer_may_be_ahead_a_little(hub, node):
     assert "not valid yet" in node.check().hub_message
 
 
-def test_an_outage_is_not_a_refusal(hub, node, monkeypatch):
+def test_exchange_outage_is_not_a_refusal(hub, node, monkeypatch):
     """A Hub that fails, and one that is away, have said nothing about the identity."""
     monkeypatch.setattr("serve_app.access.hub.exchange.time.sleep", lambda _s: None)
     for fault, outcome in [
@@ -234,7 +234,7 @@ def test_an_outage_is_not_a_refusal(hub, node, monkeypatch):
         ("x" * 100_000, Outcome.MALFORMED_TOKEN, "holds no identity token"),
     ],
 )
-def test_a_file_without_an_identity_token(hub, node, content, outcome, words):
+def test_identity_file_without_an_identity_token(hub, node, content, outcome, words):
     """It is reported without a request, and without its content."""
     node.file.unlink()
     if content is not None:
@@ -244,13 +244,13 @@ def test_a_file_without_an_identity_token(hub, node, content, outcome, words):
     assert hub.log == []
 
 
-def test_claims_that_are_no_words_are_shown_as_none(hub, node):
+def test_identity_claims_that_are_no_words_are_shown_as_none(hub, node):
     """Whatever an issuer puts there, the sentence stays one."""
     node.write(issuer=7, subject={"a": 1})
     assert "iss (none), sub (none)" in node.check().hub_message
 
 
-def test_a_receipt_fits_after_a_renewal(hub, tmp_path):
+def test_receipt_fits_after_a_renewal_of_the_token(hub, tmp_path):
     """The identity is the fingerprint: a grant is remembered over any number of tokens."""
     node = Node(hub, tmp_path, on_unreachable="allow_cached", timeout_s=0.5, deadline_s=2.0)
     first = prove_here(MODEL, node.access)
@@ -266,7 +266,7 @@ def test_a_receipt_fits_after_a_renewal(hub, tmp_path):
     hub.start()
 
 
-def test_nodes_of_one_identity_are_not_said_to_have_different_tokens(hub, tmp_path):
+def test_verdict_does_not_say_that_one_identity_has_different_tokens(hub, tmp_path):
     """Each exchanged its own token."""
     verdicts = []
     for name in ("a", "b"):
@@ -277,7 +277,7 @@ def test_nodes_of_one_identity_are_not_said_to_have_different_tokens(hub, tmp_pa
     assert "different tokens" not in table
 
 
-def test_a_download_goes_on_with_a_renewed_token(hub, tmp_path):
+def test_download_goes_on_with_a_renewed_token(hub, tmp_path):
     """The token ends while the weights come; the next request carries another one."""
     hub.publishers.by_resource["alice"] = [Publisher(ISSUER, SUBJECT, lifetime_s=1.0)]
     node = Node(hub, tmp_path)
@@ -292,7 +292,7 @@ def test_a_download_goes_on_with_a_renewed_token(hub, tmp_path):
     assert not any(entry.status in (401, 403) for entry in hub.log)
 
 
-def test_no_identity_token_and_no_exchanged_one_lies_on_a_disk(hub, tmp_path):
+def test_exchange_leaves_no_token_on_a_disk(hub, tmp_path):
     """Neither in the cache nor in a receipt."""
     node = Node(hub, tmp_path)
     proven = prove_here(MODEL, node.access)
@@ -304,7 +304,7 @@ def test_no_identity_token_and_no_exchanged_one_lies_on_a_disk(hub, tmp_path):
             assert node.jwt.encode() not in path.read_bytes()
 
 
-def test_secrets_of_an_exchange_are_known_to_the_net():
+def test_sanitise_knows_the_secrets_of_an_exchange():
     """Identity tokens and both kinds that the Hub gives for them."""
     jwt = identity_token(ISSUER, SUBJECT)
     for secret in (jwt, f"hf_jwt_{jwt}", "hf_oauth_" + "aB-9." * 8):
@@ -323,7 +323,7 @@ def test_secrets_of_an_exchange_are_known_to_the_net():
         ),
     ],
 )
-def test_a_wrong_identity_is_a_config_error(access, words):
+def test_identity_config_that_is_wrong(access, words):
     """Two sources, no resource, or a way on which anybody listens."""
     with pytest.raises(ConfigError, match=words):
         parse_args({"model": {"repo_id": TINY_REPO}, "access": access})
@@ -339,7 +339,7 @@ class TestHuggingfaceHubsOwn:
         monkeypatch.setenv("HF_OIDC_RESOURCE", "alice")
         monkeypatch.setenv("HF_OIDC_ID_TOKEN", identity_token(ISSUER, SUBJECT))
 
-    def test_the_identity_is_its_fingerprint(self, hub, monkeypatch):
+    def test_identity_is_its_own_fingerprint(self, hub, monkeypatch):
         """Two exchanges, one identity."""
         first = resolve_token(AccessConfig())
         monkeypatch.setattr(_auth, "_OIDC_TOKEN_CACHE", None)
@@ -349,7 +349,7 @@ class TestHuggingfaceHubsOwn:
         assert first.report.fingerprint == second.report.fingerprint
         assert check_here(MODEL, AccessConfig()).outcome is Outcome.GRANTED
 
-    def test_a_refusal_is_a_no(self, hub, monkeypatch):
+    def test_identity_of_huggingface_hub_refused_is_a_no(self, hub, monkeypatch):
         """With the claims; a Hub that fails is still an outage."""
         monkeypatch.setenv("HF_OIDC_ID_TOKEN", identity_token(ISSUER, "somebody"))
         verdict = check_here(MODEL, AccessConfig())

@@ -66,7 +66,7 @@ def ask(tmp_path, content, terms, **options):
         (None, (), None),
     ],
 )
-def test_what_a_card_states(stated, tags, found):
+def test_stated_license_of_a_card(stated, tags, found):
     """The card first, then the tags; whatever else stands there is no license."""
     assert licenses.stated_license(stated, tags) == found
 
@@ -94,7 +94,7 @@ def test_what_a_card_states(stated, tags, found):
         (policy(["mit"], [HASH]), CommitFacts("mit", "0" * 64), "accepted is"),
     ],
 )
-def test_what_a_policy_refuses(terms, facts, words):
+def test_license_fault_of_a_policy(terms, facts, words):
     """One sentence of what was found and what is allowed; no license known is not allowed."""
     fault = licenses.license_fault(terms, facts)
     assert words in fault if words else fault is None
@@ -103,7 +103,7 @@ def test_what_a_policy_refuses(terms, facts, words):
 @pytest.mark.parametrize("terms", [policy(["llama3.2"]), policy(text=[HASH]), policy()])
 @pytest.mark.parametrize("xet", [False, True], ids=["plain", "xet"])
 @pytest.mark.parametrize("base", [single_files, sharded_files])
-def test_an_allowed_license_is_granted_in_five_requests(tmp_path, terms, xet, base):
+def test_license_allowed_is_granted_in_five_requests(tmp_path, terms, xet, base):
     """With the check of config.json and of the license's text; the facts stand in the verdict."""
     content = files("license: llama3.2", base=base)
     verdict, log = ask(tmp_path, content, terms, xet=xet, loader=LOADER)
@@ -122,7 +122,7 @@ def test_an_allowed_license_is_granted_in_five_requests(tmp_path, terms, xet, ba
         (files("license: llama3.2", text=None), policy(text=[HASH]), "no license text"),
     ],
 )
-def test_another_license_is_refused_before_any_byte_of_weights(tmp_path, content, terms, words):
+def test_license_refused_before_any_byte_of_weights(tmp_path, content, terms, words):
     """Neither config.json nor the weights are asked for."""
     verdict, log = ask(tmp_path, content, terms, loader=LOADER)
     assert verdict.outcome is Outcome.LICENSE_NOT_ALLOWED
@@ -133,7 +133,7 @@ def test_another_license_is_refused_before_any_byte_of_weights(tmp_path, content
     assert not any("safetensors" in entry.path or "config" in entry.path for entry in log)
 
 
-def test_the_other_nodes_take_the_license_from_the_first(tmp_path):
+def test_license_of_the_first_node_counts_for_the_others(tmp_path):
     """It is the commit's; a node with a stricter policy refuses by the same facts."""
     with LocalHub([Repo(TINY_REPO, files("license: llama3.2"))]) as hub:
         terms = policy(["llama3.2"], [HASH])
@@ -147,7 +147,7 @@ def test_the_other_nodes_take_the_license_from_the_first(tmp_path):
         assert third.outcome is Outcome.LICENSE_NOT_ALLOWED
 
 
-def test_a_replica_asks_for_itself(tmp_path):
+def test_license_is_asked_by_a_replica_itself(tmp_path):
     """Pinned, without another node's verdict: the policy holds on scale-up and while serving."""
     content = files("license: gemma")
     commit = Repo(TINY_REPO, content).sha
@@ -155,7 +155,7 @@ def test_a_replica_asks_for_itself(tmp_path):
     assert verdict.outcome is Outcome.LICENSE_NOT_ALLOWED
 
 
-def test_numbered_shards_that_are_not_all_there_need_the_index(tmp_path):
+def test_license_index_needed_for_numbered_shards_that_are_not_all_there(tmp_path):
     """A complete set stands for the index; another one is compared with it."""
     third = {"model-00003-of-00003.safetensors": safetensors({"w": [8]})}
     content = files("license: llama3.2") | third
@@ -164,7 +164,7 @@ def test_numbered_shards_that_are_not_all_there_need_the_index(tmp_path):
     assert any(entry.path.endswith("index.json") for entry in log)
 
 
-def test_a_refusal_of_the_hub_is_still_the_hubs(tmp_path):
+def test_license_allowed_leaves_a_refusal_of_the_hub_the_hubs(tmp_path):
     """A license that is allowed is not yet accepted."""
     content = files("license: llama3.2")
     never = Behaviour.never_asked
@@ -173,7 +173,7 @@ def test_a_refusal_of_the_hub_is_still_the_hubs(tmp_path):
 
 
 @pytest.mark.parametrize("terms", [None, policy(["mit"]), policy(text=[HASH])])
-def test_a_directory_has_a_card_and_a_text(tmp_path, terms):
+def test_license_of_a_directory_by_its_card_and_text(tmp_path, terms):
     """The front matter of README.md and LICENSE*, as the Hub lists them."""
     for name, content in files("license: other", "license_name: MIT").items():
         (tmp_path / name).write_bytes(content)
@@ -189,7 +189,7 @@ def test_a_directory_has_a_card_and_a_text(tmp_path, terms):
 @pytest.mark.parametrize(
     "text", [b"", b"# no card", b"---\nlicense: [", b"---\n- 1\n---", b"---\n\xff: !!x\n---\n"]
 )
-def test_a_card_that_cannot_be_read_states_nothing(tmp_path, text):
+def test_license_of_a_card_that_cannot_be_read_is_none(tmp_path, text):
     """So it is not allowed where a policy asks."""
     for name, content in (files() | {"README.md": text}).items():
         (tmp_path / name).write_bytes(content)
@@ -197,7 +197,7 @@ def test_a_card_that_cannot_be_read_states_nothing(tmp_path, text):
     assert verdict.outcome is Outcome.LICENSE_NOT_ALLOWED
 
 
-def test_a_receipt_stands_in_only_for_an_allowed_license(tmp_path):
+def test_license_of_a_receipt_stands_in_only_if_allowed(tmp_path):
     """While the Hub is away the license is the receipt's, and the text the copy's."""
     with LocalHub([Repo(TINY_REPO, files("license: gemma"))]) as hub:
         token = hub.issue_token()
@@ -220,7 +220,7 @@ def test_a_receipt_stands_in_only_for_an_allowed_license(tmp_path):
 @pytest.mark.parametrize(
     "wrong", [{"allow": []}, {"allow": [" "]}, {"text_sha256": ["12"]}, {"alow": ["mit"]}]
 )
-def test_a_wrong_policy_is_a_config_error(wrong):
+def test_license_policy_that_is_wrong(wrong):
     """An empty list would allow nothing, a short hash nothing either."""
     with pytest.raises(ConfigError, match=r"args\.access\.license"):
         parse_args({"model": {"repo_id": TINY_REPO}, "access": {"license": wrong}})

@@ -31,7 +31,7 @@ def own_cache(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("lost", LOST, ids="+".join)
 @pytest.mark.parametrize("files", [single_files(), sharded_files()], ids=["single", "sharded"])
-def test_a_mirror_that_loses_headers_serves(tmp_path, monkeypatch, lost, files):
+def test_mirror_that_loses_headers_serves(tmp_path, monkeypatch, lost, files):
     """The URL names the commit and every byte is hashed, so nothing depends on them."""
     with LocalHub([Repo(TINY_REPO, files, xet="Link" in lost)]) as hub:
         hub.drop_headers(*lost)
@@ -43,7 +43,9 @@ def test_a_mirror_that_loses_headers_serves(tmp_path, monkeypatch, lost, files):
         assert fetch(MODEL, config, commit).hub_bytes > 0
 
 
-def test_another_commit_in_the_header_is_a_contradiction(hub, tmp_path, monkeypatch):
+def test_check_here_treats_another_commit_in_the_header_as_a_contradiction(
+    hub, tmp_path, monkeypatch
+):
     """A mirror that is behind gives other files under the same name."""
     right = Hub._to_cdn
 
@@ -74,6 +76,6 @@ def test_another_commit_in_the_header_is_a_contradiction(hub, tmp_path, monkeypa
         ("https://a/x", "javascript:x", False),
     ],
 )
-def test_where_an_answer_may_lead(url, target, may):
+def test_may_lead_where_an_answer_may(url, target, may):
     """Never from https to plain http, and to web servers only."""
     assert may_lead(url, target) is may

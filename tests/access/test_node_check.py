@@ -61,7 +61,7 @@ def snapshot(cache, commit):
     return cache / f"models--{TINY_REPO.replace('/', '--')}" / "snapshots" / commit
 
 
-def test_a_grant_leaves_a_receipt_and_a_refusal_none(hub, tmp_path):
+def test_prove_here_leaves_a_receipt_for_a_grant_and_none_for_a_refusal(hub, tmp_path):
     """Of the commit, with the token's fingerprint, on the node that proved it."""
     refused = prove_here(MODEL, node(hub, tmp_path, hub.issue_token(Behaviour.pending)))
     assert refused.outcome is Outcome.REQUEST_PENDING
@@ -72,7 +72,7 @@ def test_a_grant_leaves_a_receipt_and_a_refusal_none(hub, tmp_path):
     assert kept.license_sha256 is None
 
 
-def test_the_receipt_after_the_download_names_the_license(hub, tmp_path):
+def test_prove_later_names_the_license_in_the_receipt_after_the_download(hub, tmp_path):
     """Its text is part of the copy that is served."""
     serve_once(hub, tmp_path, hub.issue_token())
     (kept,) = receipts.stored(TINY_REPO)
@@ -80,7 +80,7 @@ def test_the_receipt_after_the_download_names_the_license(hub, tmp_path):
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_while_the_hub_is_down_a_fresh_receipt_and_a_complete_copy_are_enough(
+def test_prove_here_by_a_fresh_receipt_and_a_complete_copy_while_the_hub_is_down(
     hub, tmp_path, pinned
 ):
     """For the gate, which pins the receipt's commit, and for a replica, which is given one."""
@@ -98,7 +98,7 @@ def test_while_the_hub_is_down_a_fresh_receipt_and_a_complete_copy_are_enough(
     )
 
 
-def test_the_copy_is_taken_without_the_hub(hub, tmp_path):
+def test_fetch_takes_the_copy_without_the_hub(hub, tmp_path):
     """A replica that starts during the outage has its files at once."""
     access, commit = serve_once(hub, tmp_path, hub.issue_token())
     hub.stop()
@@ -108,7 +108,7 @@ def test_the_copy_is_taken_without_the_hub(hub, tmp_path):
     assert {path.name for path in directory.iterdir()} == set(FILES)
 
 
-def test_a_receipt_does_not_renew_itself(hub, tmp_path):
+def test_prove_here_does_not_renew_the_receipt_that_it_leans_on(hub, tmp_path):
     """The Hub's last yes keeps its date, however often it is leant on."""
     access, _ = serve_once(hub, tmp_path, hub.issue_token())
     before = list(receipts.stored(TINY_REPO))
@@ -118,7 +118,7 @@ def test_a_receipt_does_not_renew_itself(hub, tmp_path):
     assert list(receipts.stored(TINY_REPO)) == before
 
 
-def test_offline_mode_counts_as_a_hub_that_does_not_answer(hub, tmp_path, monkeypatch):
+def test_prove_here_in_offline_mode_is_as_without_an_answer(hub, tmp_path, monkeypatch):
     """HF_HUB_OFFLINE with a receipt passes, without one it blocks; nothing is asked."""
     access, commit = serve_once(hub, tmp_path, hub.issue_token())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -135,7 +135,7 @@ def test_offline_mode_counts_as_a_hub_that_does_not_answer(hub, tmp_path, monkey
     "behaviour",
     [Behaviour.pending, Behaviour.never_asked, Behaviour.invalid, Behaviour.expired],
 )
-def test_a_refusal_counts_more_than_any_receipt(hub, tmp_path, behaviour):
+def test_prove_here_counts_a_refusal_more_than_any_receipt(hub, tmp_path, behaviour):
     """A grant that was withdrawn blocks the next start, fresh receipt or not."""
     token = hub.issue_token()
     access, _ = serve_once(hub, tmp_path, token)
@@ -159,7 +159,9 @@ def test_a_refusal_counts_more_than_any_receipt(hub, tmp_path, behaviour):
         (Behaviour.cdn_cut, Outcome.WEIGHTS_UNREACHABLE),
     ],
 )
-def test_a_receipt_counts_where_nobody_said_no(hub, tmp_path, behaviour, outcome, pinned):
+def test_prove_here_counts_a_receipt_where_nobody_said_no(
+    hub, tmp_path, behaviour, outcome, pinned
+):
     """A counted or overloaded Hub, bytes that do not come: all that is needed is here."""
     token = hub.issue_token()
     access, commit = serve_once(hub, tmp_path, token)
@@ -186,7 +188,7 @@ def refused_while_down(hub, access, *, model=MODEL, commit=None):
     return verdict.hub_message.partition("allow_cached, but ")[2]
 
 
-def test_without_a_receipt_it_stays_unknown(hub, tmp_path):
+def test_prove_here_stays_unknown_without_a_receipt(hub, tmp_path):
     """A first start during an outage is blocked."""
     access = node(hub, tmp_path, hub.issue_token())
     assert refused_while_down(hub, access) == (
@@ -194,14 +196,16 @@ def test_without_a_receipt_it_stays_unknown(hub, tmp_path):
     )
 
 
-def test_another_tokens_receipt_does_not_count(hub, tmp_path):
+def test_prove_here_does_not_count_another_tokens_receipt(hub, tmp_path):
     """Whoever exchanges the token proves anew."""
     serve_once(hub, tmp_path, hub.issue_token())
     access = node(hub, tmp_path, hub.issue_token())
     assert "no receipt for this token" in refused_while_down(hub, access)
 
 
-def test_a_search_for_the_token_that_never_ends_is_not_needing_none(hub, tmp_path, monkeypatch):
+def test_prove_here_does_not_treat_an_endless_token_search_as_none_needed(
+    hub, tmp_path, monkeypatch
+):
     """The receipt of a public repository does not stand in for a token nobody has seen."""
     access = node(hub, tmp_path, hub.issue_token(), deadline_s=1.5)
     public = granted(token=TokenReport("none"))
@@ -219,7 +223,7 @@ def test_a_search_for_the_token_that_never_ends_is_not_needing_none(hub, tmp_pat
     assert "without a token no receipt fits" in verdict.hub_message
 
 
-def test_another_commit_or_revision_has_no_receipt(hub, tmp_path):
+def test_prove_here_has_no_receipt_for_another_commit_or_revision(hub, tmp_path):
     """Only what was proven counts, by its commit or by the name it was proven under."""
     access, commit = serve_once(hub, tmp_path, hub.issue_token())
     assert "and commit 000000000000" in refused_while_down(hub, access, commit="0" * 40)
@@ -228,7 +232,7 @@ def test_another_commit_or_revision_has_no_receipt(hub, tmp_path):
     assert prove_here(tagged, access, commit=commit).outcome is Outcome.GRANTED
 
 
-def test_a_stale_receipt_is_reported_with_its_age_and_limit(hub, tmp_path, monkeypatch):
+def test_prove_here_reports_a_stale_receipt_with_its_age_and_limit(hub, tmp_path, monkeypatch):
     """Its limit is `access.receipt_max_age_s`."""
     access, _ = serve_once(hub, tmp_path, hub.issue_token(), receipt_max_age_s=3600)
     clock = time.time
@@ -238,7 +242,7 @@ def test_a_stale_receipt_is_reported_with_its_age_and_limit(hub, tmp_path, monke
     )
 
 
-def test_a_receipt_of_a_clock_that_was_ahead_is_reported_so(hub, tmp_path, monkeypatch):
+def test_prove_here_reports_a_receipt_of_a_clock_that_was_ahead(hub, tmp_path, monkeypatch):
     """It counts only when its date has come."""
     clock = time.time
     monkeypatch.setattr(receipts.time, "time", lambda: clock() + 7200)
@@ -249,7 +253,7 @@ def test_a_receipt_of_a_clock_that_was_ahead_is_reported_so(hub, tmp_path, monke
     )
 
 
-def test_a_receipt_of_a_wrong_clock_does_not_hide_a_right_one(hub, tmp_path, monkeypatch):
+def test_prove_here_finds_a_right_receipt_behind_one_of_a_wrong_clock(hub, tmp_path, monkeypatch):
     """The watch proves the commit after the clock was set right; the branch's receipt is older."""
     clock = time.time
     monkeypatch.setattr(receipts.time, "time", lambda: clock() + 7200)
@@ -268,14 +272,14 @@ def test_a_receipt_of_a_wrong_clock_does_not_hide_a_right_one(hub, tmp_path, mon
         ("tokenizer.json", "no complete copy"),
     ],
 )
-def test_a_copy_that_lacks_a_file_does_not_count(hub, tmp_path, cache, name, words):
+def test_prove_here_does_not_count_a_copy_that_lacks_a_file(hub, tmp_path, cache, name, words):
     """Whatever the replica would have had to download."""
     access, commit = serve_once(hub, tmp_path, hub.issue_token())
     (snapshot(cache, commit) / name).unlink()
     assert words in refused_while_down(hub, access)
 
 
-def test_a_copy_whose_weights_are_cut_off_does_not_count(hub, tmp_path, cache):
+def test_prove_here_does_not_count_a_copy_whose_weights_are_cut_off(hub, tmp_path, cache):
     """A full disk may have left half a file under the right name."""
     access, commit = serve_once(hub, tmp_path, hub.issue_token())
     file = (snapshot(cache, commit) / "model-00001-of-00002.safetensors").resolve()
@@ -284,14 +288,14 @@ def test_a_copy_whose_weights_are_cut_off_does_not_count(hub, tmp_path, cache):
     assert "is cut off" in refused_while_down(hub, access)
 
 
-def test_no_copy_at_all_does_not_count(hub, tmp_path):
+def test_prove_here_does_not_count_a_receipt_without_a_copy(hub, tmp_path):
     """A node that proved its access and never downloaded cannot serve."""
     access = node(hub, tmp_path, hub.issue_token())
     prove_here(MODEL, access)
     assert "no complete copy" in refused_while_down(hub, access)
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(hub, tmp_path, cache):
+def test_prove_here_warns_of_a_cache_that_cannot_be_written(hub, tmp_path, cache):
     """The grant stands."""
     cache.write_text("a file where the cache should be")
     verdict = prove_here(MODEL, node(hub, tmp_path, hub.issue_token()))
@@ -299,7 +303,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(hub, tmp_path, cache):
     assert any("no receipt can be kept in" in warning for warning in verdict.token.warnings)
 
 
-def test_a_proof_of_the_commit_keeps_the_branchs_receipt_fresh(hub, tmp_path, monkeypatch):
+def test_prove_here_of_the_commit_keeps_the_branchs_receipt_fresh(hub, tmp_path, monkeypatch):
     """The watch asks for the commit; the next gate asks for the branch."""
     access, commit = serve_once(hub, tmp_path, hub.issue_token(), receipt_max_age_s=3600)
     clock = time.time
@@ -309,7 +313,7 @@ def test_a_proof_of_the_commit_keeps_the_branchs_receipt_fresh(hub, tmp_path, mo
     assert prove_here(MODEL, access).outcome is Outcome.GRANTED
 
 
-def test_a_local_directory_needs_no_receipt(tmp_path):
+def test_prove_here_needs_no_receipt_for_a_local_directory(tmp_path):
     """Nothing of the Hub is involved."""
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else Path(content))

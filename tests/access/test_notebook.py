@@ -40,20 +40,20 @@ def colab(monkeypatch):
         (None, "restart the session"),
     ],
 )
-def test_colabs_secret_is_distinguished_from_a_missing_one(colab, kind, words):
+def test_reasons_distinguish_colabs_secret_from_a_missing_one(colab, kind, words):
     """Each has another fix."""
     colab.answer = getattr(colab, kind)() if kind else None
     (reason,) = notebook.reasons()
     assert words in reason
 
 
-def test_a_runtime_without_a_panel_is_no_error(colab):
+def test_reasons_in_a_runtime_without_a_panel_are_no_error(colab):
     """Whatever Colab raises."""
     colab.answer = TimeoutError("panel")
     assert list(notebook.reasons()) == ["Colab's secrets could not be read (TimeoutError)"]
 
 
-def test_a_kernel_that_began_before_the_variable(monkeypatch, tmp_path):
+def test_resolve_token_in_a_kernel_that_began_before_the_variable(monkeypatch, tmp_path):
     """The reason stands beside the missing token, and only in a notebook."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)

@@ -32,7 +32,9 @@ def gate(hub, tmp_path, *, token="", **access):
     return preflight.preflight(config, placements=placements), config
 
 
-def test_no_node_blocks_unless_somebody_said_otherwise(hub, tmp_path, monkeypatch):
+def test_require_access_blocks_without_a_node_unless_somebody_said_otherwise(
+    hub, tmp_path, monkeypatch
+):
     """What is not known counts as no."""
     verdict, config = gate(hub, tmp_path, token=hub.issue_token())
     assert verdict.exit_code == 4
@@ -45,7 +47,7 @@ def test_no_node_blocks_unless_somebody_said_otherwise(hub, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("behaviour", [None, Behaviour.granted, Behaviour.pending])
-def test_deferred_the_commit_is_pinned_and_nothing_is_proven(hub, tmp_path, behaviour):
+def test_preflight_deferred_pins_the_commit_and_proves_nothing(hub, tmp_path, behaviour):
     """Whatever the builder's own token may do: it is not the replicas'."""
     token = hub.issue_token(behaviour) if behaviour else ""
     verdict, _ = gate(hub, tmp_path, token=token, on_no_nodes="defer")
@@ -60,7 +62,9 @@ def test_deferred_the_commit_is_pinned_and_nothing_is_proven(hub, tmp_path, beha
     ("behaviour", "code", "words"),
     [(Behaviour.hang, 4, "hub_unreachable"), (Behaviour.invalid, 3, "invalid_token")],
 )
-def test_deferred_without_a_commit_blocks_with_the_reason(hub, tmp_path, behaviour, code, words):
+def test_preflight_deferred_without_a_commit_blocks_with_the_reason(
+    hub, tmp_path, behaviour, code, words
+):
     """A branch that nobody can resolve cannot be pinned."""
     token = hub.issue_token(behaviour)
     verdict, _ = gate(hub, tmp_path, token=token, on_no_nodes="defer")
@@ -69,7 +73,7 @@ def test_deferred_without_a_commit_blocks_with_the_reason(hub, tmp_path, behavio
     assert words in verdict.table()
 
 
-def test_a_local_model_has_no_commit_to_pin(tmp_path):
+def test_preflight_of_a_local_model_pins_no_commit(tmp_path):
     """The directory is looked at where a replica starts."""
     config = AppConfig.model_validate(
         {"model": {"path": str(tmp_path / "none")}, "access": {"on_no_nodes": "defer"}}

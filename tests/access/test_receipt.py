@@ -32,7 +32,7 @@ def files(cache):
     return sorted((cache / ".serve-app" / "receipts").glob("*"))
 
 
-def test_a_granted_verdict_is_kept_and_found(cache):
+def test_keep_a_granted_verdict_and_find_it(cache):
     """Everything an auditor asks for comes back."""
     kept = receipts.keep(granted(), MODEL, HUB)
     found = receipts.find(MODEL, HUB, fingerprint="12345678")
@@ -41,7 +41,7 @@ def test_a_granted_verdict_is_kept_and_found(cache):
     assert found.is_fresh(60)
 
 
-def test_only_the_owner_reads_it(cache):
+def test_keep_lets_only_the_owner_read(cache):
     """Mode 0600, and no half-written file is left."""
     receipts.keep(granted(), MODEL, HUB)
     (path,) = files(cache)
@@ -51,13 +51,13 @@ def test_only_the_owner_reads_it(cache):
 @pytest.mark.parametrize(
     "outcome", [outcome for outcome in Outcome if outcome is not Outcome.GRANTED]
 )
-def test_nothing_but_a_grant_is_kept(cache, outcome):
+def test_keep_nothing_but_a_grant(cache, outcome):
     """A refusal, or a don't know, leaves no receipt."""
     assert receipts.keep(granted(outcome=outcome), MODEL, HUB) is None
     assert receipts.find(MODEL, HUB, fingerprint="12345678") is None
 
 
-def test_it_counts_only_for_its_token_hub_and_revision(cache):
+def test_find_only_by_token_hub_and_revision(cache):
     """Another token, Hub, revision, commit or repository finds nothing."""
     receipts.keep(granted(), MODEL, HUB)
     assert receipts.find(MODEL, HUB, fingerprint="87654321") is None
@@ -73,7 +73,7 @@ def test_it_counts_only_for_its_token_hub_and_revision(cache):
     assert receipts.find(pinned, HUB, fingerprint="12345678", commit=COMMIT) is not None
 
 
-def test_a_later_proof_keeps_the_first_date_and_the_account(cache, monkeypatch):
+def test_keep_of_a_later_proof_keeps_the_first_date_and_the_account(cache, monkeypatch):
     """The "since when" does not move when the watch proves it again without asking whose it is."""
     monkeypatch.setattr(receipts.time, "time", lambda: 1000.0)
     receipts.keep(granted(), MODEL, HUB)
@@ -82,7 +82,7 @@ def test_a_later_proof_keeps_the_first_date_and_the_account(cache, monkeypatch):
     assert (again.first_granted_at, again.granted_at, again.account) == (1000.0, 5000.0, "alice")
 
 
-def test_a_first_date_from_a_clock_that_was_ahead_is_set_right(cache, monkeypatch):
+def test_keep_sets_right_a_first_date_from_a_clock_that_was_ahead(cache, monkeypatch):
     """Nothing is granted before it is proven, whatever a clock said that was set since."""
     monkeypatch.setattr(receipts.time, "time", lambda: 9000.0)
     receipts.keep(granted(), MODEL, HUB)
@@ -92,7 +92,7 @@ def test_a_first_date_from_a_clock_that_was_ahead_is_set_right(cache, monkeypatc
     assert again.is_fresh(60)
 
 
-def test_the_latest_commit_of_a_revision_wins(cache, monkeypatch):
+def test_find_the_latest_commit_of_a_revision(cache, monkeypatch):
     """When the branch moved, the newer proof is the one that counts."""
     for at, commit in ((1000.0, COMMIT), (2000.0, OTHER)):
         monkeypatch.setattr(receipts.time, "time", lambda at=at: at)
@@ -112,14 +112,14 @@ def test_freshness_has_a_limit_in_both_directions(cache, monkeypatch, age, fresh
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"repo_id": 1}', "\xff"])
-def test_a_damaged_receipt_counts_as_missing(cache, damage):
+def test_find_treats_a_damaged_receipt_as_missing(cache, damage):
     """A truncated or foreign file blocks nothing and grants nothing."""
     receipts.keep(granted(), MODEL, HUB)
     files(cache)[0].write_bytes(damage.encode("latin-1"))
     assert receipts.find(MODEL, HUB, fingerprint="12345678") is None
 
 
-def test_the_license_text_of_the_copy_is_hashed(cache):
+def test_license_in_hashes_the_text_of_the_copy(cache):
     """Before the download there is no hash; after it there is."""
     assert receipts.keep(granted(), MODEL, HUB).license_sha256 is None
     copy = cache / "models--acme--tiny" / "snapshots" / COMMIT

@@ -36,7 +36,7 @@ async def rounds(answers, until):
     return watch, seen
 
 
-async def test_a_place_without_nodes_is_no_alarm_when_it_is_deferred():
+async def test_recheck_of_a_deferred_place_without_nodes_is_no_alarm():
     """Scaled to zero: said once, and not as an error."""
     nowhere = replace(verdict(Outcome.PROBE_FAILED).nodes[0], node_id="", deferred=True)
     gone = replace(verdict(Outcome.GRANTED), nodes=(nowhere,))
@@ -49,7 +49,7 @@ async def test_a_place_without_nodes_is_no_alarm_when_it_is_deferred():
     assert {entry["log_level"] for entry in logs} == {"info"}
 
 
-async def test_the_first_verdict_is_shown_at_once():
+async def test_watch_shows_the_first_verdict_at_once():
     """Nobody waits an interval to see the matrix; the gauge gets it too."""
     seen = []
     watch = Watch(lambda: None, verdict(Outcome.GRANTED), interval_s=900, on_verdict=seen.append)
@@ -58,7 +58,7 @@ async def test_the_first_verdict_is_shown_at_once():
     assert len(seen) == 1
 
 
-async def test_a_lost_grant_is_shown_and_logged_once():
+async def test_watch_shows_and_logs_a_lost_grant_once():
     """The node turns red in the snapshot; one error line, not one for each round."""
     lost = verdict(Outcome.GRANTED, Outcome.LICENSE_NOT_ACCEPTED)
     with structlog.testing.capture_logs() as logs:
@@ -74,7 +74,7 @@ async def test_a_lost_grant_is_shown_and_logged_once():
     assert refused[0]["node_id"] == "id1"
 
 
-async def test_a_grant_that_comes_back_is_logged():
+async def test_watch_logs_a_grant_that_comes_back():
     """The end of a problem is news as well."""
     with structlog.testing.capture_logs() as logs:
         await rounds(
@@ -84,7 +84,7 @@ async def test_a_grant_that_comes_back_is_logged():
     assert [line["event"] for line in logs] == ["access.granted"]
 
 
-async def test_a_warning_that_is_new_is_logged_once():
+async def test_watch_logs_a_new_warning_once():
     """Such as that receipts cannot be kept while the disk is full; grants are not touched."""
     fine = verdict(Outcome.GRANTED, Outcome.GRANTED)
     token = TokenReport("env:HF_TOKEN", warnings=("no receipt can be kept",))

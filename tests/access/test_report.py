@@ -29,7 +29,7 @@ def decision(*nodes, **facts):
     return Verdict("acme/tiny", "main", COMMIT, "https://hub", 1.5, nodes, 5, **facts)
 
 
-def test_a_deferral_says_that_nothing_is_proven():
+def test_report_of_a_deferral_says_that_nothing_is_proven():
     """Nobody may take it for a grant."""
     nowhere = verdict("(no node)", Outcome.PROBE_FAILED, hub_message="a replica asks for GPU 1")
     table = decision(replace(nowhere, deferred=True)).table()
@@ -39,14 +39,14 @@ def test_a_deferral_says_that_nothing_is_proven():
     assert "granted" not in table
 
 
-def test_what_a_receipt_granted_is_noted():
+def test_report_notes_what_a_receipt_granted():
     """With the reason, so that a yes of the Hub and a yes from memory are distinguished."""
     table = decision(granted("node-a", hub_message="granted by a receipt 3.0 h old")).table()
     assert table.startswith("Access granted")
     assert "Note: granted by a receipt 3.0 h old (node-a)" in table
 
 
-def test_table_tells_node_outcome_token_account_words_mend_and_link():
+def test_table_has_node_outcome_token_account_words_fix_and_link():
     """A tired person finds everything without opening a log."""
     table = decision(*NODES).table()
     assert table.startswith("Access BLOCKED: 2 of 3 nodes cannot read acme/tiny (main, commit ")
@@ -61,7 +61,7 @@ def test_table_tells_node_outcome_token_account_words_mend_and_link():
         assert words in table
 
 
-def test_serve_status_shows_the_table_as_a_block():
+def test_report_in_serve_status_is_a_block():
     """YAML keeps the lines only without tabs, trailing spaces and other than ASCII."""
     table = decision(*NODES).table()
     assert table.isascii()
@@ -82,12 +82,12 @@ def test_serve_status_shows_the_table_as_a_block():
         ((granted("a"), granted("b", "d" * 40)), "Access NOT PROVEN: the nodes disagree"),
     ],
 )
-def test_the_first_line_is_the_decision(nodes, words):
+def test_report_begins_with_the_decision(nodes, words):
     """Yes, no and don't know read differently."""
     assert decision(*nodes).table().startswith(words)
 
 
-def test_the_same_problem_is_explained_once():
+def test_report_explains_the_same_problem_once():
     """A hundred nodes with one cause give one paragraph, and all refused nodes a row."""
     refused = [verdict(f"bad-{i}", Outcome.NO_TOKEN, http_status=401) for i in range(100)]
     table = decision(*(granted(f"good-{i}") for i in range(900)), *refused).table()
@@ -106,7 +106,7 @@ def test_line_says_all_in_one_line():
         assert words in line
 
 
-def test_foreign_words_are_made_safe():
+def test_sanitise_makes_foreign_words_safe():
     """No control characters, no secret, no novel; also a secret that control characters split."""
     token = fake_token()
     dirty = f"a\x1b[31m\n\tb {token} c {token[:9]}\u200b{token[9:]} " + "x" * 999

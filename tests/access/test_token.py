@@ -39,7 +39,7 @@ def stored(value: str) -> Path:
     return path
 
 
-def test_no_token_anywhere_is_no_fault():
+def test_resolve_token_finds_none_anywhere_without_a_fault():
     """A public repository needs none."""
     resolved = resolve_token(DEFAULT)
     assert (resolved.token, resolved.fault) == (None, None)
@@ -48,7 +48,7 @@ def test_no_token_anywhere_is_no_fault():
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
 @pytest.mark.parametrize("around", ["{}", "{}\n", "  {} \r\n"])
-def test_variables_are_sent_as_huggingface_hub_sends_them(monkeypatch, name, around):
+def test_resolve_token_from_variables_as_huggingface_hub_sends_them(monkeypatch, name, around):
     """White space around the value does no harm there, so it does none here."""
     token = fake_token()
     monkeypatch.setenv(name, around.format(token))
@@ -71,7 +71,7 @@ def test_variables_are_sent_as_huggingface_hub_sends_them(monkeypatch, name, aro
         (None, None, None, "none"),
     ],
 )
-def test_the_order_is_that_of_huggingface_hub(monkeypatch, hf_token, legacy, file, source):
+def test_resolve_token_in_the_order_of_huggingface_hub(monkeypatch, hf_token, legacy, file, source):
     """Of several tokens the one that is named is the one that is sent."""
     for name, value in (("HF_TOKEN", hf_token), ("HUGGING_FACE_HUB_TOKEN", legacy)):
         if value is not None:
@@ -83,7 +83,7 @@ def test_the_order_is_that_of_huggingface_hub(monkeypatch, hf_token, legacy, fil
     assert resolved.report.source.startswith(source)
 
 
-def test_implicit_tokens_can_be_switched_off(monkeypatch):
+def test_resolve_token_with_implicit_tokens_switched_off(monkeypatch):
     """Then huggingface_hub sends nothing, and we say why."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     monkeypatch.setenv("HF_TOKEN", fake_token())
@@ -92,7 +92,7 @@ def test_implicit_tokens_can_be_switched_off(monkeypatch):
     assert "HF_HUB_DISABLE_IMPLICIT_TOKEN" in resolved.report.warnings[0]
 
 
-def test_a_configured_file_wins_and_is_read_again(monkeypatch, tmp_path):
+def test_resolve_token_prefers_a_configured_file_and_reads_it_again(monkeypatch, tmp_path):
     """Over every variable; a rotated secret is seen at the next check; `~` is the home."""
     monkeypatch.setenv("HF_TOKEN", fake_token())
     config = AccessConfig(token_file="~/secret")
@@ -104,7 +104,7 @@ def test_a_configured_file_wins_and_is_read_again(monkeypatch, tmp_path):
         assert resolved.report.source == "file:~/secret"
 
 
-def test_a_configured_variable_wins_over_the_usual_ones(monkeypatch):
+def test_resolve_token_prefers_a_configured_variable(monkeypatch):
     """It also works where implicit tokens are off, because it is explicit."""
     token = fake_token()
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
@@ -114,7 +114,7 @@ def test_a_configured_variable_wins_over_the_usual_ones(monkeypatch):
     assert (sent(resolved), resolved.report.source) == (token, "env:LLAMA_TOKEN")
 
 
-def test_a_configured_variable_that_is_not_set_is_reported(monkeypatch):
+def test_resolve_token_reports_a_configured_variable_that_is_not_set(monkeypatch):
     """The usual order follows, with a note."""
     monkeypatch.setenv("HF_TOKEN", fake_token())
     resolved = resolve_token(AccessConfig(token_env="LLAMA_TOKEN"))
@@ -147,7 +147,7 @@ def test_a_configured_variable_that_is_not_set_is_reported(monkeypatch):
         ("hf_ {}", "spaces"),
     ],
 )
-def test_shape_faults_are_reported_before_any_request(tmp_path, raw, words):
+def test_resolve_token_reports_shape_faults_before_any_request(tmp_path, raw, words):
     """The message says what is wrong and where, and never shows the value."""
     token = fake_token()
     file = tmp_path / "secret"
@@ -162,7 +162,7 @@ def test_shape_faults_are_reported_before_any_request(tmp_path, raw, words):
 
 @pytest.mark.parametrize("around", ["{}", "{}\n", "  {}"])
 @pytest.mark.parametrize(("times", "prefix"), [(1, "hf_"), (2, "hf_"), (1, "api_org_")])
-def test_a_token_that_was_encoded_twice_is_reported_so(tmp_path, around, times, prefix):
+def test_resolve_token_reports_a_token_that_was_encoded_twice(tmp_path, around, times, prefix):
     """The `data:` of a Kubernetes Secret is base64 already; who encodes by hand does it again."""
     value = around.format(fake_token().replace("hf_", prefix))
     for _ in range(times):
@@ -175,14 +175,14 @@ def test_a_token_that_was_encoded_twice_is_reported_so(tmp_path, around, times, 
         assert value[:20] not in repr(resolved)
 
 
-def test_a_token_that_only_looks_like_base64_is_sent(tmp_path):
+def test_resolve_token_sends_a_token_that_only_looks_like_base64(tmp_path):
     """A mirror's own tokens may be anything."""
     (tmp_path / "secret").write_text("bm90aGluZyBvZiB0aGUgSHVi")
     assert resolve_token(AccessConfig(token_file=str(tmp_path / "secret"))).fault is None
 
 
 @pytest.mark.parametrize("raw", ["{}\n{}", '"{}"', "Bearer {}"])
-def test_shape_faults_of_the_stored_login_and_of_variables(monkeypatch, raw):
+def test_resolve_token_reports_shape_faults_of_the_stored_login_and_of_variables(monkeypatch, raw):
     """Two lines are glued together by huggingface_hub; the result would be garbage."""
     value = raw.format(fake_token(), fake_token())
     stored(value)
@@ -193,7 +193,7 @@ def test_shape_faults_of_the_stored_login_and_of_variables(monkeypatch, raw):
     assert "env:HF_TOKEN" in resolved.fault.message
 
 
-def test_a_mounted_folder_is_not_a_token(tmp_path):
+def test_resolve_token_takes_no_mounted_folder(tmp_path):
     """A Kubernetes secret mounts as a directory; so may the stored login."""
     folder = tmp_path / "secret"
     folder.mkdir()
@@ -204,14 +204,14 @@ def test_a_mounted_folder_is_not_a_token(tmp_path):
     assert "is a directory" in resolve_token(DEFAULT).fault.message
 
 
-def test_a_configured_file_that_is_absent_is_no_token(tmp_path):
+def test_resolve_token_has_none_when_a_configured_file_is_absent(tmp_path):
     """It was asked for, so another token does not take its place."""
     resolved = resolve_token(AccessConfig(token_file=str(tmp_path / "absent")))
     assert resolved.fault.outcome is Outcome.NO_TOKEN
     assert "does not exist on this node" in resolved.fault.message
 
 
-def test_a_file_that_may_not_be_read(monkeypatch, tmp_path):
+def test_resolve_token_reports_a_file_that_may_not_be_read(monkeypatch, tmp_path):
     """The message says whose permission is lacking, whoever runs this test."""
     file = tmp_path / "secret"
     file.write_text(fake_token())
@@ -225,7 +225,7 @@ def test_a_file_that_may_not_be_read(monkeypatch, tmp_path):
     assert "may not be read" in resolved.fault.message
 
 
-def test_a_binary_file_is_not_a_token(tmp_path):
+def test_resolve_token_takes_no_binary_file(tmp_path):
     """It would make huggingface_hub raise UnicodeDecodeError at every call."""
     file = tmp_path / "secret"
     file.write_bytes(b"\xff\xfe\x00\x80")
@@ -233,7 +233,7 @@ def test_a_binary_file_is_not_a_token(tmp_path):
     assert "not a text file" in resolved.fault.message
 
 
-def test_oidc_without_an_identity_is_reported(monkeypatch):
+def test_resolve_token_reports_oidc_without_an_identity(monkeypatch):
     """huggingface_hub would raise at every call, even with a good HF_TOKEN."""
     monkeypatch.setenv("HF_OIDC_RESOURCE", "acme/tiny")
     monkeypatch.setenv("HF_TOKEN", fake_token())
@@ -244,7 +244,7 @@ def test_oidc_without_an_identity_is_reported(monkeypatch):
     assert "HF_OIDC_RESOURCE is set" in resolved.fault.message
 
 
-def test_rivals_are_named_without_their_values(monkeypatch, tmp_path):
+def test_resolve_token_names_rivals_without_their_values(monkeypatch, tmp_path):
     """A second variable, a stored login and a git credential that disagree are noted."""
     values = [fake_token() for _ in range(4)]
     monkeypatch.setenv("HF_TOKEN", values[0])
@@ -259,7 +259,7 @@ def test_rivals_are_named_without_their_values(monkeypatch, tmp_path):
     assert not any(value in repr(resolved) for value in values)
 
 
-def test_the_same_token_twice_is_no_conflict(monkeypatch, tmp_path):
+def test_resolve_token_sees_no_conflict_in_the_same_token_twice(monkeypatch, tmp_path):
     """Two places with one value agree."""
     token = fake_token()
     monkeypatch.setenv("HF_TOKEN", token)
@@ -269,7 +269,7 @@ def test_the_same_token_twice_is_no_conflict(monkeypatch, tmp_path):
     assert resolve_token(DEFAULT).report.warnings == ()
 
 
-def test_a_token_neither_prints_nor_pickles():
+def test_token_neither_prints_nor_pickles():
     """Only `reveal` gives the value."""
     value = fake_token()
     token = Token(value)

@@ -27,21 +27,21 @@ def test_outcomes_are_the_published_ones():
     assert [outcome.value for outcome in Outcome] == ALL
 
 
-def test_all_nodes_granted_at_one_commit_is_a_yes():
+def test_verdict_is_yes_when_all_nodes_are_granted_at_one_commit():
     """Approval needs every node."""
     decision = whole(granted("a"), granted("b"))
     assert (decision.approved, decision.exit_code) == (True, 0)
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome != "granted"])
-def test_one_other_outcome_is_a_no(outcome):
+def test_verdict_is_no_for_one_other_outcome(outcome):
     """Whatever it is, it blocks; the exit code distinguishes a refusal from not knowing."""
     decision = whole(granted("a"), verdict("b", outcome))
     assert not decision.approved
     assert decision.exit_code == (4 if outcome in UNDETERMINED else 3)
 
 
-def test_a_refusal_outweighs_not_knowing():
+def test_verdict_refusal_outweighs_not_knowing():
     """Exit 3 if anything was refused."""
     nodes = (verdict("a", Outcome.HUB_UNREACHABLE), verdict("b", Outcome.NO_TOKEN))
     assert whole(*nodes).exit_code == 3
@@ -57,17 +57,17 @@ def test_a_refusal_outweighs_not_knowing():
     ],
     ids=["no node", "two commits", "no commit", "no node, local"],
 )
-def test_granted_nodes_alone_do_not_approve(decision):
+def test_verdict_does_not_approve_by_granted_nodes_alone(decision):
     """Without a node, or without one commit that all agree on, the answer is no (exit 4)."""
     assert (decision.approved, decision.exit_code) == (False, 4)
 
 
-def test_a_local_model_needs_no_commit():
+def test_verdict_of_a_local_model_needs_no_commit():
     """A directory has none."""
     assert whole(granted("a", None), commit=None, is_local=True).approved
 
 
-def test_a_deferred_place_lets_pass_only_with_a_commit_and_without_a_refusal():
+def test_verdict_deferred_passes_only_with_a_commit_and_without_a_refusal():
     """What was not asked is no yes: it is distinguished, and one refusal elsewhere blocks."""
     nowhere = verdict("x", Outcome.PROBE_FAILED, deferred=True)
     assert whole(nowhere).approved
@@ -82,12 +82,12 @@ def test_a_deferred_place_lets_pass_only_with_a_commit_and_without_a_refusal():
 
 
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.PROBE_FAILED])
-def test_nothing_that_was_asked_can_be_deferred(outcome):
+def test_verdict_defers_nothing_that_was_asked(outcome):
     """The mark means that nobody answered; beside an answer it approves nothing."""
     assert not whole(verdict("a", outcome, deferred=True)).approved
 
 
-def test_json_is_the_published_shape():
+def test_verdict_json_is_the_published_shape():
     """Keys and their order are what `check --json` promises."""
     shape = whole(verdict("a", Outcome.NO_TOKEN, http_status=401, hub_message="no", url="u"))
     assert shape.to_json() == {
@@ -120,7 +120,7 @@ def test_json_is_the_published_shape():
     }
 
 
-def test_verdicts_cross_processes():
+def test_verdict_crosses_processes():
     """They pickle and come back equal."""
     decision = whole(granted("a"), verdict("b", Outcome.UNKNOWN, hub_message="?"))
     assert pickle.loads(pickle.dumps(decision)) == decision

@@ -38,14 +38,14 @@ def asked(found):
     ]
 
 
-def test_those_on_gpus_load_the_weights():
+def test_placements_of_those_on_gpus_load_the_weights():
     """Each with its own bundles, and the application's environment under its own."""
     found = placements(application(), runtime_env=ENV)
     assert asked(found) == [[{"CPU": 1, "GPU": 1}], [{"CPU": 1}, {"GPU": 2, "CPU": 1}]]
     assert [place.runtime_env for place in found] == [{"env_vars": {"A": "1", "B": "2"}}, ENV]
 
 
-def test_named_ones_and_without_gpus_all():
+def test_placements_of_named_ones_and_of_all_without_gpus():
     """Names win; equal places are one."""
     (front,) = placements(application(), names=["Front"])
     assert asked([front]) == [[{"CPU": 1}]]
@@ -54,7 +54,7 @@ def test_named_ones_and_without_gpus_all():
         placements(application(), names=["Lader"])
 
 
-def test_the_config_overrides_the_code():
+def test_placements_take_the_configs_overrides_of_the_code():
     """Resources, labels and bundles of the YAML take the place of the code's."""
     changed = [
         DeploymentSchema(name="Loader", ray_actor_options={"num_gpus": 2}),
@@ -69,7 +69,7 @@ def test_the_config_overrides_the_code():
     assert group.demands[0].labels == {"zone": "b"}
 
 
-def test_a_probe_runs_no_hook_of_the_replicas_process():
+def test_placements_run_no_hook_of_the_replicas_process():
     """The builder of ray.serve.llm sets one, which would import an engine."""
     env = {"worker_process_setup_hook": "m.hook", "env_vars": {"A": "1"}}
     (found,) = placements(part("L", ray_actor_options={"num_gpus": 1, "runtime_env": env}))

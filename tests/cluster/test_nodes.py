@@ -23,7 +23,7 @@ def names(nodes, *options, draining=()):
 GPU = {"num_gpus": 1}
 
 
-def test_what_a_node_has_in_total_counts():
+def test_eligible_counts_what_a_node_has_in_total():
     """Enough GPUs at once on one node; what is in use now does not matter."""
     nodes = [node("none"), node("one", GPU=1.0), node("eight", GPU=8.0)]
     assert names(nodes, {"num_gpus": 0}) == ["eight", "none", "one"]
@@ -32,27 +32,27 @@ def test_what_a_node_has_in_total_counts():
     assert names(nodes, {"num_cpus": 9}) == []
 
 
-def test_serve_gives_a_replica_one_cpu():
+def test_eligible_gives_a_replica_one_cpu_as_serve_does():
     """A node without CPUs, as a head often is, cannot host one that does not say 0."""
     head = {**node("head"), "Resources": {"CPU": 0.0}}
     assert names([head], {}) == []
     assert names([head], {"num_cpus": 0}) == ["head"]
 
 
-def test_dead_and_draining_nodes_do_not_count():
+def test_eligible_does_not_count_dead_and_draining_nodes():
     """Nothing will be placed there any more."""
     nodes = [node("dead", alive=False), node("leaving"), node("here")]
     assert names(nodes, {}, draining={"id-leaving"}) == ["here"]
 
 
-def test_accelerator_and_custom_resources():
+def test_eligible_by_accelerator_and_custom_resources():
     """By Ray's names for them."""
     nodes = [node("h100", **{"accelerator_type:H100": 1.0}), node("odd", odd=2.0), node("bare")]
     assert names(nodes, {"accelerator_type": "H100"}) == ["h100"]
     assert names(nodes, {"resources": {"odd": 1}}) == ["odd"]
 
 
-def test_any_bundle_of_a_placement_group_may_land():
+def test_eligible_for_any_bundle_of_a_placement_group():
     """A node counts if it can host one of them."""
     nodes = [node("gpu", GPU=1.0), node("odd", odd=1.0), node("bare")]
     assert names(nodes, GPU, {"resources": {"odd": 1}}) == ["gpu", "odd"]
@@ -76,18 +76,18 @@ def test_any_bundle_of_a_placement_group_may_land():
         ("!in(a,b)", None, True),
     ],
 )
-def test_label_selectors(selector, value, matches):
+def test_label_matches_the_four_forms_of_selectors(selector, value, matches):
     """The four forms that Ray has; a node without the label is not equal to anything."""
     assert label_matches(selector, value) is matches
 
 
-def test_all_labels_have_to_match():
+def test_eligible_matches_all_labels():
     """Each key on its own."""
     nodes = [node("both", labels={"a": "1", "b": "2"}), node("one", labels={"a": "1"})]
     assert names(nodes, {"label_selector": {"a": "1", "b": "2"}}) == ["both"]
 
 
-def test_a_shortage_says_what_is_asked_and_what_exists():
+def test_shortage_says_what_is_asked_and_what_exists():
     """Equal nodes are counted, dead ones left out."""
     nodes = [node("a"), node("b"), node("c", GPU=1.0, labels={"zone": "x"}), node("d", alive=False)]
     text = shortage(nodes, [Demand({"CPU": 1, "GPU": 4}, {"zone": "y"})])

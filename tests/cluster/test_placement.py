@@ -39,25 +39,25 @@ def goal(monkeypatch):
     return applications
 
 
-def test_without_serve_the_config_says_where(goal):
+def test_placements_of_the_config_without_serve(goal):
     """In the caller's own environment, which tasks inherit."""
     assert placement.placements_of(CONFIG) == (placement.Placement((OWN,)),)
     assert placement.asked_by(CONFIG).runtime_env == {}
 
 
-def test_other_applications_do_not_count(goal):
+def test_placements_of_do_not_count_other_applications(goal):
     """Neither those with other args nor those that are not ours."""
     goal += [application(args={"model": {"repo_id": "acme/other"}}), application(args={"x": 1})]
     assert placement.placements_of(CONFIG) == (placement.Placement((OWN,)),)
 
 
-def test_the_environment_of_the_application_is_the_replicas(goal):
+def test_placements_of_have_the_environment_of_the_application(goal):
     """It is passed on even where the builder would have inherited it."""
     goal.append(application(runtime_env={"env_vars": {"A": "1"}}))
     assert placement.placements_of(CONFIG)[0].runtime_env == {"env_vars": {"A": "1"}}
 
 
-def test_overrides_of_the_deployment_count_though_the_builder_never_sees_them(goal):
+def test_placements_of_count_overrides_that_the_builder_never_sees(goal):
     """Resources replace the config's, as Serve does; variables are combined, the rest replaced."""
     own = {"env_vars": {"B": "2", "C": "2"}, "pip": ["y"]}
     options = {"num_gpus": 1, "label_selector": {"zone": "in(a,b)"}, "runtime_env": own}
@@ -69,7 +69,7 @@ def test_overrides_of_the_deployment_count_though_the_builder_never_sees_them(go
     assert found.runtime_env == override_runtime_envs_except_env_vars(APP_ENV, own)
 
 
-def test_from_outside_the_same_overrides_give_the_same_placement(goal):
+def test_placement_of_outside_is_that_of_the_builder(goal):
     """`serve-app check` reads the file, the builder asks the controller; they agree."""
     options = {"num_gpus": 1, "runtime_env": {"env_vars": {"B": "2"}}}
     reported = application(
@@ -84,20 +84,20 @@ def test_from_outside_the_same_overrides_give_the_same_placement(goal):
     assert placement.placement_of(CONFIG, {}) == placement.asked_by(CONFIG)
 
 
-def test_overrides_of_the_ingress_do_not_count(goal):
+def test_placements_of_do_not_count_overrides_of_the_ingress(goal):
     """Only the deployment that reads the weights matters."""
     goal.append(application({"name": "Ingress", "ray_actor_options": {"num_gpus": 8}}))
     assert placement.placements_of(CONFIG)[0].demands == (OWN,)
 
 
-def test_any_bundle_of_a_placement_group_may_hold_the_replica(goal):
+def test_placements_of_any_bundle_of_a_placement_group(goal):
     """Each is a demand of its own."""
     bundles = [{"CPU": 1.0}, {"GPU": 1.0}]
     goal.append(application({"name": "LLMServer", "placement_group_bundles": bundles}))
     assert placement.placements_of(CONFIG)[0].demands == (Demand({"CPU": 1}), Demand({"GPU": 1}))
 
 
-def test_two_applications_with_the_same_args_are_both_checked(goal):
+def test_placements_of_two_applications_with_the_same_args_are_both_checked(goal):
     """The builder does not know which of them it builds; equal ones are checked once."""
     special = {"name": "LLMServer", "ray_actor_options": {"num_gpus": 1}}
     goal += [application(), application(name="again"), application(special, name="special")]
@@ -112,14 +112,14 @@ def no_recorded_cluster(monkeypatch):
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: None)
 
 
-def test_no_cluster_is_looked_for_beyond_what_is_named(no_recorded_cluster, monkeypatch):
+def test_find_cluster_looks_for_none_beyond_what_is_named(no_recorded_cluster, monkeypatch):
     """A Ray process of somebody else on the same machine is left alone."""
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"192.0.2.1:6379"})
     assert connection.find_cluster(None) is None
 
 
 @pytest.mark.parametrize("named", ["argument", "variable"])
-def test_a_named_cluster_that_is_not_there_is_a_config_error(
+def test_find_cluster_that_is_named_and_not_there_is_a_config_error(
     no_recorded_cluster, monkeypatch, named
 ):
     """At once, with the address in the message."""
@@ -132,7 +132,9 @@ def test_a_named_cluster_that_is_not_there_is_a_config_error(
             connection.find_cluster(address if named == "argument" else None)
 
 
-def test_something_else_at_the_address_is_a_config_error(no_recorded_cluster, monkeypatch):
+def test_find_cluster_with_something_else_at_the_address_is_a_config_error(
+    no_recorded_cluster, monkeypatch
+):
     """Within the limit; Ray itself would try for minutes."""
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT_S", 1.0)
     release = threading.Event()

@@ -23,7 +23,7 @@ def ray_calls(monkeypatch):
     return calls
 
 
-def test_the_job_carries_the_applications_environment_and_tasks_the_rest(ray_calls):
+def test_connected_job_carries_the_applications_environment_and_tasks_the_rest(ray_calls):
     """Only a job may upload a local directory; what a deployment overrides is asked for again."""
     merged = APP_ENV | {"env_vars": {"A": "1", "B": "2"}}
     with connected(Placement(DEMANDS, merged), APP_ENV, "host:1") as placement:
@@ -34,14 +34,14 @@ def test_the_job_carries_the_applications_environment_and_tasks_the_rest(ray_cal
     ]
 
 
-def test_the_connection_ends_with_an_error_too(ray_calls):
+def test_connected_ends_with_an_error_too(ray_calls):
     """A process does not stay in somebody's cluster."""
     with pytest.raises(KeyError), connected(Placement(DEMANDS), {}, "host:1"):
         raise KeyError
     assert ray_calls[-1] == "shutdown"
 
 
-def test_a_process_that_is_connected_stays_so(ray_calls, monkeypatch):
+def test_connected_leaves_a_process_that_is_connected(ray_calls, monkeypatch):
     """Its own job cannot change; tasks ask for everything."""
     monkeypatch.setattr(tasks.ray, "is_initialized", lambda: True)
     placed = Placement(DEMANDS, APP_ENV)
@@ -50,7 +50,7 @@ def test_a_process_that_is_connected_stays_so(ray_calls, monkeypatch):
     assert ray_calls == []
 
 
-def test_without_an_address_there_is_no_cluster(ray_calls):
+def test_connected_without_an_address_has_no_cluster(ray_calls):
     """None, not this machine by accident."""
     with connected(Placement(DEMANDS), {}, None) as placement:
         assert placement is None
@@ -84,7 +84,7 @@ class Simulated(NodeTasks):
         self.cancelled.append(ref)
 
 
-def test_all_nodes_are_asked_and_each_answers_for_itself():
+def test_ask_all_nodes_and_each_answers_for_itself():
     """The silent one is cancelled, the lost one reported, the others' answers are there."""
     tasks = Simulated({"a": "yes", "b": None, "c": Lost("died")})
     answers = tasks.ask_all("question", timeout_s=2)

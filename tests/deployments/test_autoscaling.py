@@ -39,18 +39,18 @@ def context(*loads, replicas=2, requests=0.0):
     ],
     ids=["no report", "idle", "tokens", "requests", "own target", "asleep"],
 )
-def test_the_larger_need_counts(target, given, needed):
+def test_token_load_takes_the_larger_need(target, given, needed):
     """In requests, or in tokens against what fits the KV cache or the target that was set."""
     assert TokenLoad(target)(given)[0] == needed
 
 
-def test_a_replica_reports_what_runs_and_what_waits():
+def test_load_of_a_replica_is_what_runs_and_what_waits():
     """Both, with the size of the cache."""
     stats = EngineStats(1, 1, 0, 900, 0, 0, 0, 0, waiting_tokens=300, running_tokens=200)
     assert load_of(stats) == {"ongoing_tokens": 500.0, "kv_tokens": 900.0}
 
 
-def test_the_policy_reaches_the_controller_by_value():
+def test_policy_reaches_the_controller_by_value():
     """Its module needs nothing of this package there, and nothing heavy."""
     policy = Policy(policy_function=POLICY, policy_kwargs={"target_ongoing_tokens": 5})
     check = (

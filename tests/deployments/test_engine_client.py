@@ -85,7 +85,7 @@ async def taken(handle, request=REQUEST):
 
 
 @pytest.mark.parametrize("loss", [ActorDiedError(), EngineDead("the engine stopped")])
-async def test_a_replica_lost_before_its_first_token_costs_nothing(loss):
+async def test_engine_client_moves_a_request_of_a_replica_lost_before_its_first_token(loss):
     """The request goes to another replica, and the log says so."""
     handle = Handle([loss], [FIRST, LAST])
     with capture_logs() as logs:
@@ -94,21 +94,21 @@ async def test_a_replica_lost_before_its_first_token_costs_nothing(loss):
     assert (handle.courses, handle.cancelled) == ([], 0)
 
 
-async def test_a_stream_that_has_begun_is_not_begun_again():
+async def test_engine_client_does_not_begin_again_a_stream_that_has_begun():
     """Its client learns that it may ask again; no token comes twice."""
     handle = Handle([FIRST, ActorDiedError()], [FIRST, LAST])
     assert await taken(handle) == [FIRST, EngineDead]
     assert len(handle.courses) == 1
 
 
-async def test_a_request_moves_once():
+async def test_engine_client_moves_a_request_once():
     """Two lost replicas end it: a request that kills them does not go through them all."""
     handle = Handle([ActorDiedError()], [ActorDiedError()], [FIRST, LAST])
     assert await taken(handle) == [EngineDead]
     assert len(handle.courses) == 1
 
 
-async def test_a_stopped_engine_is_no_move(monkeypatch):
+async def test_engine_client_does_not_count_a_stopped_engine_as_a_move(monkeypatch):
     """Its replica is met until it has ended, by a request with a structure as well."""
     monkeypatch.setattr(engine_client, "AGAIN_S", 0)
     stopped = EngineDead("the engine stopped", untouched=True)
@@ -121,7 +121,7 @@ async def test_a_stopped_engine_is_no_move(monkeypatch):
     assert await taken(Handle([stopped], [stopped], [FIRST])) == [EngineDead]
 
 
-async def test_a_refusal_is_not_asked_again():
+async def test_engine_client_does_not_ask_again_after_a_refusal():
     """What one replica refuses, another would refuse."""
     handle = Handle([InvalidRequest("too long")], [FIRST, LAST])
     with pytest.raises(InvalidRequest):
@@ -129,7 +129,7 @@ async def test_a_refusal_is_not_asked_again():
     assert len(handle.courses) == 1
 
 
-def test_what_an_exception_says_is_not_logged():
+def test_translate_does_not_log_what_an_exception_says():
     """It may quote a prompt; the client learns no more than that generation failed."""
     with capture_logs() as logs:
         error = translate(ValueError("a prompt of a client"), request_id="r1")
@@ -138,7 +138,7 @@ def test_what_an_exception_says_is_not_logged():
     assert "prompt" not in f"{logs}{error.message}{error.details}"
 
 
-async def test_a_client_that_leaves_cancels_the_call():
+async def test_engine_client_cancels_the_call_of_a_client_that_leaves():
     """Closing the iterator reaches the replica."""
     handle = Handle([FIRST, LAST])
     deltas = remote(handle).generate(REQUEST)
@@ -147,14 +147,14 @@ async def test_a_client_that_leaves_cancels_the_call():
     assert handle.cancelled == 1
 
 
-async def test_what_has_a_structure_is_not_moved():
+async def test_engine_client_does_not_move_what_has_a_structure():
     """Should it have ended the replica, it would end the next one."""
     handle = Handle([ActorDiedError()], [FIRST, LAST])
     assert await taken(handle, STRUCTURED) == [EngineDead]
     assert len(handle.courses) == 1
 
 
-async def test_the_first_token_has_a_limit_of_its_own():
+async def test_engine_client_has_a_limit_of_its_own_for_the_first_token():
     """A service that does not wake in time says so."""
     assert await taken(Handle([0.1, BEAT, FIRST, LAST])) == [FIRST, LAST]
     handle = Handle([9.0, FIRST, LAST])
@@ -163,7 +163,7 @@ async def test_the_first_token_has_a_limit_of_its_own():
     assert handle.cancelled == 1
 
 
-async def test_a_replica_that_says_nothing_any_more_is_lost():
+async def test_engine_client_treats_a_silent_replica_as_lost():
     """In mid-stream it ends the stream; before the first token the request goes to another."""
     handle = Handle([BEAT, FIRST, BEAT, 9.0, LAST])
     assert await asyncio.wait_for(taken(handle), 2) == [FIRST, EngineDead]

@@ -20,7 +20,7 @@ def whole(*nodes):
     return Verdict("acme/tiny", COMMIT, COMMIT, "https://hub", 0.5, nodes)
 
 
-def test_a_change_is_recorded_once_with_its_owner(kv_store):
+def test_on_change_of_records_a_change_once_with_its_owner(kv_store):
     """However many processes of the node see it."""
     for _ in range(2):
         files.on_change_of("llm", "n1", ACCESS)(CHANGE)
@@ -33,7 +33,7 @@ def test_a_change_is_recorded_once_with_its_owner(kv_store):
     assert (keys.what, keys.why) == ("keys_changed", "the file of API keys, /run/keys, is gone")
 
 
-def test_a_change_does_not_hide_who_was_refused(kv_store):
+def test_on_change_of_does_not_hide_who_was_refused(kv_store):
     """The grant that comes back after it is still news."""
     rollout_history.record_grants("llm", whole(verdict("a", Outcome.INVALID_TOKEN)))
     files.on_change_of("llm", "id-a", ACCESS)(CHANGE)
@@ -42,7 +42,7 @@ def test_a_change_does_not_hide_who_was_refused(kv_store):
     assert kinds == ["access_lost", "token_changed", "access_regained"]
 
 
-def test_a_fresh_token_of_the_same_identity_is_no_news(kv_store, tmp_path):
+def test_on_change_of_ignores_a_fresh_token_of_the_same_identity(kv_store, tmp_path):
     """The kubelet renews it every hour; another subject, or none, is recorded."""
     file = tmp_path / "identity"
     file.write_text(identity_token("https://oidc.example", "right"))
@@ -54,7 +54,7 @@ def test_a_fresh_token_of_the_same_identity_is_no_news(kv_store, tmp_path):
     assert [entry.what for entry in rollout_history.entries("llm")] == ["token_changed"] * 2
 
 
-def test_grants_of_adapters_are_recorded_by_their_names(kv_store):
+def test_record_grants_of_adapters_by_their_names(kv_store):
     """A node may lose one and keep the other."""
     base = whole(granted("a"))
     lost = whole(verdict("a", Outcome.REQUEST_RESET))
@@ -77,7 +77,7 @@ def test_recheck_nodes_of_adapters(kv_store, monkeypatch):
     assert [node.outcome for node in after.adapters["x"].nodes] == ["invalid_token"]
 
 
-def test_only_the_changed_nodes_are_asked(kv_store, monkeypatch):
+def test_recheck_nodes_asks_only_those_that_changed(kv_store, monkeypatch):
     """The others keep their answers; a node that no replica may run on changes nothing."""
     asked = []
 

@@ -27,13 +27,13 @@ async def read(stream, *, patience_s=5.0, stall_timeout_s=0.2):
     ]
 
 
-async def test_items_pass_in_order_and_a_heartbeat_leads():
+async def test_with_heartbeats_passes_items_in_order_and_begins_with_one():
     """Its reader knows at once that somebody has taken the request on."""
     written = [item async for item in with_heartbeats(items("a", "b"), 1.0)]
     assert written == [Heartbeat(), "a", "b"]
 
 
-async def test_a_pause_has_heartbeats():
+async def test_with_heartbeats_fills_a_pause():
     """A long prompt is no lost replica."""
     written = [item async for item in with_heartbeats(items("a", 0.35, "b"), 0.1)]
     assert [item for item in written if item != Heartbeat()] == ["a", "b"]
@@ -42,7 +42,7 @@ async def test_a_pause_has_heartbeats():
     assert await read(stream) == ["a", "b"]
 
 
-async def test_an_error_passes():
+async def test_with_heartbeats_passes_an_error():
     """At its place, once."""
 
     async def failing():
@@ -56,7 +56,7 @@ async def test_an_error_passes():
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
-async def test_closing_closes_what_is_read(taken):
+async def test_with_heartbeats_closed_closes_what_is_read(taken):
     """Also while an item is awaited; the engine is free within a step."""
     closed = asyncio.Event()
 
@@ -76,7 +76,7 @@ async def test_closing_closes_what_is_read(taken):
     assert closed.is_set() == bool(taken)
 
 
-async def test_cancelling_the_reader_closes_what_is_read():
+async def test_with_heartbeats_cancelled_closes_what_is_read():
     """As Serve does it when a client goes away."""
     closed = asyncio.Event()
 
@@ -99,7 +99,7 @@ async def test_cancelling_the_reader_closes_what_is_read():
     assert closed.is_set()
 
 
-async def test_a_writer_that_says_nothing_is_lost():
+async def test_read_treats_a_silent_writer_as_lost():
     """Before its first item or between two, as soon as it has said anything."""
     for course in (
         (Heartbeat(), 9.0),
@@ -110,7 +110,7 @@ async def test_a_writer_that_says_nothing_is_lost():
             await asyncio.wait_for(read(items(*course)), 2)
 
 
-async def test_a_line_may_be_long_but_not_without_end():
+async def test_read_allows_a_long_line_but_not_one_without_end():
     """Nobody has taken the request on; or somebody has and the first item takes too long."""
     assert await read(items(0.5, Heartbeat(), "a")) == ["a"]
     with pytest.raises(NotReady, match=r"within 0\.3 s"):
@@ -120,7 +120,7 @@ async def test_a_line_may_be_long_but_not_without_end():
         await asyncio.wait_for(read(alive, patience_s=0.3), 2)
 
 
-async def test_after_the_first_item_only_signs_of_life_count():
+async def test_read_counts_only_signs_of_life_after_the_first_item():
     """What streams may pause for longer than the first item may take."""
     stream = with_heartbeats(items("a", 0.6, "b"), 0.05)
     assert await read(stream, patience_s=0.3) == ["a", "b"]

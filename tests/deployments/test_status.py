@@ -42,7 +42,7 @@ def fleet(application="llm", metrics=nothing, **options):
     return Fleet(application, metrics, **options)
 
 
-async def test_each_replica_has_its_node_state_and_phase(serve):
+async def test_fleet_has_each_replicas_node_state_and_phase(serve):
     """By the names that a person knows; a node without one by the beginning of its id."""
     found = {each["name"]: each for each in (await fleet().look()).replicas}
     assert [found[name]["state"] for name in "abc"] == ["RUNNING", "STARTING", "STARTING"]
@@ -52,7 +52,7 @@ async def test_each_replica_has_its_node_state_and_phase(serve):
     assert (found["a"]["phase"], found["a"]["total_bytes"]) == (None, None)
 
 
-async def test_the_license_is_the_one_that_a_replica_found_last(serve):
+async def test_fleet_has_the_license_that_a_replica_found_last(serve):
     """Of this application; none is an answer too."""
     text = {"title": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT", "sha256": "ab" * 32, "commit": "c"}
     publish_license("llm", text)
@@ -62,7 +62,7 @@ async def test_the_license_is_the_one_that_a_replica_found_last(serve):
     assert (await fleet().look()).license is None
 
 
-async def test_the_window_is_what_a_replica_found_last(serve):
+async def test_fleet_has_the_window_that_a_replica_found_last(serve):
     """Of this application; it stays known while the service sleeps."""
     assert (await fleet().look()).max_context_tokens is None
     publish_window("llm", 8192)
@@ -71,7 +71,7 @@ async def test_the_window_is_what_a_replica_found_last(serve):
 
 
 @pytest.mark.parametrize("error", [GetTimeoutError(), ValueError("no controller")])
-async def test_what_is_not_known_is_none(serve, monkeypatch, error):
+async def test_fleet_is_none_for_what_is_not_known(serve, monkeypatch, error):
     """A controller that does not answer, or is not there, fails no page."""
 
     def fail(name, timeout_s):
@@ -81,12 +81,12 @@ async def test_what_is_not_known_is_none(serve, monkeypatch, error):
     assert await fleet().look() == View(None)
 
 
-async def test_an_application_that_is_gone_is_not_known(serve):
+async def test_fleet_does_not_know_an_application_that_is_gone(serve):
     """Deleted while its page is open."""
     assert await fleet("other").look() == View(None)
 
 
-async def test_many_who_look_ask_once(serve, monkeypatch):
+async def test_fleet_is_asked_once_for_many_who_look(serve, monkeypatch):
     """However many pages are open."""
     asked = []
     monkeypatch.setattr(status, "_view_of", lambda name: asked.append(name) or View([]))
@@ -132,7 +132,7 @@ def test_load_of_knows_an_application_of_any_name():
     assert load_of(page, 'a\\b"c').finished == 7
 
 
-async def test_the_rate_is_of_the_last_half_minute(monkeypatch):
+async def test_rate_is_of_the_last_half_minute(monkeypatch):
     """None at first; a replica that ended with its count makes it no less than nothing."""
     now, tokens = [0.0], [100]
 
@@ -155,7 +155,7 @@ async def test_the_rate_is_of_the_last_half_minute(monkeypatch):
     assert await rate(200.0, 500) is None, "nobody looked for longer than that"
 
 
-async def test_a_cluster_that_does_not_answer_has_no_load():
+async def test_fleet_has_no_load_when_the_cluster_does_not_answer():
     """And fails no page."""
 
     async def lost():

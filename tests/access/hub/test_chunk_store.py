@@ -50,7 +50,7 @@ def silent_url():
             connection.close()
 
 
-def test_a_byte_of_the_chunks_is_read_and_no_token_goes_along(hub, tmp_path):
+def test_check_here_reads_a_byte_of_the_chunks_and_sends_no_token(hub, tmp_path):
     """From the signed URL of the plan, with the range that it is signed for."""
     verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token()))
     assert verdict.outcome is Outcome.GRANTED
@@ -61,7 +61,7 @@ def test_a_byte_of_the_chunks_is_read_and_no_token_goes_along(hub, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["closed", "silent"])
-def test_a_host_of_chunks_that_does_not_answer_blocks_with_the_way_around(
+def test_check_here_blocks_for_a_silent_chunk_host_with_the_way_around(
     hub, tmp_path, silent_url, where
 ):
     """The plan comes, the bytes do not: a firewall that lets two of three hosts through."""
@@ -79,7 +79,7 @@ def test_a_host_of_chunks_that_does_not_answer_blocks_with_the_way_around(
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.cdn_denied, Behaviour.cdn_down])
-def test_a_store_that_refuses_names_the_way_around(hub, tmp_path, behaviour):
+def test_check_here_names_the_way_around_a_store_that_refuses(hub, tmp_path, behaviour):
     """Whichever of its hosts."""
     verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token(behaviour), **IMPATIENT))
     assert verdict.outcome is Outcome.WEIGHTS_UNREACHABLE
@@ -87,7 +87,7 @@ def test_a_store_that_refuses_names_the_way_around(hub, tmp_path, behaviour):
 
 
 @pytest.mark.parametrize("part", ["Link", "X-Xet-Hash"])
-def test_a_mirror_without_the_stores_route_is_read_directly(hub, tmp_path, part):
+def test_check_here_reads_a_mirror_without_the_stores_route_directly(hub, tmp_path, part):
     """huggingface_hub goes to the store only where the Hub says how to get a key for it."""
     hub.drop_headers(part)
     verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token()))
@@ -111,7 +111,7 @@ ROUTE = {"link": '<https://x/api>; rel="xet-auth"'}
         ({}, None),
     ],
 )
-def test_a_file_is_in_the_store_by_hash_and_route(headers, found):
+def test_chunk_hash_from_hash_and_route(headers, found):
     """As for huggingface_hub."""
     assert chunk_hash(headers) == found
 
@@ -140,13 +140,13 @@ def test_a_file_is_in_the_store_by_hash_and_route(headers, found):
     ],
     ids=lambda value: str(value)[:50],
 )  # fmt: skip
-def test_both_versions_of_a_plan_tell_where_the_bytes_lie(plan, place):
+def test_first_place_in_both_versions_of_a_plan(plan, place):
     """And what is none says nothing."""
     assert chunk_store._first_place(plan) == place
 
 
 @pytest.mark.parametrize("where", ["closed", "silent"])
-def test_a_download_that_stands_still_goes_on_over_http(
+def test_fetch_goes_on_over_http_when_the_store_stands_still(
     hub, tmp_path, silent_url, monkeypatch, where
 ):
     """The real client of the store, against hosts that do not answer: ended, and gone around."""
@@ -181,7 +181,7 @@ def target(tmp_path, size):
     return xet.XetFile("a" * 64, size, str(tmp_path / "blob"))
 
 
-def test_a_client_that_brings_the_files_ends_well(monkeypatch, tmp_path):
+def test_xet_fetch_ends_well_when_the_client_brings_the_files(monkeypatch, tmp_path):
     """It takes its order from its input, and knows where to."""
     code = """
 import json, pathlib
@@ -212,7 +212,7 @@ print(json.dumps({"done": True}))
     ],
     ids=["dies", "says why", "silent", "no progress", "no words", "endless"],
 )  # fmt: skip
-def test_a_client_that_fails_is_ended(monkeypatch, tmp_path, code, words):
+def test_xet_fetch_ends_a_client_that_fails(monkeypatch, tmp_path, code, words):
     """It dies, stands still, or writes without end."""
     child(monkeypatch, tmp_path, code)
     began = time.monotonic()
@@ -222,7 +222,7 @@ def test_a_client_that_fails_is_ended(monkeypatch, tmp_path, code, words):
     assert time.monotonic() - began < 20
 
 
-def test_the_client_ends_with_its_parent(tmp_path):
+def test_xet_child_ends_with_its_parent(tmp_path):
     """A killed replica leaves nobody behind who writes to the cache."""
     process = subprocess.Popen(
         [sys.executable, "-m", "serve_app.access.hub.xet_child"],

@@ -66,12 +66,12 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("status", "code", "message", "has_token", "outcome"), RECORDED)
-def test_answers_of_the_real_hub(status, code, message, has_token, outcome):
+def test_classify_answers_of_the_real_hub(status, code, message, has_token, outcome):
     """The code decides, then the exact words, then the status."""
     assert classify(refusal(status, code, message), Caller(has_token=has_token)) is outcome
 
 
-def test_words_are_found_in_the_body_too():
+def test_classify_finds_words_in_the_body_too():
     """`/api` answers carry them as JSON, a proxy's page as HTML."""
     said = "Due to the organization token policy, no."
     body = json.dumps({"error": said}).encode()
@@ -82,7 +82,7 @@ def test_words_are_found_in_the_body_too():
     assert answer.words == "Blocked by Acme Security"
 
 
-def test_a_bare_401_without_a_token_depends_on_the_question():
+def test_classify_bare_401_without_a_token_depends_on_the_question():
     """A repository nobody may see, at its description; a missing token, at its content."""
     answer = "Invalid username or password."
     description = refusal(401, None, answer, step=Step.DESCRIPTION)
@@ -92,12 +92,12 @@ def test_a_bare_401_without_a_token_depends_on_the_question():
 
 @pytest.mark.parametrize("step", sorted(STORAGE))
 @pytest.mark.parametrize("status", [200, 302, 401, 403, 404, 416, 500, 503])
-def test_whatever_the_storage_answers_is_about_the_storage(step, status):
+def test_classify_answers_of_the_storage_as_the_storages(step, status):
     """The Hub has said yes by then; a 403 there is no license question."""
     assert classify(refusal(status, "GatedRepo", step=step), KNOWN) is Outcome.WEIGHTS_UNREACHABLE
 
 
-def test_a_page_instead_of_json_is_not_the_hub():
+def test_classify_page_instead_of_json_is_not_the_hub():
     """A captive portal answers 200 to everything."""
     assert classify(refusal(200, body=b"<html>Sign in</html>"), KNOWN) is Outcome.HUB_UNREACHABLE
 
@@ -116,7 +116,7 @@ answers = st.builds(
 
 
 @given(answers, st.booleans())
-def test_any_answer_has_one_meaning_and_none_is_a_yes(answer, has_token):
+def test_classify_gives_any_answer_one_meaning_and_none_is_a_yes(answer, has_token):
     """No status, header or body makes a refusal table say granted, or raise."""
     outcome = classify(answer, Caller(has_token=has_token))
     assert isinstance(outcome, Outcome)
@@ -145,13 +145,13 @@ def part(body, *, total=SIZE, status=206):
         (part(b""), None, False),
     ],
 )
-def test_only_the_beginning_of_a_safetensors_file_counts(answer, size, holds):
+def test_holds_weights_only_at_the_beginning_of_a_safetensors_file(answer, size, holds):
     """Length, opening brace and size have to fit; a login page has none of them."""
     assert holds_weights(answer, size) is holds
 
 
 @given(st.binary(max_size=40), st.integers(100, 599), st.none() | st.integers(0, 1 << 40))
-def test_other_bytes_prove_nothing(body, status, size):
+def test_holds_weights_is_false_for_other_bytes(body, status, size):
     """Whatever comes: a yes means a plausible header at a success status."""
     answer = part(body, status=status)
     if holds_weights(answer, size):

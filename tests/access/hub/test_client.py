@@ -40,13 +40,13 @@ def redirect(location, status=302):
     return httpx2.Response(status, headers={"location": location})
 
 
-def test_only_the_wanted_bytes_are_kept():
+def test_client_keeps_only_the_wanted_bytes():
     """A server that ignores the range does not fill the memory."""
     answer, _ = scripted(httpx2.Response(200, content=b"x" * 1_000_000))
     assert wire(answer).ask(Step.BYTES, "GET", f"{HUB}/f", limit=9).body == b"x" * 9
 
 
-def test_redirects_on_the_own_origin_are_followed_and_counted():
+def test_client_follows_and_counts_redirects_on_its_own_origin():
     """A renamed repository is one of them."""
     answer, seen = scripted(redirect("/b", 307), httpx2.Response(200))
     asking = wire(answer)
@@ -57,14 +57,14 @@ def test_redirects_on_the_own_origin_are_followed_and_counted():
 @pytest.mark.parametrize(
     "location", ["https://evil.example/b", "http://hub.example/b", "https://hub.example:444/b"]
 )
-def test_redirects_to_another_origin_are_not_followed(location):
+def test_client_does_not_follow_redirects_to_another_origin(location):
     """Another host, scheme or port is another origin."""
     answer, seen = scripted(redirect(location))
     assert wire(answer).ask(Step.WEIGHTS, "HEAD", f"{HUB}/a").status == 302
     assert len(seen) == 1
 
 
-def test_redirects_of_bytes_go_anywhere_but_are_not_counted():
+def test_client_follows_redirects_of_bytes_anywhere_and_counts_none():
     """A CDN may hand over to another one; those requests are not the Hub's."""
     answer, seen = scripted(redirect("https://two.example/b"), httpx2.Response(206))
     asking = wire(answer)
@@ -73,7 +73,7 @@ def test_redirects_of_bytes_go_anywhere_but_are_not_counted():
     assert [request.headers["x-credential"] for request in seen] == [str(r.url) for r in seen]
 
 
-def test_a_circle_ends():
+def test_client_ends_a_circle_of_redirects():
     """After a few hops the last answer stands."""
     answer, seen = scripted(redirect("/again"))
     assert wire(answer).ask(Step.DESCRIPTION, "GET", f"{HUB}/a").status == 302
@@ -81,7 +81,7 @@ def test_a_circle_ends():
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
-def test_a_sick_server_is_asked_four_times(status, monkeypatch):
+def test_client_asks_a_sick_server_four_times(status, monkeypatch):
     """Then its last answer stands."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     answer, seen = scripted(httpx2.Response(status))
@@ -99,7 +99,7 @@ def test_a_sick_server_is_asked_four_times(status, monkeypatch):
         ({}, 5),
     ],
 )
-def test_a_rate_limit_is_waited_for_as_asked(headers, wait_s, monkeypatch):
+def test_client_waits_for_a_rate_limit_as_asked(headers, wait_s, monkeypatch):
     """The longer of what is asked, plus up to half a second so that nodes do not come at once."""
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -108,7 +108,7 @@ def test_a_rate_limit_is_waited_for_as_asked(headers, wait_s, monkeypatch):
     assert wait_s <= slept[0] <= wait_s + 0.5
 
 
-def test_a_wait_beyond_the_budget_is_not_begun(monkeypatch):
+def test_client_begins_no_wait_beyond_its_budget(monkeypatch):
     """The answer is known now, so it is given now."""
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("must not wait"))
     answer, _ = scripted(httpx2.Response(429, headers={"retry-after": "60"}))
@@ -127,7 +127,7 @@ def test_a_wait_beyond_the_budget_is_not_begun(monkeypatch):
         (ValueError("x"), 1, "could not be asked"),
     ],
 )
-def test_no_answer_is_reported_by_its_cause(error, tries, words, monkeypatch):
+def test_client_reports_no_answer_by_its_cause(error, tries, words, monkeypatch):
     """What may pass is repeated, what needs a fix is not; no cause with a request in it."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     answer, seen = scripted(error)
@@ -139,7 +139,7 @@ def test_no_answer_is_reported_by_its_cause(error, tries, words, monkeypatch):
     assert "signature" not in caught.value.message
 
 
-def test_a_storage_that_does_not_answer_is_the_storage():
+def test_client_reports_a_storage_that_does_not_answer_as_the_storage():
     """The Hub was reached by then."""
     answer, _ = scripted(httpx2.ProxyError("x"))
     with pytest.raises(Failed) as caught:
@@ -150,7 +150,7 @@ def test_a_storage_that_does_not_answer_is_the_storage():
     )
 
 
-def test_a_dripping_answer_is_cut_off():
+def test_client_cuts_off_a_dripping_answer():
     """Each byte comes in time, the whole does not."""
 
     def drip():

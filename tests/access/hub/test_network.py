@@ -41,7 +41,7 @@ def asked(url=HUB):
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
-def test_a_proxy_that_cannot_be_found_is_named(monkeypatch, variable):
+def test_fault_names_a_proxy_that_cannot_be_found(monkeypatch, variable):
     """Not the Hub, which nobody asked; and never its password."""
     monkeypatch.setenv(variable, "http://user:secret@nosuchproxy.invalid:3128")
     verdict = asked()
@@ -53,7 +53,7 @@ def test_a_proxy_that_cannot_be_found_is_named(monkeypatch, variable):
     assert "NO_PROXY" in verdict.remedy
 
 
-def test_a_proxy_that_refuses_is_named(monkeypatch):
+def test_fault_names_a_proxy_that_refuses(monkeypatch):
     """With what it says."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -77,7 +77,7 @@ def test_a_proxy_that_refuses_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
-def test_a_socks_proxy_without_its_package_is_reported_so(monkeypatch, scheme):
+def test_fault_names_the_package_that_a_socks_proxy_needs(monkeypatch, scheme):
     """With the package to install; not as a failure of the probe."""
     monkeypatch.setenv("ALL_PROXY", f"{scheme}://user:secret@127.0.0.1:1080")
     verdict = asked()
@@ -86,7 +86,7 @@ def test_a_socks_proxy_without_its_package_is_reported_so(monkeypatch, scheme):
     assert "secret" not in verdict.hub_message
 
 
-def test_a_proxy_of_an_unknown_kind_is_reported_so(monkeypatch):
+def test_fault_names_a_proxy_of_an_unknown_kind(monkeypatch):
     """A mistyped scheme."""
     monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy:21")
     verdict = asked()
@@ -94,7 +94,7 @@ def test_a_proxy_of_an_unknown_kind_is_reported_so(monkeypatch):
     assert "http://host:port" in verdict.remedy
 
 
-def test_what_goes_past_the_proxy_does_not_name_it(monkeypatch):
+def test_proxy_for_leaves_out_what_goes_past_the_proxy(monkeypatch):
     """NO_PROXY counts as it does for the client."""
     monkeypatch.setenv("HTTPS_PROXY", "http://nosuchproxy.invalid:3128")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,hub.example")
@@ -104,7 +104,7 @@ def test_what_goes_past_the_proxy_does_not_name_it(monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_certificates_that_are_not_there_are_named(monkeypatch, variable):
+def test_fault_names_certificates_that_are_not_there(monkeypatch, variable):
     """The client would say that some file was not found."""
     monkeypatch.setenv(variable, "/nope/ca.pem")
     verdict = asked()
@@ -113,7 +113,9 @@ def test_certificates_that_are_not_there_are_named(monkeypatch, variable):
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_a_variable_of_other_clients_is_translated(certificates, tmp_path, monkeypatch, variable):
+def test_check_here_reads_the_certificate_variable_of_other_clients(
+    certificates, tmp_path, monkeypatch, variable
+):
     """People set it for requests, and this client reads another one."""
     with LocalHub([Repo(TINY_REPO, single_files())], tls=certificates.server) as hub:
         monkeypatch.setenv(variable, str(certificates.authority))
@@ -127,9 +129,7 @@ def test_a_variable_of_other_clients_is_translated(certificates, tmp_path, monke
         assert check_here(MODEL, config).outcome is Outcome.GRANTED
 
 
-def test_an_authority_that_is_not_known_gets_a_hint_where_to_put(
-    certificates, tmp_path, monkeypatch
-):
+def test_check_here_says_where_to_put_an_unknown_authority(certificates, tmp_path, monkeypatch):
     """Without any variable, and with a file that lacks it."""
     with LocalHub([Repo(TINY_REPO, single_files())], tls=certificates.server) as hub:
         config = access(hub, tmp_path, hub.issue_token(), **LIMITS)
@@ -139,7 +139,7 @@ def test_an_authority_that_is_not_known_gets_a_hint_where_to_put(
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "SSL_CERT_FILE", "ALL_PROXY"])
-def test_a_download_names_them_as_well(monkeypatch, variable):
+def test_fetch_names_certificates_as_well(monkeypatch, variable):
     """A replica has an environment of its own."""
     values = {"ALL_PROXY": "socks5://127.0.0.1:1", "SSL_CERT_FILE": "/nope"}
     monkeypatch.setenv(variable, values.get(variable, "http://nosuchproxy.invalid:3128"))
@@ -152,7 +152,7 @@ def test_a_download_names_them_as_well(monkeypatch, variable):
     ("url", "host"),
     [("https://u:p@h:1/x?y#z", "h:1"), ("http://h", "h"), ("https://[::1]:5/", "[::1]:5")],
 )
-def test_a_host_is_named_without_credentials(url, host):
+def test_host_of_has_no_credentials(url, host):
     """Nor path, nor signature."""
     assert host_of(url) == host
 
@@ -162,7 +162,7 @@ def test_a_host_is_named_without_credentials(url, host):
     [httpx2.ConnectError("x"), httpx2.ReadTimeout("x"), httpx2.ProxyError("x"), OSError("x"),
      httpx2.RemoteProtocolError("x"), ValueError("x"), httpx2.InvalidURL("x")],
 )  # fmt: skip
-def test_no_fault_quotes_the_url(error):
+def test_fault_of_quotes_no_url(error):
     """It may be signed."""
     fault = fault_of(error, "https://cdn.example/x?Signature=secret", 1.0)
     assert "cdn.example" in fault.message

@@ -74,13 +74,13 @@ def assert_clean(hub, verdict, token):
     assert token.encode() not in pickle.dumps(verdict)
 
 
-def test_every_behaviour_of_the_hub_has_its_test():
+def test_behaviours_of_the_hub_are_all_tested_here():
     """A behaviour that is added to the loopback Hub is added here."""
     assert set(REFUSALS) | {Behaviour.granted, Behaviour.flaky} == set(Behaviour)
 
 
 @pytest.mark.parametrize("behaviour", list(REFUSALS))
-def test_refusals(hub, tmp_path, behaviour):
+def test_probe_refusals(hub, tmp_path, behaviour):
     """Each is distinguished, in the Hub's words, with a fix; at most whoami is asked on top."""
     token = hub.issue_token(behaviour, account="alice")
     verdict = check_here(MODEL, access(hub, tmp_path, token, **IMPATIENT))
@@ -96,7 +96,7 @@ def test_refusals(hub, tmp_path, behaviour):
 @pytest.mark.parametrize("xet", [False, True], ids=["plain", "xet"])
 @pytest.mark.parametrize("gated", ["manual", False], ids=["gated", "public"])
 @pytest.mark.parametrize("files", [single_files(), sharded_files()], ids=["single", "sharded"])
-def test_granted(tmp_path, files, gated, xet):
+def test_probe_granted(tmp_path, files, gated, xet):
     """Nine bytes prove it, or one of the chunks, in at most five requests to the Hub."""
     repo = Repo(TINY_REPO, files, gated=gated, xet=xet)
     with LocalHub([repo]) as hub:
@@ -110,7 +110,7 @@ def test_granted(tmp_path, files, gated, xet):
         assert_clean(hub, verdict, token)
 
 
-def test_a_pinned_commit_needs_three_requests_and_a_hint_fewer(xet_hub, tmp_path):
+def test_probe_needs_three_requests_with_a_pinned_commit_and_fewer_with_a_hint(xet_hub, tmp_path):
     """The index counts as proven; with another node's hint the description does too."""
     config = access(xet_hub, tmp_path, xet_hub.issue_token())
     first = check_here(MODEL, config)
@@ -120,7 +120,7 @@ def test_a_pinned_commit_needs_three_requests_and_a_hint_fewer(xet_hub, tmp_path
     assert (first.hub_requests, pinned.hub_requests, hinted.hub_requests) == (4, 3, 2)
 
 
-def test_a_hint_decides_nothing(hub, tmp_path):
+def test_probe_decides_nothing_by_a_hint(hub, tmp_path):
     """A node without a grant is refused although another one was granted with another token."""
     first = check_here(MODEL, access(hub, tmp_path, hub.issue_token()))
     config = access(hub, tmp_path, hub.issue_token(Behaviour.pending, account="bob"))
@@ -129,7 +129,7 @@ def test_a_hint_decides_nothing(hub, tmp_path):
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.never_asked, Behaviour.invalid])
-def test_the_account_of_the_same_refused_token_is_asked_once(hub, tmp_path, behaviour):
+def test_probe_asks_for_the_account_of_the_same_refused_token_once(hub, tmp_path, behaviour):
     """That route is strictly limited; the other nodes take what the first one learned."""
     config = access(hub, tmp_path, hub.issue_token(behaviour, account="alice"))
     first = check_here(MODEL, config)
@@ -138,7 +138,7 @@ def test_the_account_of_the_same_refused_token_is_asked_once(hub, tmp_path, beha
     assert [entry.path for entry in hub.log].count("/api/whoami-v2") == 1
 
 
-def test_no_token_at_a_gated_repository(hub, tmp_path):
+def test_probe_without_a_token_at_a_gated_repository(hub, tmp_path):
     """The Hub asks to log in; we say how to hand a token over."""
     verdict = check_here(MODEL, access(hub, tmp_path, None))
     assert (verdict.outcome, verdict.http_status) == (Outcome.NO_TOKEN, 401)
@@ -146,28 +146,28 @@ def test_no_token_at_a_gated_repository(hub, tmp_path):
     assert verdict.token.source == "none"
 
 
-def test_no_token_at_a_public_repository(tmp_path):
+def test_probe_without_a_token_at_a_public_repository(tmp_path):
     """Nobody has to be known there."""
     with LocalHub([Repo(TINY_REPO, sharded_files(), gated=False)]) as hub:
         assert check_here(MODEL, access(hub, tmp_path, None)).outcome is Outcome.GRANTED
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.invalid, Behaviour.expired])
-def test_a_dead_token_fails_at_a_public_repository(tmp_path, behaviour):
+def test_probe_refuses_a_dead_token_at_a_public_repository(tmp_path, behaviour):
     """As it would for the download, so it must not pass here."""
     with LocalHub([Repo(TINY_REPO, sharded_files(), gated=False)]) as hub:
         verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token(behaviour)))
         assert verdict.outcome is REFUSALS[behaviour][0]
 
 
-def test_a_broken_token_costs_no_request(hub, tmp_path):
+def test_probe_sends_nothing_for_a_broken_token(hub, tmp_path):
     """Its shape is reported before anything is sent."""
     verdict = check_here(MODEL, access(hub, tmp_path, f'"{fake_token()}"'))
     assert (verdict.outcome, verdict.hub_requests) == (Outcome.MALFORMED_TOKEN, 0)
     assert hub.log == []
 
 
-def test_a_missing_repository(hub, tmp_path):
+def test_probe_missing_repository(hub, tmp_path):
     """With a token and without one, and a private one of somebody else."""
     hub.add_repo(Repo("acme/private", single_files(), readers=frozenset({"carol"})))
     config = access(hub, tmp_path, hub.issue_token())
@@ -179,7 +179,7 @@ def test_a_missing_repository(hub, tmp_path):
             assert "model.repo_id" in verdict.remedy
 
 
-def test_a_missing_revision_is_reported_even_without_a_grant(hub, tmp_path):
+def test_probe_reports_a_missing_revision_even_without_a_grant(hub, tmp_path):
     """The gate answers before existence, so the public description is asked first."""
     model = ModelConfig(repo_id=TINY_REPO, revision="v9/no such")
     for behaviour in (Behaviour.granted, Behaviour.never_asked):
@@ -199,7 +199,7 @@ def test_a_missing_revision_is_reported_even_without_a_grant(hub, tmp_path):
     ],
     ids=["none", "pickles only", "single wins", "absent shard", "empty index", "no index"],
 )
-def test_weights_have_to_be_complete(tmp_path, files):
+def test_probe_wants_complete_weights(tmp_path, files):
     """No safetensors, or a shard of the index that is absent: weights_missing."""
     with LocalHub([Repo(TINY_REPO, files)]) as hub:
         verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token()))
@@ -207,7 +207,7 @@ def test_weights_have_to_be_complete(tmp_path, files):
     assert verdict.outcome is (Outcome.GRANTED if whole else Outcome.WEIGHTS_MISSING)
 
 
-def test_a_file_that_is_no_safetensors_proves_nothing(tmp_path):
+def test_probe_takes_no_file_that_is_no_safetensors(tmp_path):
     """A login page under the right name is not the weights."""
     with LocalHub([Repo(TINY_REPO, {"model.safetensors": b"<html>" * 9})]) as hub:
         verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token()))
@@ -215,7 +215,7 @@ def test_a_file_that_is_no_safetensors_proves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.cdn_denied, Behaviour.cdn_down])
-def test_the_xet_store_has_to_be_reachable(xet_hub, tmp_path, behaviour):
+def test_probe_wants_the_xet_store_to_be_reachable(xet_hub, tmp_path, behaviour):
     """The Hub's yes is not enough where the bytes come from a store that does not answer."""
     config = access(xet_hub, tmp_path, xet_hub.issue_token(behaviour), **IMPATIENT)
     verdict = check_here(MODEL, config)
@@ -223,7 +223,7 @@ def test_the_xet_store_has_to_be_reachable(xet_hub, tmp_path, behaviour):
     assert not any(entry.authorization_leaked for entry in xet_hub.log)
 
 
-def test_without_the_xet_client_the_bytes_come_from_the_bridge(xet_hub, tmp_path, monkeypatch):
+def test_probe_reads_from_the_bridge_without_the_xet_client(xet_hub, tmp_path, monkeypatch):
     """The proof takes the way that the download will take."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     verdict = check_here(MODEL, access(xet_hub, tmp_path, xet_hub.issue_token()))
@@ -231,7 +231,7 @@ def test_without_the_xet_client_the_bytes_come_from_the_bridge(xet_hub, tmp_path
     assert {entry.origin for entry in xet_hub.log} == {"hub", "cdn"}
 
 
-def test_a_renamed_repository_is_followed_on_the_same_origin(hub, tmp_path):
+def test_probe_follows_a_renamed_repository_on_the_same_origin(hub, tmp_path):
     """The token stays with the Hub, and the new name is used from then on."""
     hub.rename(TINY_REPO, "acme/renamed")
     token = hub.issue_token()
@@ -240,7 +240,7 @@ def test_a_renamed_repository_is_followed_on_the_same_origin(hub, tmp_path):
     assert_clean(hub, verdict, token)
 
 
-def test_a_redirect_to_another_origin_does_not_get_the_token(hub, tmp_path):
+def test_probe_sends_no_token_to_another_origin(hub, tmp_path):
     """It is not followed for the description, whoever sends us there."""
     with LocalHub([Repo("acme/moved", sharded_files())]) as other:
         hub.rename(TINY_REPO, "acme/moved", origin=other.url)
@@ -249,13 +249,13 @@ def test_a_redirect_to_another_origin_does_not_get_the_token(hub, tmp_path):
         assert other.log == []
 
 
-def test_another_commit_than_the_pinned_one_is_no_proof(hub, tmp_path):
+def test_probe_takes_no_other_commit_than_the_pinned_one(hub, tmp_path):
     """A commit the repository does not have is refused, whatever main is."""
     config = access(hub, tmp_path, hub.issue_token())
     assert check_here(MODEL, config, commit="0" * 40).outcome is Outcome.REVISION_NOT_FOUND
 
 
-def test_a_flaky_hub_is_asked_again(hub, tmp_path):
+def test_probe_asks_a_flaky_hub_again(hub, tmp_path):
     """Two bad gateways do not block a rollout; nor does a short rate limit."""
     for status in (502, 429):
         token = hub.issue_token(Behaviour.flaky, failure_status=status, retry_after_s=1)
@@ -263,7 +263,7 @@ def test_a_flaky_hub_is_asked_again(hub, tmp_path):
         assert verdict.outcome is Outcome.GRANTED
 
 
-def test_a_long_rate_limit_is_reported_at_once(hub, tmp_path):
+def test_probe_reports_a_long_rate_limit_at_once(hub, tmp_path):
     """Waiting five minutes does not fit into the deadline, so nobody waits at all."""
     token = hub.issue_token(Behaviour.rate_limited, retry_after_s=300)
     began = time.monotonic()
@@ -273,7 +273,7 @@ def test_a_long_rate_limit_is_reported_at_once(hub, tmp_path):
 
 
 @pytest.mark.parametrize("route", ["info", "resolve", "cdn"])
-def test_a_hang_is_bounded(hub, tmp_path, route):
+def test_probe_bounds_a_hang(hub, tmp_path, route):
     """Wherever the silence is, the node has its answer within two thirds of the deadline."""
     token = hub.issue_token(Behaviour.hang, on=[route])
     began = time.monotonic()
@@ -284,7 +284,7 @@ def test_a_hang_is_bounded(hub, tmp_path, route):
     assert "did not answer" in verdict.hub_message
 
 
-def test_silence_below_the_client_is_bounded_too(monkeypatch, hub, tmp_path):
+def test_probe_bounds_silence_below_the_client(monkeypatch, hub, tmp_path):
     """Name resolution has no limit of its own; the probe is left behind then."""
     ends = threading.Event()
     fault = Fault(Outcome.NO_TOKEN, "too late")
@@ -301,7 +301,7 @@ def test_silence_below_the_client_is_bounded_too(monkeypatch, hub, tmp_path):
     assert verdict.outcome is Outcome.HUB_UNREACHABLE
 
 
-def test_a_closed_port_is_a_hub_out_of_reach(tmp_path):
+def test_probe_reports_a_closed_port_as_a_hub_out_of_reach(tmp_path):
     """Exit 4, never `denied`; the fix names the Hub."""
     with LocalHub() as gone:
         url = gone.url
@@ -311,7 +311,7 @@ def test_a_closed_port_is_a_hub_out_of_reach(tmp_path):
     assert url in verdict.remedy
 
 
-def test_offline_mode_proves_nothing(hub, tmp_path, monkeypatch):
+def test_probe_proves_nothing_in_offline_mode(hub, tmp_path, monkeypatch):
     """huggingface_hub would read the cache; the cache does not know of a lost grant."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token()))
@@ -320,7 +320,7 @@ def test_offline_mode_proves_nothing(hub, tmp_path, monkeypatch):
     assert hub.log == []
 
 
-def test_plain_http_to_another_machine_is_refused_with_a_token(monkeypatch):
+def test_probe_refuses_plain_http_to_another_machine_with_a_token(monkeypatch):
     """HF_ENDPOINT must not send the token in clear text; the remedy speaks of https."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example")
     monkeypatch.setenv("HF_TOKEN", fake_token())
@@ -332,7 +332,7 @@ def test_plain_http_to_another_machine_is_refused_with_a_token(monkeypatch):
 
 
 @pytest.mark.parametrize(("token", "allowed"), [(None, False), ("some", True)])
-def test_a_mirror_over_plain_http_is_asked_without_a_token_or_if_allowed(
+def test_probe_asks_a_plain_http_mirror_without_a_token_or_if_allowed(
     monkeypatch, tmp_path, token, allowed
 ):
     """Inside a cluster nobody has certificates; what is sent in clear text is asked for."""
@@ -353,7 +353,7 @@ def test_a_mirror_over_plain_http_is_asked_without_a_token_or_if_allowed(
         assert verdict.outcome is Outcome.GRANTED
 
 
-def test_https_with_an_authority_of_our_own(certificates, tmp_path, monkeypatch):
+def test_probe_over_https_with_an_own_authority(certificates, tmp_path, monkeypatch):
     """Trusted by SSL_CERT_FILE as huggingface_hub trusts it; otherwise reported as TLS."""
     with LocalHub([Repo(TINY_REPO, single_files())], tls=certificates.server) as hub:
         config = access(hub, tmp_path, hub.issue_token())
@@ -364,7 +364,7 @@ def test_https_with_an_authority_of_our_own(certificates, tmp_path, monkeypatch)
         assert check_here(MODEL, config).outcome is Outcome.GRANTED
 
 
-def test_the_remedy_leads_to_the_license_on_this_hub(hub, tmp_path):
+def test_remedy_leads_to_the_license_on_this_hub(hub, tmp_path):
     """One link to click, on the endpoint that was asked."""
     token = hub.issue_token(Behaviour.never_asked, account="alice")
     verdict = check_here(MODEL, access(hub, tmp_path, token))
@@ -372,7 +372,7 @@ def test_the_remedy_leads_to_the_license_on_this_hub(hub, tmp_path):
     assert "alice" in verdict.remedy
 
 
-def test_a_node_that_is_asked_imports_neither_torch_nor_serve():
+def test_probe_imports_neither_torch_nor_serve():
     """The probe starts fast, and before a GPU is assigned to anybody."""
     code = "import sys, serve_app.access.hub.probe; print({'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run(
@@ -381,7 +381,7 @@ def test_a_node_that_is_asked_imports_neither_torch_nor_serve():
     assert done.stdout.strip() == "set()"
 
 
-def test_a_local_directory_needs_no_hub(tmp_path, hub):
+def test_check_here_needs_no_hub_for_a_local_directory(tmp_path, hub):
     """`model.path` is checked on this node alone."""
     for name, content in single_files().items():
         (tmp_path / name).write_bytes(content)

@@ -46,7 +46,7 @@ def probe(monkeypatch, answer):
     return Probe(MODEL, ACCESS, transport=httpx2.MockTransport(answer)).run(1.0)
 
 
-def test_sound_answers_are_granted(monkeypatch):
+def test_probe_grants_sound_answers(monkeypatch):
     """The baseline of the properties below: untouched, the chain proves access."""
     assert probe(monkeypatch, sound).outcome is Outcome.GRANTED
 
@@ -79,7 +79,7 @@ LENIENT = settings(
 
 @LENIENT
 @given(st.integers(0, 2), statuses, headers, bodies)
-def test_any_false_answer_is_not_granted(monkeypatch, victim, status, extra, body):
+def test_probe_grants_no_false_answer(monkeypatch, victim, status, extra, body):
     """Replace one of the three answers by anything: one outcome, never a false yes or a leak."""
     asked = []
 
@@ -104,7 +104,7 @@ def test_any_false_answer_is_not_granted(monkeypatch, victim, status, extra, bod
 
 @LENIENT
 @given(st.integers(0, 2), faults)
-def test_any_exception_is_an_outcome(monkeypatch, victim, fault):
+def test_probe_turns_any_exception_into_an_outcome(monkeypatch, victim, fault):
     """Whatever the client raises, wherever: no answer came, so it is not granted."""
     asked = []
 
