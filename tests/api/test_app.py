@@ -20,20 +20,20 @@ async def test_models_lists_the_one_model():
 
 
 @pytest.mark.parametrize("path", [MODEL, MODEL.replace("/", "%2F")])
-async def test_a_model_is_found_by_its_id_with_a_slash(path):
+async def test_models_finds_a_model_by_its_id_with_a_slash(path):
     """Written plainly or escaped, as the official client does."""
     response = await Service().request("GET", f"/v1/models/{path}")
     assert response.json()["id"] == MODEL
 
 
-async def test_another_model_is_not_found():
+async def test_models_does_not_find_another_model():
     """404 that names the served one."""
     error = refusal(await Service().request("GET", "/v1/models/gpt-9"), 404)
     assert error["code"] == "model_not_found"
     assert MODEL in error["message"]
 
 
-async def test_version_tells_what_runs():
+async def test_version_says_what_runs():
     """Package, model and the commit of the weights."""
     body = (await Service(commit="c0ffee").request("GET", "/version")).json()
     assert body == {"version": "1.2.3", "model": MODEL, "commit": "c0ffee"}
@@ -81,7 +81,7 @@ async def test_metrics_are_prometheus_text_and_leave_no_record():
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/chat", "/v1/models/x", "/v2/models", "/docs"])
-async def test_another_path_is_an_envelope(path):
+async def test_app_answers_another_path_with_an_envelope(path):
     """Also with a slash at the end: no redirect that would drop a body."""
     error = refusal(await Service().request("GET", path), 404)
     assert error["code"] in ("not_found", "model_not_found")
@@ -97,20 +97,20 @@ async def test_another_path_is_an_envelope(path):
         ("POST", "/health", "GET, HEAD"),
     ],
 )
-async def test_another_method_says_which_are_allowed(method, path, allow):
+async def test_app_answers_another_method_with_those_that_are_allowed(method, path, allow):
     """405 with the Allow header that HTTP asks for."""
     response = await Service().request(method, path)
     assert refusal(response, 405)["code"] == "method_not_allowed"
     assert response.headers["allow"] == allow
 
 
-async def test_no_origin_is_allowed_unless_configured():
+async def test_cors_allows_no_origin_unless_configured():
     """A page of another origin may not read answers."""
     response = await Service().request("GET", "/v1/models", headers={"origin": "https://a.example"})
     assert "access-control-allow-origin" not in response.headers
 
 
-async def test_configured_origins_are_allowed_also_for_errors():
+async def test_cors_allows_configured_origins_also_for_errors():
     """Only those; a browser can read the error and its id."""
     service = Service(cors_allow_origins=("https://a.example",))
     for path, status in (("/v1/models", 200), ("/nowhere", 404)):
@@ -123,7 +123,7 @@ async def test_configured_origins_are_allowed_also_for_errors():
     assert "access-control-allow-origin" not in response.headers
 
 
-async def test_requests_do_not_wait_for_each_other():
+async def test_app_does_not_let_requests_wait_for_each_other():
     """A pending generation does not hold up another request."""
     scripts = iter([["a", Pause(), "b"], ["c"]])
     service = Service(FakeEngine(lambda request: next(scripts)))

@@ -30,7 +30,7 @@ def key_file(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_a_known_key_passes(key_file, scheme):
+async def test_auth_passes_a_known_key(key_file, scheme):
     """The scheme's case does not matter, as HTTP says."""
     service = Service(api_keys_file=str(key_file))
     for key in (KEY, "other"):
@@ -62,7 +62,7 @@ async def test_a_known_key_passes(key_file, scheme):
         ("GET", "/x"),
     ],
 )
-async def test_anything_else_is_a_401(key_file, headers, method, path):
+async def test_auth_answers_anything_else_with_a_401(key_file, headers, method, path):
     """No key, another scheme, a wrong key, the hash itself; the header says what is missing."""
     service = Service(api_keys_file=str(key_file), access=dict)
     response = await service.request(method, path, headers=headers)
@@ -74,13 +74,13 @@ async def test_anything_else_is_a_401(key_file, headers, method, path):
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/version"])
-async def test_probes_need_no_key(key_file, path):
+async def test_auth_needs_no_key_for_probes(key_file, path):
     """An orchestrator has none."""
     response = await Service(api_keys_file=str(key_file)).request("GET", path)
     assert response.status_code == 200
 
 
-async def test_options_is_never_a_401(key_file):
+async def test_auth_never_answers_options_with_a_401(key_file):
     """A browser asks before it sends the key."""
     service = Service(api_keys_file=str(key_file), cors_allow_origins=("https://a.example",))
     assert (await service.request("OPTIONS", CHAT)).status_code == 405
@@ -95,7 +95,7 @@ async def until_allowed(keys, key):
             await asyncio.sleep(0.01)
 
 
-async def test_a_changed_file_counts_without_a_restart(key_file):
+async def test_api_keys_take_a_changed_file_without_a_restart(key_file):
     """A new key works and a removed one does not."""
     keys = ApiKeys(str(key_file), check_interval_s=0)
     assert await keys.allow(KEY)
@@ -104,7 +104,7 @@ async def test_a_changed_file_counts_without_a_restart(key_file):
     assert not await keys.allow(KEY)
 
 
-async def test_a_revoked_key_stops_counting_where_nobody_asks(key_file):
+async def test_api_keys_end_a_revoked_one_where_nobody_asks(key_file):
     """Each ingress looks by itself: the first request after a quiet hour is refused, too."""
     keys = [ApiKeys(str(key_file), check_interval_s=0.05) for _ in range(2)]
     assert all([await each.allow(KEY) for each in keys])
@@ -114,7 +114,7 @@ async def test_a_revoked_key_stops_counting_where_nobody_asks(key_file):
 
 
 @pytest.mark.parametrize("fault", ["gone", "broken", "fifo", "endless"])
-async def test_a_file_that_breaks_keeps_the_last_keys(key_file, fault, capfd):
+async def test_api_keys_keep_the_last_ones_when_a_file_breaks(key_file, fault, capfd):
     """A half-written or missing file neither opens the door nor locks everybody out."""
     keys = ApiKeys(str(key_file), check_interval_s=0)
     key_file.unlink()
@@ -134,7 +134,7 @@ async def test_a_file_that_breaks_keeps_the_last_keys(key_file, fault, capfd):
     assert not await keys.allow(KEY)
 
 
-async def test_a_file_system_that_hangs_holds_up_no_request(key_file, monkeypatch, capfd):
+async def test_api_keys_hold_up_no_request_when_a_file_system_hangs(key_file, monkeypatch, capfd):
     """It costs the one thread that looks; the keys read before count, and the log says so once."""
     monkeypatch.setattr("serve_app.api.auth.STALE_S", 0.1)
     released, before = threading.Event(), threading.active_count()
@@ -153,7 +153,7 @@ async def test_a_file_system_that_hangs_holds_up_no_request(key_file, monkeypatc
         released.set()
 
 
-async def test_the_thread_ends_with_its_keys(key_file):
+async def test_api_keys_end_their_thread_with_them(key_file):
     """An application that is gone leaves nothing that looks at files."""
     keys = ApiKeys(str(key_file), check_interval_s=0)
     watching = [t for t in threading.enumerate() if t.name == "serve-app-keys"]
@@ -165,7 +165,7 @@ async def test_the_thread_ends_with_its_keys(key_file):
             await asyncio.sleep(0.01)
 
 
-async def test_the_file_is_not_read_for_each_request(key_file):
+async def test_api_keys_do_not_read_the_file_for_each_request(key_file):
     """Between two looks the keys are those of the last one."""
     keys = ApiKeys(str(key_file), check_interval_s=60)
     await asyncio.sleep(0.1)  # the first look
@@ -173,14 +173,14 @@ async def test_the_file_is_not_read_for_each_request(key_file):
     assert await keys.allow(KEY)
 
 
-async def test_an_empty_file_lets_nobody_in(tmp_path):
+async def test_api_keys_of_an_empty_file_let_nobody_in(tmp_path):
     """Keys are asked for and none exists."""
     path = tmp_path / "keys"
     path.write_text("# none yet\n")
     assert not await ApiKeys(str(path)).allow("")
 
 
-def test_a_wrong_file_stops_the_start(tmp_path):
+def test_api_keys_of_a_wrong_file_stop_the_start(tmp_path):
     """The message names the file, the line and the fix; never the line's text."""
     with pytest.raises(ConfigError, match="cannot be read"):
         ApiKeys(str(tmp_path / "none"))
@@ -203,7 +203,7 @@ def test_a_wrong_file_stops_the_start(tmp_path):
         ApiKeys(str(path))
 
 
-async def test_a_key_is_written_nowhere(key_file, caplog, capfd):
+async def test_auth_writes_a_key_nowhere(key_file, caplog, capfd):
     """At debug level, in answers, records and logs, whether the request is good, bad or breaks."""
     caplog.set_level(logging.DEBUG)
     script = iter([["a"], [RuntimeError(f"a fault that quotes {KEY}")]])
@@ -219,7 +219,7 @@ async def test_a_key_is_written_nowhere(key_file, caplog, capfd):
     assert KEY not in "".join(seen)
 
 
-async def test_each_key_is_a_client_of_its_own(key_file):
+async def test_auth_makes_each_key_a_client_of_its_own(key_file):
     """The engine lets clients take turns; without keys they are distinguished by their address."""
     seen: list[str] = []
 

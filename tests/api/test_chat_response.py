@@ -49,7 +49,7 @@ def added_up(chunks):
         (HERMES, "I look.", [("search", "{}"), ("weather", '{"city": "Bern"}')]),
     ],
 )
-async def test_calls_are_reported_alike_whole_and_streamed(script, content, calls):
+async def test_chat_response_reports_calls_alike_whole_and_streamed(script, content, calls):
     """Content is null without words; every call has its own id; the finish says why."""
     service = Service(FakeEngine(script))
     body = (await service.chat(tools=TOOLS, n=2)).json()
@@ -66,7 +66,7 @@ async def test_calls_are_reported_alike_whole_and_streamed(script, content, call
     assert added_up(chunks) == (content, calls, "tool_calls")
 
 
-async def test_a_calls_arguments_stream_as_they_come():
+async def test_chat_response_streams_a_calls_arguments_as_they_come():
     """Id, type and name first, then the arguments in pieces."""
     chunks = events(await Service(FakeEngine(LLAMA)).chat(tools=TOOLS, stream=True))[:-1]
     first, *pieces = [
@@ -87,7 +87,7 @@ async def test_a_calls_arguments_stream_as_they_come():
 @pytest.mark.parametrize(
     "text", ["Hello", '{"city": "Bern"}', '{"name": "other", "parameters": {}}', "<tool_call>{"]
 )
-async def test_text_that_is_no_call_is_content(text):
+async def test_chat_response_shows_text_that_is_no_call_as_content(text):
     """Word for word, with its own finish, and without `tool_calls`."""
     service = Service(FakeEngine([text]))
     choice = (await service.chat(tools=TOOLS)).json()["choices"][0]
@@ -98,13 +98,13 @@ async def test_text_that_is_no_call_is_content(text):
 
 
 @pytest.mark.parametrize("fields", [{}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}])
-async def test_without_tools_a_call_is_just_text(fields):
+async def test_chat_response_without_tools_shows_a_call_as_text(fields):
     """Nobody asked for calls, so nothing is taken for one."""
     body = (await Service(FakeEngine(LLAMA)).chat(**fields)).json()
     assert body["choices"][0]["message"]["content"].startswith('{"name": "weather"')
 
 
-async def test_a_call_that_is_cut_off_says_so():
+async def test_chat_response_says_that_a_call_is_cut_off():
     """The finish is `length`: the arguments are not whole."""
     engine = FakeEngine(LLAMA[:3], finish_reason=FinishReason.LENGTH)
     choice = (await Service(engine).chat(tools=TOOLS)).json()["choices"][0]
@@ -112,7 +112,7 @@ async def test_a_call_that_is_cut_off_says_so():
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city"'
 
 
-async def test_one_call_only_where_parallel_calls_are_off():
+async def test_chat_response_has_one_call_only_where_parallel_calls_are_off():
     """A further one is left out."""
     service = Service(FakeEngine(HERMES))
     message = (await service.chat(tools=TOOLS, parallel_tool_calls=False)).json()["choices"][0][
@@ -122,7 +122,7 @@ async def test_one_call_only_where_parallel_calls_are_off():
     assert message["content"] == "I look."
 
 
-async def test_logprobs_of_a_call_are_all_reported():
+async def test_chat_response_reports_all_logprobs_of_a_call():
     """Tokens whose text is held back, or is syntax, are reported with what comes next."""
     service = Service(FakeEngine(HERMES))
     chunks = events(await service.chat(tools=TOOLS, stream=True, logprobs=True))[:-1]
@@ -131,7 +131,7 @@ async def test_logprobs_of_a_call_are_all_reported():
     assert tokens == [step for step in HERMES if isinstance(step, str)]
 
 
-async def test_a_conversation_with_calls_goes_back_to_the_model():
+async def test_chat_response_with_calls_goes_back_to_the_model():
     """The answer's own message, then the tool's: both reach the template."""
     service = Service(FakeEngine(LLAMA))
     message = (await service.chat(tools=TOOLS)).json()["choices"][0]["message"]
@@ -166,7 +166,7 @@ FORCED = [
         ),
     ],
 )
-async def test_a_forced_call_that_is_cut_tells_no_syntax(choice, text, calls):
+async def test_chat_response_shows_no_syntax_of_a_forced_call_that_is_cut(choice, text, calls):
     """The limit came within a call: no content, and the finish says why."""
     service = Service(FakeEngine([*text], finish_reason=FinishReason.LENGTH))
     choice = {"tools": TOOLS, **choice}
@@ -177,7 +177,7 @@ async def test_a_forced_call_that_is_cut_tells_no_syntax(choice, text, calls):
     assert added_up(chunks) == (None, calls, "length")
 
 
-async def test_marks_of_calls_have_a_text_where_tools_are():
+async def test_chat_response_gives_marks_of_calls_a_text_where_tools_are():
     """Many of them are special tokens, which nobody would see."""
     service = Service(FakeEngine(["hi"]))
     await service.chat(tools=TOOLS)
@@ -190,7 +190,7 @@ async def test_marks_of_calls_have_a_text_where_tools_are():
 THINKS = [Thought("I may"), Pause(0.002), Thought(" call."), "Hello", Pause(0.002), " you"]
 
 
-async def test_thoughts_are_reported_beside_the_answer():
+async def test_chat_response_reports_thoughts_beside_the_answer():
     """As `reasoning_content`, whole and in deltas, and only where there are any."""
     service = Service(FakeEngine(THINKS))
     body = (await service.chat()).json()
@@ -205,7 +205,7 @@ async def test_thoughts_are_reported_beside_the_answer():
     assert "reasoning_content" not in plain
 
 
-async def test_thoughts_can_be_left_out():
+async def test_chat_response_can_leave_thoughts_out():
     """`include_reasoning: false`; the answer is the same."""
     service = Service(FakeEngine(THINKS))
     body = (await service.chat(include_reasoning=False)).json()
@@ -234,7 +234,7 @@ async def test_thoughts_can_be_left_out():
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
-async def test_a_client_says_where_thoughts_are_shown(path, fields, splits, shows):
+async def test_chat_response_shows_thoughts_where_a_client_wants_them(path, fields, splits, shows):
     """In a field of their own, in the content (llama.cpp, Groq, SGLang), or not at all."""
     service = Service(FakeEngine(THINKS))
     question = HELLO if path == CHAT else {"input": "hi"}
@@ -247,20 +247,20 @@ async def test_a_client_says_where_thoughts_are_shown(path, fields, splits, show
 @pytest.mark.parametrize(
     "fields", [{"reasoning_format": "deepseek-legacy"}, {"separate_reasoning": "no"}]
 )
-async def test_where_else_thoughts_could_be_shown_is_refused(fields):
+async def test_chat_response_refuses_to_show_thoughts_anywhere_else(fields):
     """By name."""
     error = refusal(await Service().chat(**fields), 400)
     assert error["param"] == next(iter(fields))
 
 
-async def test_a_call_that_is_only_thought_of_is_none():
+async def test_chat_response_has_no_call_that_is_only_thought_of():
     """The reader of calls sees the answer alone."""
     script = [Thought('{"name": "search", "parameters": {}}'), *LLAMA]
     message = (await Service(FakeEngine(script)).chat(tools=TOOLS)).json()["choices"][0]["message"]
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather"]
 
 
-async def test_ids_are_reported_where_they_are_asked_for():
+async def test_chat_response_reports_ids_where_they_are_asked_for():
     """The prompt's once, the completion's with the text they belong to, all of them."""
     service = Service(FakeEngine(HERMES))
     body = (await service.chat(tools=TOOLS, return_token_ids=True, n=2)).json()

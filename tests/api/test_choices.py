@@ -21,13 +21,13 @@ async def drain(choices):
     return batches
 
 
-async def test_deltas_that_are_ready_together_are_one_piece():
+async def test_choices_merge_deltas_that_are_ready_together():
     """Three deltas without a pause come as one text."""
     async with Choices(FakeEngine(["a", "b", "c"]), asked(1)) as choices:
         assert await drain(choices) == [[Piece(0, "abc", FinishReason.STOP, token_ids=(1, 2, 3))]]
 
 
-async def test_deltas_with_time_between_come_as_they_are():
+async def test_choices_pass_deltas_with_time_between_as_they_are():
     """Nothing is held back for the sake of merging."""
     engine = FakeEngine(["a", Pause(0.01), "b"])
     async with Choices(engine, asked(1)) as choices:
@@ -51,14 +51,14 @@ async def test_choices_run_at_the_same_time():
     assert sorted(piece.index for batch in batches for piece in batch) == [0, 1, 2]
 
 
-async def test_a_prompt_counts_once_and_completions_all():
+async def test_choices_count_a_prompt_once_and_all_completions():
     """Usage of two prompts with two choices each."""
     async with Choices(FakeEngine(["a", "b"], prompt_tokens=7), asked(2, n=2)) as choices:
         await drain(choices)
         assert choices.usage == Usage(prompt_tokens=14, completion_tokens=8, cached_tokens=4)
 
 
-async def test_completions_of_one_request_are_choices_of_their_own():
+async def test_choices_are_made_of_each_completion_of_a_request():
     """Choice `prompt * n + i`, as OpenAI numbers them, each with its own end."""
     async with Choices(FakeEngine(["a", Pause(0.001), "b"]), asked(2, n=3)) as choices:
         pieces = [piece for batch in await drain(choices) for piece in batch]
@@ -69,7 +69,7 @@ async def test_completions_of_one_request_are_choices_of_their_own():
     assert sorted(piece.index for piece in pieces if piece.finish_reason) == list(range(6))
 
 
-async def test_an_end_before_the_last_completions_end_is_an_error():
+async def test_choices_take_an_end_before_the_last_completions_end_as_an_error():
     """One finished completion of two does not look like a finished answer."""
 
     class Half(FakeEngine):
@@ -83,14 +83,14 @@ async def test_an_end_before_the_last_completions_end_is_an_error():
             await drain(choices)
 
 
-async def test_nothing_is_shown_of_what_was_not_asked_for():
+async def test_choices_show_nothing_that_was_not_asked_for():
     """With `prompt_only`, text, tokens and their count stay away; the end is a length's."""
     async with Choices(FakeEngine(["a", "b"]), asked(1), prompt_only=True) as choices:
         assert await drain(choices) == [[Piece(0, "", FinishReason.LENGTH)]]
         assert choices.usage == Usage(prompt_tokens=5, completion_tokens=0, cached_tokens=2)
 
 
-async def test_the_first_error_ends_all():
+async def test_choices_all_end_with_the_first_error():
     """One refused choice refuses the request, and the running ones are let go."""
     engine = FakeEngine(
         lambda request: [Overloaded("full")] if request.request_id == "r1" else ["a", Pause(), "b"]
@@ -102,7 +102,7 @@ async def test_the_first_error_ends_all():
     assert sorted(engine.closed_early) == ["r0", "r2"]
 
 
-async def test_leaving_early_closes_every_generation():
+async def test_choices_close_every_generation_when_left_early():
     """Whoever stops reading frees the engine at once."""
     engine = FakeEngine(["a", Pause(), "b"])
     async with Choices(engine, asked(2)) as choices:
@@ -112,21 +112,21 @@ async def test_leaving_early_closes_every_generation():
     assert len(engine.closed_early) == 2
 
 
-async def test_an_end_without_a_reason_is_an_error():
+async def test_choices_take_an_end_without_a_reason_as_an_error():
     """An engine that just stops does not look like a finished answer."""
     async with Choices(FakeEngine(["a"], finish_reason=None), asked(1)) as choices:
         with pytest.raises(EngineError):
             await drain(choices)
 
 
-async def test_a_generation_cancelled_from_inside_does_not_hang():
+async def test_choices_do_not_hang_when_a_generation_is_cancelled_from_inside():
     """A cancelled reader is reported as an error instead of being waited for."""
     async with Choices(FakeEngine([asyncio.CancelledError()]), asked(1)) as choices:
         with pytest.raises(RequestCancelled):
             await asyncio.wait_for(choices.next(), 5)
 
 
-async def test_an_iterator_without_aclose_is_enough():
+async def test_choices_need_no_aclose_of_an_iterator():
     """The protocol asks for an async iterator, not for a generator."""
 
     class Plain(FakeEngine):
@@ -146,7 +146,7 @@ async def test_an_iterator_without_aclose_is_enough():
         assert await drain(choices) == [[Piece(0, "a", FinishReason.STOP, token_ids=(1,))]]
 
 
-async def test_a_finished_generation_is_closed_too():
+async def test_choices_close_a_finished_generation_too():
     """Its iterator is closed by us, not some day by the garbage collector."""
     kept = []
 

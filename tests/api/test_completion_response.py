@@ -18,7 +18,7 @@ def reported(chunks, name):
 
 
 @pytest.mark.parametrize(("prompt", "text"), [("Once", "Once"), (IDS, "7 8 9")])
-async def test_the_prompt_is_shown_in_front(prompt, text):
+async def test_completion_response_shows_the_prompt_in_front(prompt, text):
     """As it was sent, or as the text of the ids that were sent; whole and streamed."""
     service = Service(FakeEngine([" upon", " a"]))
     body = (await service.complete(prompt=prompt, echo=True, n=2)).json()
@@ -28,14 +28,14 @@ async def test_the_prompt_is_shown_in_front(prompt, text):
     assert reported(chunks, "text") == f"{text} upon a"
 
 
-async def test_each_of_several_prompts_is_shown_with_its_own_choices():
+async def test_completion_response_shows_each_prompt_with_its_own_choices():
     """Prompt by prompt."""
     body = (await Service(FakeEngine(["!"])).complete(prompt=["a", "b"], n=2, echo=True)).json()
     assert [choice["text"] for choice in body["choices"]] == ["a!", "a!", "b!", "b!"]
 
 
 @pytest.mark.parametrize("n", [1, 2])
-async def test_an_echo_has_the_prompts_logprobs(n):
+async def test_completion_response_echoes_the_prompts_logprobs(n):
     """Every token of prompt and completion; the first one has none to have."""
     service = Service(FakeEngine([" x"]))
     body = (await service.complete(prompt=IDS, echo=True, logprobs=1, max_tokens=1, n=n)).json()
@@ -50,7 +50,7 @@ async def test_an_echo_has_the_prompts_logprobs(n):
     assert service.engine.requests[0].sampling.prompt_logprobs == 1
 
 
-async def test_a_likelihood_is_scored_as_evaluation_tools_do_it():
+async def test_completion_response_scores_a_likelihood_as_evaluation_tools_do():
     """Context and continuation in ids, one token generated and cut off: what lm-eval reads."""
     context, continuation = [1, 2, 3], [4, 5]
     body = (
@@ -68,7 +68,7 @@ async def test_a_likelihood_is_scored_as_evaluation_tools_do_it():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_no_token_may_be_asked_for(stream):
+async def test_completion_response_may_have_no_token(stream):
     """`max_tokens: 0` scores a prompt: nothing of a completion is shown or counted."""
     service = Service(FakeEngine([" never"]))
     response = await service.complete(
@@ -82,7 +82,7 @@ async def test_no_token_may_be_asked_for(stream):
     assert service.records[0].completion_tokens == 0
 
 
-async def test_a_streamed_echo_tells_what_the_whole_does():
+async def test_completion_response_streams_an_echo_as_the_whole_has_it():
     """Text and lists add up."""
     service = Service(FakeEngine([" x", " y"]))
     asked = {"prompt": IDS, "echo": True, "logprobs": 2}
@@ -93,14 +93,14 @@ async def test_a_streamed_echo_tells_what_the_whole_does():
         assert reported(chunks, name) == items
 
 
-async def test_a_streamed_echo_with_logprobs_has_one_choice():
+async def test_completion_response_streams_an_echo_with_logprobs_of_one_choice():
     """The prompt's probabilities come once, with the first choice."""
     error = refusal(await Service().complete(echo=True, logprobs=1, n=2, stream=True), 400)
     assert error["param"] == "n"
 
 
 @pytest.mark.parametrize(("best_of", "n", "status"), [(1, None, 200), (2, 2, 200), (3, 2, 400)])
-async def test_best_of_is_n_or_refused(best_of, n, status):
+async def test_completion_response_takes_best_of_as_n_or_refuses_it(best_of, n, status):
     """Ranking more than is shown is not done here."""
     response = await Service().complete(best_of=best_of, n=n)
     assert response.status_code == status
@@ -108,7 +108,7 @@ async def test_best_of_is_n_or_refused(best_of, n, status):
         assert refusal(response, 400)["param"] == "best_of"
 
 
-async def test_ids_are_reported_where_they_are_asked_for():
+async def test_completion_response_reports_ids_where_they_are_asked_for():
     """Each choice has its prompt's and its own; in a stream the prompt's come once."""
     service = Service(FakeEngine(("a", "b")))
     body = (await service.complete(return_token_ids=True, prompt=["x", "y"])).json()
@@ -122,7 +122,7 @@ async def test_ids_are_reported_where_they_are_asked_for():
     assert [token for choice in choices for token in choice.get("token_ids", [])] == [1, 2]
 
 
-async def test_a_prompt_that_is_cut_is_shown_as_it_was_read():
+async def test_completion_response_shows_a_cut_prompt_as_it_was_read():
     """The echo is the text of the ids that are left."""
     service = Service(FakeEngine(("!",)))
     body = (await service.complete(echo=True, truncate_prompt_tokens=3, prompt="Once upon")).json()

@@ -122,19 +122,19 @@ whole, streams = served(stream=False), served(stream=True).include(method="POST"
 
 @REPEATABLE
 @whole.parametrize()
-def test_every_answer_is_as_described(case):
+def test_operations_answer_as_described(case):
     """No 5xx, the described content types, and bodies that fit their schemas."""
     check(case)
 
 
 @REPEATABLE
 @streams.parametrize()
-def test_every_stream_is_as_described(case):
+def test_operations_stream_as_described(case):
     """The same where a stream is asked for; its events fit their schemas."""
     check(case)
 
 
-def test_enough_was_really_answered():
+def test_operations_were_really_answered():
     """The requests above were no heap of refusals; runs after them, not alone."""
     for path in EVENTS:
         for kind in ("application/json", "text/event-stream", "refused"):
@@ -143,7 +143,7 @@ def test_enough_was_really_answered():
     assert ANSWERED["GET /models/{model}", "application/json"], ANSWERED
 
 
-def test_the_checks_can_fail():
+def test_operations_checks_can_fail():
     """A 5xx does not pass."""
     broken = served(stream=False)
     broken.app = Service(FakeEngine([RuntimeError("fault")])).app

@@ -27,7 +27,7 @@ def completion(**fields):
     return plan_completion(validate(CompletionRequest, {"prompt": "a"} | fields), request_id="r")
 
 
-def test_every_sampling_field_arrives():
+def test_plan_chat_hands_on_every_sampling_field():
     """What the client set is what the engine gets."""
     plan = chat(
         max_tokens=7,
@@ -77,13 +77,13 @@ def test_every_sampling_field_arrives():
     assert plan.token_ids
 
 
-def test_defaults_are_openais():
+def test_plan_has_openais_defaults():
     """Temperature and top_p 1 unless the model has its own; a completion has 16 tokens."""
     assert chat().requests[0].sampling == SILENT
     assert completion().requests[0].sampling == replace(SILENT, max_tokens=16)
 
 
-def test_null_is_absent():
+def test_plan_chat_takes_null_as_absent():
     """Explicit nulls give the defaults."""
     names = set(ChatRequest.model_fields) - {"messages"}
     plan = chat(**dict.fromkeys(names))
@@ -92,13 +92,13 @@ def test_null_is_absent():
 
 
 @pytest.mark.parametrize("top_k", [-1, 0])
-def test_top_k_is_switched_off_in_two_ways(top_k):
+def test_plan_chat_switches_top_k_off_in_two_ways(top_k):
     """-1, as other servers write it, and 0."""
     assert chat(top_k=top_k).requests[0].sampling.top_k == 0
 
 
 @pytest.mark.parametrize("temperature", [{}, {"temperature": 2}])
-def test_a_nucleus_of_nothing_is_greedy(temperature):
+def test_plan_chat_takes_a_nucleus_of_nothing_as_greedy(temperature):
     """`top_p: 0` keeps the single most likely token, whatever the temperature."""
     sampling = chat(top_p=0, **temperature).requests[0].sampling
     assert (sampling.temperature, sampling.top_p) == (0, 1)
@@ -106,13 +106,13 @@ def test_a_nucleus_of_nothing_is_greedy(temperature):
 
 
 @pytest.mark.parametrize("name", MODEL_DEFAULTS)
-def test_what_a_client_says_is_no_default(name):
+def test_plan_chat_says_what_the_client_set(name):
     """Only what it is silent about may be the model's own."""
     said = chat(**{name: 1}).requests[0].sampling
     assert said.unset == set(MODEL_DEFAULTS) - {name}
 
 
-def test_special_tokens_of_a_prompt_can_be_left_out():
+def test_plan_can_leave_out_special_tokens_of_a_prompt():
     """They are added to a text and not to a conversation, unless the request says otherwise."""
     assert [p.add_special_tokens for p in prompts(completion(prompt=["a", "b"]))] == [True, True]
     assert not prompts(completion(add_special_tokens=False))[0].add_special_tokens
@@ -133,7 +133,7 @@ def prompts(plan):
         ({"truncate_prompt_tokens": -1, "max_tokens": 5}, -5),
     ],
 )
-def test_a_prompt_can_be_cut(fields, kept):
+def test_plan_can_cut_a_prompt(fields, kept):
     """To a number of tokens, or to what leaves room for the completion."""
     assert prompts(chat(**fields))[0].truncate == kept
     for prompt in ("a", [1, 2]):
@@ -155,22 +155,22 @@ def test_a_prompt_can_be_cut(fields, kept):
         ),
     ],
 )
-def test_thinking_is_a_variable_of_the_template(fields, variables):
+def test_plan_chat_takes_thinking_as_a_variable_of_the_template(fields, variables):
     """By its own name, as other servers take it; what names the variable itself wins."""
     assert prompts(chat(**fields))[0].template_kwargs == variables
 
 
-def test_a_template_comes_with_the_request():
+def test_plan_chat_hands_on_a_requests_template():
     """The engine says whether it is trusted."""
     assert prompts(chat(chat_template="{{ 1 }}"))[0].chat_template == "{{ 1 }}"
 
 
-def test_the_newer_name_of_the_limit_wins():
+def test_plan_chat_prefers_the_newer_name_of_the_limit():
     """`max_completion_tokens` replaces `max_tokens`."""
     assert chat(max_tokens=5, max_completion_tokens=9).requests[0].sampling.max_tokens == 9
 
 
-def test_a_conversation_keeps_its_order_and_names():
+def test_plan_chat_keeps_a_conversations_order_and_names():
     """Roles, names and tool ids go to the template; developer is called system there."""
     messages = [
         {"role": "developer", "content": "be brief"},
@@ -201,13 +201,13 @@ def test_a_conversation_keeps_its_order_and_names():
         ),
     ],
 )
-def test_the_prompts_end_is_the_clients_choice(fields, kwargs, continued):
+def test_plan_chat_leaves_the_prompts_end_to_the_client(fields, kwargs, continued):
     """Answer begun, not begun, or continued."""
     prompt = chat(**fields).requests[0].prompt
     assert (prompt.template_kwargs, prompt.continue_final_message) == (kwargs, continued)
 
 
-def test_each_prompt_is_one_request_with_all_its_choices():
+def test_plan_completion_makes_one_request_of_each_prompt_with_all_its_choices():
     """The engine reads a prompt once, however many choices it has."""
     plan = completion(prompt=["a", "b"], n=2, seed=1)
     assert [(request.prompt, request.n) for request in plan.requests] == [
@@ -218,7 +218,7 @@ def test_each_prompt_is_one_request_with_all_its_choices():
     assert [request.sampling.seed for request in plan.requests] == [1, 1]
 
 
-def test_engine_ids_are_unique_though_the_clients_are_not():
+def test_plan_completion_gives_unique_engine_ids():
     """Two requests with the same x-request-id do not meet in the engine."""
     plans = [completion(prompt=["a", "b", "c"]) for _ in range(2)]
     ids = [request.request_id for plan in plans for request in plan.requests]
@@ -235,7 +235,7 @@ def test_engine_ids_are_unique_though_the_clients_are_not():
         ({"continuous_usage_stats": True}, False, True),
     ],
 )
-def test_stream_options_are_read(options, include, continuous):
+def test_plan_chat_reads_stream_options(options, include, continuous):
     """Each option alone."""
     plan = chat(stream=True, stream_options=options)
     assert (plan.stream, plan.include_usage, plan.continuous_usage) == (True, include, continuous)

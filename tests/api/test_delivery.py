@@ -25,7 +25,7 @@ def payloads(body):
 
 
 @pytest.mark.parametrize("path", SMALLEST)
-async def test_a_silent_stream_says_that_it_lives(path):
+async def test_delivery_shows_a_silent_stream_alive(path):
     """Before the first token and between two: a status, then comments, then the same events."""
     service = Service(FakeEngine([Pause(0.25), "a", Pause(0.15), "b"]), keep_alive_s=0.05)
     connection = Connection.json(path, SMALLEST[path] | {"stream": True})
@@ -48,7 +48,7 @@ async def test_a_silent_stream_says_that_it_lives(path):
     assert record.ttft_s >= 0.25  # a comment is no token
 
 
-async def test_no_comment_where_tokens_come_in_time():
+async def test_delivery_sends_no_comment_where_tokens_come_in_time():
     """Nor where it is switched off."""
     engine = FakeEngine([Pause(0.1), "a", Pause(0.1), "b"])
     for keep_alive_s in (10, 0):
@@ -57,7 +57,7 @@ async def test_no_comment_where_tokens_come_in_time():
 
 
 @pytest.mark.parametrize("path", SMALLEST)
-async def test_an_error_after_a_sign_of_life_is_the_last_event(path):
+async def test_delivery_sends_an_error_after_a_sign_of_life_as_the_last_event(path):
     """The status is out; every client raises on the event, and the record has the error."""
     engine = FakeEngine([Pause(0.15), Overloaded("full", retry_after_s=3)])
     service = Service(engine, keep_alive_s=0.05)
@@ -70,20 +70,20 @@ async def test_an_error_after_a_sign_of_life_is_the_last_event(path):
     assert [record.status for record in service.records] == [429]
 
 
-async def test_an_early_error_keeps_its_status():
+async def test_delivery_keeps_the_status_of_an_early_error():
     """What is refused at once is refused with its own status, as before."""
     engine = FakeEngine([Pause(0.01), Overloaded("full", retry_after_s=3)])
     refusal(await Service(engine, keep_alive_s=0.5).chat(stream=True), 429)
 
 
-async def test_an_answer_that_is_not_streamed_waits_as_before():
+async def test_delivery_of_a_whole_answer_waits_in_silence():
     """There is nothing to say before its status."""
     engine = FakeEngine([Pause(0.15), EngineDead("lost")])
     refusal(await Service(engine, keep_alive_s=0.05).chat(), 503)
 
 
 @pytest.mark.parametrize("path", SMALLEST)
-async def test_a_client_that_leaves_a_silent_stream_frees_the_engine(path):
+async def test_delivery_frees_the_engine_when_a_client_leaves_a_silent_stream(path):
     """While nothing but comments was sent."""
     service = Service(FakeEngine([Pause(), "a"]), keep_alive_s=0.02)
     connection = Connection.json(path, SMALLEST[path] | {"stream": True})
@@ -96,7 +96,7 @@ async def test_a_client_that_leaves_a_silent_stream_frees_the_engine(path):
     assert [record.error_code for record in service.records] == ["request_cancelled"]
 
 
-async def test_the_prompts_own_text_may_take_its_time():
+async def test_delivery_gives_the_prompts_own_text_its_time():
     """A stream that shows its prompt has to ask for it first, of a replica that may be starting."""
     engine = FakeEngine(["a"])
     detokenize = engine.detokenize
@@ -139,7 +139,7 @@ class Endless:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_has_a_size(stream):
+async def test_delivery_bounds_the_size_of_an_answer(stream):
     """Over it the engine is let go: with a 400, or as the last event of a stream."""
     engine = Endless()
     service = Service(engine, max_answer_bytes=100_000)
@@ -161,7 +161,7 @@ class NeverReads(Connection):
 
 
 @pytest.mark.parametrize("path", ["/v1/models", CHAT])
-async def test_a_client_that_reads_nothing_is_cut(path):
+async def test_delivery_cuts_a_client_that_reads_nothing(path):
     """After a bounded time, whatever it asked for."""
     service = Service(FakeEngine(["a", Pause(0.01), "b"]), send_timeout_s=0.1)
     connection = NeverReads.json(path, HELLO | {"stream": True})
@@ -172,7 +172,7 @@ async def test_a_client_that_reads_nothing_is_cut(path):
     assert [record.error_code for record in service.records] == ["request_cancelled"]
 
 
-async def test_what_nobody_reads_is_bounded():
+async def test_delivery_bounds_what_nobody_reads():
     """An engine that goes on writing is stopped long before its client is cut."""
     engine = Endless()
     service = Service(engine, send_timeout_s=2, max_answer_bytes=100_000)
@@ -183,7 +183,7 @@ async def test_what_nobody_reads_is_bounded():
     await asyncio.wait_for(running, 5)
 
 
-async def test_a_slow_reader_is_not_cut():
+async def test_delivery_does_not_cut_a_slow_reader():
     """Whoever takes something now and then has all the time."""
 
     class Slow(Connection):
@@ -282,7 +282,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-async def test_a_large_body_does_not_stop_the_event_loop(name):
+async def test_intake_of_a_large_body_does_not_stop_the_event_loop(name):
     """Everybody's streams share it; two seconds of silence for one body would be felt by all."""
     path, body = LARGE[name]
     service = Service()
@@ -294,7 +294,7 @@ async def test_a_large_body_does_not_stop_the_event_loop(name):
     assert gaps.longest_s < 0.3
 
 
-async def test_a_large_answer_does_not_stop_the_event_loop():
+async def test_delivery_of_a_large_answer_does_not_stop_the_event_loop():
     """Nor does writing 10 MB of probabilities; it is the same JSON as ever."""
     service = Service(FakeEngine(["é" * 10, Pause(0)] * 200 + ["."]))
     fields = {"n": 16, "logprobs": True, "top_logprobs": 20}

@@ -21,7 +21,7 @@ CUT = [
 
 @pytest.mark.parametrize(("script", "arguments"), CUT)
 @pytest.mark.parametrize("choice", ["required", NAMED])
-async def test_no_client_sees_the_syntax_of_a_cut_call(script, arguments, choice):
+async def test_forced_calls_show_no_syntax_when_cut(script, arguments, choice):
     """Complete or streamed; the finish says that the limit cut it."""
     service = Service(FakeEngine(script, finish_reason=FinishReason.LENGTH))
     fields = {"tools": TOOLS, "tool_choice": choice}
@@ -36,7 +36,7 @@ async def test_no_client_sees_the_syntax_of_a_cut_call(script, arguments, choice
 
 
 @pytest.mark.parametrize(("script", "arguments"), CUT)
-async def test_nor_in_a_response(script, arguments):
+async def test_forced_calls_show_no_syntax_in_a_response_either(script, arguments):
     """It has the calls alone, or an empty message."""
     service = Service(FakeEngine(script, finish_reason=FinishReason.LENGTH))
     body = {
@@ -52,7 +52,7 @@ async def test_nor_in_a_response(script, arguments):
     assert response["status"] == "incomplete"
 
 
-async def test_what_a_model_says_of_its_own_will_stays():
+async def test_forced_calls_leave_what_a_model_says_of_its_own_will():
     """Under `auto` text that looks like a cut call may be one, and is shown."""
     service = Service(FakeEngine(['{"name": "wea'], finish_reason=FinishReason.LENGTH))
     (choice,) = (await service.chat(tools=TOOLS)).json()["choices"]

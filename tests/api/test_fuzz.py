@@ -145,21 +145,21 @@ def check(response, path):
 
 @SETTINGS
 @given(bodies("messages", messages, CHAT_FIELDS))
-def test_chat_bodies(body):
+def test_fuzz_chat_bodies(body):
     """Well-formed JSON of any meaning, to the chat endpoint."""
     event(str(check(post(CHAT, json.dumps(body).encode()), CHAT)))
 
 
 @SETTINGS
 @given(bodies("prompt", prompts, COMPLETION_FIELDS))
-def test_completion_bodies(body):
+def test_fuzz_completion_bodies(body):
     """Well-formed JSON of any meaning, to the completions endpoint."""
     event(str(check(post(COMPLETIONS, json.dumps(body).encode()), COMPLETIONS)))
 
 
 @SETTINGS
 @given(bodies("input", st.text(max_size=20) | messages | items, RESPONSES_FIELDS))
-def test_response_bodies(body):
+def test_fuzz_response_bodies(body):
     """Well-formed JSON of any meaning, to the responses endpoint."""
     event(str(check(post(RESPONSES, json.dumps(body).encode()), RESPONSES)))
 
@@ -169,21 +169,21 @@ def test_response_bodies(body):
     st.fixed_dictionaries({}, optional={k: v | anything for k, v in TOKEN_FIELDS.items()}),
     st.sampled_from(["/tokenize", "/detokenize"]),
 )
-def test_token_bodies(body, path):
+def test_fuzz_token_bodies(body, path):
     """Well-formed JSON of any meaning, to the endpoints beside generation."""
     event(str(check(post(path, json.dumps(body).encode()), path)))
 
 
 @SETTINGS
 @given(st.binary(max_size=200), st.sampled_from([CHAT, COMPLETIONS, "/tokenize", "/detokenize"]))
-def test_any_bytes(body, path):
+def test_fuzz_any_bytes(body, path):
     """Not even JSON."""
     assert check(post(path, body), path) == 400
 
 
 @SETTINGS
 @given(st.data())
-def test_damaged_json(data):
+def test_fuzz_damaged_json(data):
     """A right body with some bytes changed, cut or repeated, or with what is hard to read."""
     body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "n": 2}).encode()
     start = data.draw(st.integers(0, len(body)))
@@ -207,7 +207,7 @@ def test_damaged_json(data):
         st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=255), max_size=40),
     )
 )
-def test_any_headers(headers):
+def test_fuzz_any_headers(headers):
     """Headers of any content."""
     body = b'{"prompt": "Once"}'
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
@@ -236,7 +236,7 @@ def growth(service, shots, *, forget):
     return asyncio.run(measure())
 
 
-def test_memory_is_flat():
+def test_fuzz_leaves_memory_flat():
     """Requests of any kind leave nothing behind; the same measure sees it if records stay."""
     shots = []
 
@@ -258,7 +258,7 @@ def test_memory_is_flat():
 
 @pytest.mark.parametrize("depth", [10, 190, 250, 10_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-def test_deep_nesting(depth, opening, closing):
+def test_fuzz_deep_nesting(depth, opening, closing):
     """Deep values are taken or refused, at any depth, in any field."""
     value = opening * depth + "1" + closing * depth
     for name in ("messages", "chat_template_kwargs", "metadata", "tools", "stop", "zzz"):
@@ -266,7 +266,7 @@ def test_deep_nesting(depth, opening, closing):
         check(post(CHAT, body.encode()), CHAT)
 
 
-def test_the_check_can_fail():
+def test_fuzz_check_can_fail():
     """An answer with a 5xx does not pass as harmless."""
     service = Service(FakeEngine([RuntimeError("fault")]))
     response = asyncio.run(service.complete())

@@ -26,7 +26,7 @@ STREAMS = [False, True]
 PATHS = [CHAT, COMPLETIONS]
 
 
-async def test_a_chat_stream_has_one_order():
+async def test_stream_of_a_chat_has_one_order():
     """Role, text, finish, `[DONE]`; one id and one time in all."""
     engine = FakeEngine(["Hel", Pause(0.01), "lo", Pause(0.01), "!"])
     *chunks, last = events(await Service(engine).chat(stream=True))
@@ -44,7 +44,7 @@ async def test_a_chat_stream_has_one_order():
     assert not any("usage" in chunk for chunk in chunks)
 
 
-async def test_a_completion_stream_has_no_role():
+async def test_stream_of_a_completion_has_no_role():
     """Text, finish, `[DONE]`."""
     *chunks, last = events(await Service(FakeEngine(["a"])).complete(stream=True))
     assert last == "[DONE]"
@@ -54,7 +54,7 @@ async def test_a_completion_stream_has_no_role():
     assert choices == [("a", None), ("", "stop")]
 
 
-async def test_usage_comes_once_between_finish_and_done():
+async def test_stream_has_usage_once_between_finish_and_done():
     """Only the last chunk has it, with no choices; the others say null."""
     response = await Service().chat(stream=True, n=2, stream_options={"include_usage": True})
     *chunks, usage, _done = events(response)
@@ -68,7 +68,7 @@ async def test_usage_comes_once_between_finish_and_done():
     assert [chunk["usage"] for chunk in chunks] == [None] * 6
 
 
-async def test_continuous_usage_grows():
+async def test_stream_with_continuous_usage_grows():
     """Every chunk has the total so far."""
     engine = FakeEngine(["a", Pause(0.01), "b"])
     options = {"continuous_usage_stats": True, "include_usage": True}
@@ -76,7 +76,7 @@ async def test_continuous_usage_grows():
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 2, 2]
 
 
-async def test_choices_of_a_stream_are_interleaved_by_index():
+async def test_stream_interleaves_choices_by_index():
     """Each index has its own role and finish; texts add up to the whole answers'."""
     service = Service(FakeEngine(["a", Pause(0.005), "b", Pause(0.005), "c"]))
     *chunks, _done = events(await service.chat(stream=True, n=3))
@@ -89,7 +89,7 @@ async def test_choices_of_a_stream_are_interleaved_by_index():
         assert [choice["finish_reason"] for choice in own if choice["finish_reason"]] == ["stop"]
 
 
-async def test_several_prompts_are_answered_in_order():
+async def test_generation_answers_several_prompts_in_order():
     """Indexes are prompt times n plus choice, whoever finishes first."""
 
     def slow_first(request):
@@ -107,7 +107,7 @@ async def test_several_prompts_are_answered_in_order():
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-async def test_an_empty_answer_is_an_answer(stream):
+async def test_generation_of_an_empty_answer(stream):
     """A model that ends at once gives an empty text and a finish."""
     response = await Service(FakeEngine([""])).chat(stream=stream)
     if stream:
@@ -130,7 +130,7 @@ async def test_an_empty_answer_is_an_answer(stream):
         (EngineError("generation failed"), 500, "server_error"),
     ],
 )
-async def test_an_early_error_has_its_own_status(error, status, kind, path, stream):
+async def test_generation_gives_an_early_error_its_own_status(error, status, kind, path, stream):
     """The engine's refusal comes before a status is sent, for streams as well."""
     response = await Service(FakeEngine([error])).post(path, SMALLEST[path] | {"stream": stream})
     answer = refusal(response, status)
@@ -140,7 +140,7 @@ async def test_an_early_error_has_its_own_status(error, status, kind, path, stre
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_broken_stream_ends_with_one_error_event(path):
+async def test_stream_that_breaks_ends_with_one_error_event(path):
     """Text that came stays; then the envelope, no finish, no `[DONE]`."""
     service = Service(FakeEngine(["a", Pause(0.01), EngineDead("the replica was lost")]))
     *chunks, last = events(await service.post(path, SMALLEST[path] | STREAM))
@@ -159,7 +159,7 @@ async def test_a_broken_stream_ends_with_one_error_event(path):
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-async def test_a_foreign_exception_tells_nothing(stream):
+async def test_generation_shows_nothing_of_a_foreign_exception(stream):
     """Its text stays inside; the client gets the request id to ask with."""
     fault = ValueError("secret /path/to/file")
     script = ["a", Pause(0.01), fault] if stream else [fault]
@@ -173,7 +173,7 @@ async def test_a_foreign_exception_tells_nothing(stream):
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_client_that_leaves_frees_the_engine(path, stream):
+async def test_generation_frees_the_engine_when_a_client_leaves(path, stream):
     """The iterator is closed at once and the request is recorded as cancelled."""
     service = Service(FakeEngine(["a", Pause(), "b"]))
     connection = Connection.json(path, SMALLEST[path] | {"stream": stream})
@@ -189,7 +189,7 @@ async def test_a_client_that_leaves_frees_the_engine(path, stream):
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-async def test_a_cancelled_task_frees_the_engine(stream):
+async def test_generation_frees_the_engine_when_its_task_is_cancelled(stream):
     """Ray Serve cancels the request's task when the client has gone."""
     service = Service(FakeEngine(["a", Pause(), "b"]))
     running = Connection.json(CHAT, HELLO | {"stream": stream, "n": 2}).run(service.app)
@@ -201,7 +201,7 @@ async def test_a_cancelled_task_frees_the_engine(stream):
     assert [record.error_code for record in service.records] == ["request_cancelled"]
 
 
-async def test_a_connection_that_breaks_while_sending_frees_the_engine():
+async def test_generation_frees_the_engine_when_a_connection_breaks_while_sending():
     """An OSError from the server's send means that nobody listens."""
     service = Service(FakeEngine(["a", Pause(0.02), "b", Pause(), "c"]))
     connection = Connection.json(CHAT, HELLO | STREAM)
@@ -213,7 +213,7 @@ async def test_a_connection_that_breaks_while_sending_frees_the_engine():
     assert [record.error_code for record in service.records] == ["request_cancelled"]
 
 
-async def test_a_client_that_leaves_after_the_end_changes_nothing():
+async def test_generation_ignores_a_client_that_leaves_after_the_end():
     """A whole answer is a finished request, however fast the client hangs up."""
     service = Service()
     connection = Connection.json(CHAT, HELLO | STREAM)
@@ -225,7 +225,7 @@ async def test_a_client_that_leaves_after_the_end_changes_nothing():
 
 
 @pytest.mark.parametrize("script", [[Pause(), "a"], ["a", Pause(), "b"]], ids=["early", "late"])
-async def test_a_deadline_before_the_answer_is_a_504(script):
+async def test_deadline_before_the_answer_is_a_504(script):
     """The request's own limit ends it and frees the engine."""
     service = Service(FakeEngine(script))
     response = await service.post(CHAT, HELLO, headers={"x-request-timeout-seconds": "0.05"})
@@ -233,7 +233,7 @@ async def test_a_deadline_before_the_answer_is_a_504(script):
     assert not service.engine.running
 
 
-async def test_a_deadline_in_a_stream_is_an_error_event():
+async def test_deadline_in_a_stream_is_an_error_event():
     """What came stays; the event names the limit."""
     service = Service(FakeEngine(["a", Pause(), "b"]))
     headers = {"x-request-timeout-seconds": "0.05"}
@@ -243,21 +243,21 @@ async def test_a_deadline_in_a_stream_is_an_error_event():
     assert not service.engine.running
 
 
-async def test_a_deadline_covers_a_body_that_does_not_come():
+async def test_deadline_covers_a_body_that_does_not_come():
     """A slow sender is bounded by the same limit."""
     connection = Connection(CHAT, headers={"x-request-timeout-seconds": "0.05"})
     await asyncio.wait_for(connection.run(Service().app), 5)
     assert connection.status == 504
 
 
-async def test_a_timeout_of_the_engine_is_not_the_clients_deadline():
+async def test_deadline_of_the_client_is_not_a_timeout_of_the_engine():
     """A TimeoutError from inside is a fault of ours."""
     response = await Service(FakeEngine([TimeoutError()])).chat()
     assert refusal(response, 500)["code"] == "engine_error"
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_another_model_is_not_found(path):
+async def test_generation_does_not_find_another_model(path):
     """404 that names the one that is served; no work is done."""
     service = Service()
     error = refusal(await service.post(path, SMALLEST[path] | {"model": "gpt-9"}), 404)
@@ -267,7 +267,7 @@ async def test_another_model_is_not_found(path):
     assert not service.engine.requests
 
 
-async def test_the_model_may_be_named_or_left_out():
+async def test_generation_takes_the_model_named_or_left_out():
     """Both are the same request."""
     service = Service()
     for model in ({}, {"model": None}, {"model": MODEL}):
@@ -275,7 +275,7 @@ async def test_the_model_may_be_named_or_left_out():
     assert refusal(await service.chat(model=7), 400)["param"] == "model"
 
 
-async def test_a_streams_headers_keep_proxies_from_holding_it_back():
+async def test_stream_headers_keep_proxies_from_holding_it_back():
     """No cache, no buffering."""
     response = await Service().chat(stream=True)
     assert response.headers["cache-control"] == "no-cache"
@@ -283,7 +283,7 @@ async def test_a_streams_headers_keep_proxies_from_holding_it_back():
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-async def test_a_finished_request_leaves_one_full_record(stream):
+async def test_record_of_a_finished_request_is_full(stream):
     """Tokens, times and reason of what was answered."""
     engine = FakeEngine(["a", Pause(0.01), "b"], finish_reason=FinishReason.LENGTH)
     service = Service(engine)
@@ -296,7 +296,7 @@ async def test_a_finished_request_leaves_one_full_record(stream):
     assert 0 < record.ttft_s < record.duration_s - 0.005
 
 
-async def test_streamed_text_equals_whole_text():
+async def test_stream_text_equals_whole_text():
     """The same deltas, the same text."""
     engine = FakeEngine(["é", Pause(0.001), " 日", "本\n", Pause(0.001), "\u2028x"])
     service = Service(engine)
@@ -305,7 +305,7 @@ async def test_streamed_text_equals_whole_text():
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
 
 
-async def test_a_hundred_disconnects_leave_nothing():
+async def test_generation_leaves_nothing_of_a_hundred_disconnects():
     """Clients that leave at any moment: every engine slot is free, every request recorded."""
     service = Service(FakeEngine(["a", Pause(0.002), "b", Pause(0.002), "c"] * 3))
     before = len(asyncio.all_tasks())

@@ -52,7 +52,7 @@ async def ask(service, host, *, server=HERE, path="/v1/models", method="GET", he
 
 @pytest.mark.parametrize("host", FOREIGN)
 @pytest.mark.parametrize("server", [HERE, ("::1", 8000, 0, 0)[:2], ("::ffff:127.0.0.1", 8000)])
-async def test_without_keys_a_foreign_name_over_loopback_is_refused(host, server):
+async def test_hosts_refuse_a_foreign_name_over_loopback_without_keys(host, server):
     """In the envelope, on every path, the page and the numbers behind it included."""
     service = Service(access=dict)
     for path in ("/", "/status", "/access", "/v1/models", "/version", CHAT):
@@ -61,48 +61,48 @@ async def test_without_keys_a_foreign_name_over_loopback_is_refused(host, server
 
 
 @pytest.mark.parametrize("host", OWN)
-async def test_this_machines_own_names_and_all_addresses_pass(host):
+async def test_hosts_pass_this_machines_own_names_and_all_addresses(host):
     """An address cannot be rebound; a request without a name comes from no browser."""
     assert await ask(Service(), host) == 200
 
 
-async def test_a_request_without_a_host_passes():
+async def test_hosts_pass_a_request_without_a_host():
     """HTTP/1.0 has none."""
     assert await ask(Service(), None) == 200
 
 
-async def test_one_foreign_name_of_two_is_refused():
+async def test_hosts_refuse_one_foreign_name_of_two():
     """Whichever of them somebody further inside would read."""
     assert await ask(Service(), "localhost", headers=[("host", "evil.example")]) == 403
 
 
 @pytest.mark.parametrize("server", [("10.0.0.7", 8000), ("fd00::7", 8000), ("/run/app.sock", None)])
-async def test_names_pass_where_requests_come_over_a_network(server):
+async def test_hosts_pass_names_where_requests_come_over_a_network(server):
     """A service behind a name of its own, in a cluster or a container, works as it is."""
     assert await ask(Service(), "llm.corp.example", server=server) == 200
 
 
 @pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "via", "x-real-ip"])
-async def test_a_proxy_on_this_machine_may_pass_its_own_name_on(header):
+async def test_hosts_let_a_proxy_on_this_machine_pass_its_own_name_on(header):
     """It says that it is one, and its port is not ours."""
     headers = [(header, "10.1.2.3")]
     for host in ("llm.corp.example", "llm.corp.example:443"):
         assert await ask(Service(), host, headers=headers) == 200
 
 
-async def test_a_page_cannot_say_that_it_is_a_proxy():
+async def test_hosts_refuse_a_page_that_says_it_is_a_proxy():
     """Rebinding leads to our port, which the browser says in the Host header."""
     headers = [("x-forwarded-for", "10.1.2.3")]
     assert await ask(Service(), "evil.example:8000", headers=headers) == 403
     assert await ask(Service(), "evil.example", server=("127.0.0.1", 80), headers=headers) == 403
 
 
-async def test_behind_serves_own_proxy_names_pass():
+async def test_hosts_pass_names_behind_serves_own_proxy():
     """Then every request comes over loopback, whoever sent it."""
     assert await ask(Service(direct=False), "llm.corp.example:8000") == 200
 
 
-async def test_with_keys_names_pass(tmp_path):
+async def test_hosts_pass_names_with_keys(tmp_path):
     """A page has no key."""
     (tmp_path / "keys").write_text(hashlib.sha256(b"k").hexdigest())
     service = Service(api_keys_file=str(tmp_path / "keys"))
@@ -126,13 +126,13 @@ async def test_with_keys_names_pass(tmp_path):
         ((), "evil.example", 403),
     ],
 )
-async def test_the_config_may_name_them(allowed, host, status):
+async def test_hosts_pass_names_of_the_config(allowed, host, status):
     """Then they count wherever a request comes from."""
     for server in (HERE, ("10.0.0.7", 8000)):
         assert await ask(Service(allowed_hosts=allowed), host, server=server) == status
 
 
-async def test_a_browsers_request_on_a_real_socket():
+async def test_hosts_refuse_a_browsers_request_on_a_real_socket():
     """As it comes from one whose name leads to 127.0.0.1."""
     service = Service()
     async with listening(service.app) as url:
@@ -159,6 +159,6 @@ async def test_a_browsers_request_on_a_real_socket():
         (" a. ", ("a", None)),
     ],
 )
-def test_a_host_header_is_taken_apart(value, parts):
+def test_split_host_takes_a_header_apart(value, parts):
     """Name and port, whatever a client writes."""
     assert split_host(value) == parts

@@ -29,7 +29,7 @@ class Arriving:
             return raw
 
 
-async def test_a_body_that_does_not_come_is_a_408():
+async def test_intake_answers_a_body_that_does_not_come_with_a_408():
     """In the envelope, with a word to close: the rest of it must not be read as a request."""
     service = Service(**SLOW)
     connection = Connection(CHAT)
@@ -44,14 +44,14 @@ async def test_a_body_that_does_not_come_is_a_408():
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions", "/tokenize", "/detokenize"])
-async def test_the_limit_holds_on_every_path_with_a_body(path):
+async def test_intake_limit_holds_on_every_path_with_a_body(path):
     """Also where no model is asked."""
     connection = Connection(path)
     await asyncio.wait_for(connection.run(Service(**SLOW).app), 5)
     assert connection.status == 408
 
 
-async def test_a_byte_now_and_then_does_not_help():
+async def test_intake_is_not_kept_up_by_a_byte_now_and_then():
     """What counts is the time of the body, not the pause between two parts of it."""
     connection = Connection(CHAT)
     running = connection.run(Service(**SLOW).app)
@@ -63,7 +63,7 @@ async def test_a_byte_now_and_then_does_not_help():
     assert connection.status == 408
 
 
-async def test_a_large_body_has_more_time(monkeypatch):
+async def test_intake_gives_a_large_body_more_time(monkeypatch):
     """At a rate that any line has; what has come counts."""
     monkeypatch.setattr(intake_module, "MIN_BYTES_PER_S", 1000)
     intake = Intake(max_bytes=10_000, timeout_s=0.1)
@@ -74,7 +74,7 @@ async def test_a_large_body_has_more_time(monkeypatch):
     assert await arriving.task == b"a" * 500 + b"b"
 
 
-async def test_the_oldest_gives_way_when_places_are_needed(monkeypatch):
+async def test_intake_lets_the_oldest_give_way_when_places_are_needed(monkeypatch):
     """So clients that send slowly push out each other, and whoever sends at once is served."""
     monkeypatch.setattr(intake_module, "YOUNG_S", 0.05)
     intake = Intake(max_bytes=100, timeout_s=60, places=3)
@@ -91,7 +91,7 @@ async def test_the_oldest_gives_way_when_places_are_needed(monkeypatch):
         assert await each.task == b"late"
 
 
-async def test_one_that_ends_just_now_can_be_pushed_out_too():
+async def test_intake_can_push_out_one_that_ends_just_now():
     """Its own time and the need for its place come in the same moment."""
     intake = Intake(max_bytes=100, timeout_s=0.05, places=1)
     slow = Arriving(intake)
@@ -112,7 +112,7 @@ async def test_one_that_ends_just_now_can_be_pushed_out_too():
         await slow.task
 
 
-async def test_a_burst_is_asked_to_come_back():
+async def test_intake_asks_a_burst_to_come_back():
     """Nobody who has just begun is pushed out: more than there are places is a 429."""
     intake = Intake(max_bytes=100, timeout_s=60, places=2)
     young = [Arriving(intake) for _ in range(2)]
@@ -125,7 +125,7 @@ async def test_a_burst_is_asked_to_come_back():
         assert await each.task == b"a"
 
 
-async def test_the_bytes_of_all_bodies_are_bounded(monkeypatch):
+async def test_intake_bounds_the_bytes_of_all_bodies(monkeypatch):
     """However many connections send large bodies at once; the oldest gives way."""
     monkeypatch.setattr(intake_module, "HELD_BODIES", 2)
     intake = Intake(max_bytes=100, timeout_s=60)
@@ -143,7 +143,7 @@ async def test_the_bytes_of_all_bodies_are_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("length", [101, 10**30])
-async def test_a_body_that_is_announced_too_large_is_not_read(length):
+async def test_intake_does_not_read_a_body_announced_too_large(length):
     """Nor does it take a place."""
     intake = Intake(max_bytes=100, timeout_s=60, places=1)
     with pytest.raises(RequestTooLarge):
@@ -153,7 +153,7 @@ async def test_a_body_that_is_announced_too_large_is_not_read(length):
     assert len(await fine.task) == 100
 
 
-async def test_thousands_of_slow_bodies_close_nothing():
+async def test_intake_closes_nothing_for_thousands_of_slow_bodies():
     """More than there are places: probes and requests are answered at once, and all end."""
     service = Service(body_timeout_s=5)
     slow = [Connection(CHAT) for _ in range(1300)]

@@ -109,7 +109,7 @@ class Faulty:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_every_request_has_exactly_one_end(tmp_path, monkeypatch, seed):
+async def test_requests_have_exactly_one_end_each(tmp_path, monkeypatch, seed):
     """Whatever clients do and whatever fails: one end each, and nothing is left behind.
 
     Deadlines, disconnects, overload, failing steps, and at last an engine that dies.
@@ -158,7 +158,7 @@ async def test_every_request_has_exactly_one_end(tmp_path, monkeypatch, seed):
         assert reported[end], reported
 
 
-async def test_a_thousand_disconnects_leave_nothing(tmp_path):
+async def test_disconnects_by_the_thousand_leave_nothing(tmp_path):
     """At random moments of a request: places, cache and memory are as they were."""
     rng = random.Random(0)
     with closing(

@@ -17,28 +17,28 @@ def token(text, logprob=-0.5, top=(), raw=None):
 HALVES = [token("\ufffd", raw=b"\xc3"), token("\ufffd", raw=b"\xa9"), token("!")]
 
 
-def test_a_chats_bytes_join_to_characters():
+def test_chat_logprobs_bytes_join_to_characters():
     """Each token has its bytes, though half a character has no text."""
     content = chat_logprobs(HALVES)["content"]
     assert bytes(byte for one in content for byte in one["bytes"]).decode() == "é!"
     assert [one["token"] for one in content] == ["\ufffd", "\ufffd", "!"]
 
 
-def test_a_completions_offsets_count_characters():
+def test_completion_tokens_offsets_count_characters():
     """Offsets point into the text; half characters have names of their own."""
     body = CompletionTokens().read(HALVES)
     assert body["tokens"] == ["bytes:\\xc3", "bytes:\\xa9", "!"]
     assert body["text_offset"] == [0, 0, 1]
 
 
-def test_offsets_go_on_from_chunk_to_chunk():
+def test_completion_tokens_offsets_go_on_from_chunk_to_chunk():
     """A stream's chunks say what the whole would."""
     tokens = CompletionTokens()
     offsets = [tokens.read([one])["text_offset"][0] for one in [*HALVES, token("x")]]
     assert offsets == [0, 0, 1, 2]
 
 
-def test_special_tokens_before_the_text_begin_with_it():
+def test_completion_tokens_put_special_tokens_before_the_text_at_its_beginning():
     """A begin-of-text token is none of the client's characters."""
     body = CompletionTokens(-5).read([TokenLogprobs(None), token("Hi"), token("!")], first="<bos>")
     assert body == {
@@ -49,7 +49,7 @@ def test_special_tokens_before_the_text_begin_with_it():
     }
 
 
-def test_the_chosen_token_is_among_the_alternatives():
+def test_completion_tokens_have_the_chosen_one_among_the_alternatives():
     """Load tools compare it with the best of them."""
     best, second = Logprob(2, "a", b"a", -0.1), Logprob(3, "b", b"b", -2.0)
     chosen = Logprob(4, "c", b"c", -3.0)
@@ -58,7 +58,7 @@ def test_the_chosen_token_is_among_the_alternatives():
 
 
 @pytest.mark.parametrize("top", [None, 0, 3])
-async def test_a_chat_shows_them(top):
+async def test_logprobs_are_shown_in_a_chat(top):
     """Every token with as many alternatives as were asked for; `refusal` is null."""
     service = Service(FakeEngine(["a", "b"]))
     body = (await service.chat(logprobs=True, top_logprobs=top)).json()
@@ -71,7 +71,7 @@ async def test_a_chat_shows_them(top):
 
 
 @pytest.mark.parametrize("fields", [{}, {"logprobs": False}, {"logprobs": None}])
-async def test_nobody_asked(fields):
+async def test_logprobs_are_null_when_nobody_asked(fields):
     """Null in both endpoints, and the engine computes none."""
     service = Service()
     assert (await service.chat(**fields)).json()["choices"][0]["logprobs"] is None
@@ -79,14 +79,14 @@ async def test_nobody_asked(fields):
     assert {request.sampling.logprobs for request in service.engine.requests} == {None}
 
 
-async def test_alternatives_need_logprobs():
+async def test_logprobs_are_needed_for_alternatives():
     """As OpenAI: `top_logprobs` alone is a mistake worth an error."""
     for fields in ({"top_logprobs": 2}, {"top_logprobs": 2, "logprobs": False}):
         assert refusal(await Service().chat(**fields), 400)["param"] == "top_logprobs"
     assert (await Service().chat(top_logprobs=0)).status_code == 200
 
 
-async def test_a_streams_logprobs_add_up_to_the_wholes():
+async def test_logprobs_of_a_stream_add_up_to_the_wholes():
     """Each token once, in order, in chat and completions."""
     engine = FakeEngine(["a", Pause(0.002), "", "b", Pause(0.002), "c"])
     service = Service(engine)

@@ -20,7 +20,7 @@ def asked(arguments, **fields):
     ("arguments", "read"),
     [('{"a": [1]}', {"a": [1]}), ("", {}), ("{}", {}), ("{oops", "{oops"), ("[1]", "[1]")],
 )
-def test_arguments_of_earlier_calls_are_objects_if_they_can_be(arguments, read):
+def test_show_makes_arguments_of_earlier_calls_objects_if_they_can_be(arguments, read):
     """Templates print them as JSON; what is no object stays the text it was."""
     message = show(**asked(arguments))
     assert message == {
@@ -32,7 +32,7 @@ def test_arguments_of_earlier_calls_are_objects_if_they_can_be(arguments, read):
     }
 
 
-def test_a_tools_answer_keeps_its_id():
+def test_show_keeps_the_id_of_a_tools_answer():
     """The template sees which call it answers."""
     assert show(role="tool", content="42", tool_call_id="c1") == {
         "role": "tool",
@@ -41,7 +41,7 @@ def test_a_tools_answer_keeps_its_id():
     }
 
 
-def test_a_tools_answer_names_its_function():
+def test_show_names_the_function_of_a_tools_answer():
     """Some templates print the name, and the client only has to send the call's id."""
     answer = {"role": "tool", "content": "42", "tool_call_id": "c1"}
     messages = [asked("{}"), answer, answer | {"name": "g"}, answer | {"tool_call_id": "c2"}]
@@ -62,14 +62,14 @@ def test_a_tools_answer_names_its_function():
         ({"role": "system"}, "messages[0]"),
     ],
 )
-def test_what_means_nothing_is_refused_by_place(message, param):
+def test_messages_that_mean_nothing_are_refused_by_place(message, param):
     """Only an assistant calls, a call has a name, and what the user says is there."""
     with pytest.raises(InvalidRequest) as caught:
         validate(ChatRequest, {"messages": [message]})
     assert caught.value.param == param
 
 
-def test_calls_of_custom_tools_are_unsupported():
+def test_messages_of_custom_tools_are_unsupported():
     """Their input is no JSON, and no template here shows it."""
     with pytest.raises(UnsupportedParameter) as caught:
         validate(ChatRequest, {"messages": [asked("{}", type="custom")]})
@@ -97,7 +97,7 @@ THINKING = {"type": "thinking", "thinking": "hm", "signature": "x"}
         ({"content": "yes", "refusal": None}, "yes"),
     ],
 )
-def test_the_content_of_an_earlier_answer_is_what_it_means(fields, text):
+def test_show_gives_the_content_of_an_earlier_answer_its_meaning(fields, text):
     """No content is an empty one, a refusal is its text, thoughts are left out."""
     for calls in ({}, {"tool_calls": []}, {"tool_calls": None}):
         assert show(role="assistant", **fields, **calls) == {"role": "assistant", "content": text}
@@ -107,7 +107,7 @@ def test_the_content_of_an_earlier_answer_is_what_it_means(fields, text):
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
-def test_thoughts_of_an_earlier_answer_reach_the_template(name):
+def test_show_hands_thoughts_of_an_earlier_answer_to_the_template(name):
     """Which shows them where its model wants to see them; what is no text is left out."""
     message = show(role="assistant", content="a", **{name: "hm"})
     assert message == {"role": "assistant", "content": "a", "reasoning_content": "hm"}
@@ -129,12 +129,12 @@ def test_thoughts_of_an_earlier_answer_reach_the_template(name):
         (True, "true"),
     ],
 )
-def test_the_content_of_a_result_is_what_it_means(content, text):
+def test_show_gives_the_content_of_a_result_its_meaning(content, text):
     """A text, its parts, or the function's value as JSON."""
     assert show(role="tool", tool_call_id="c", content=content)["content"] == text
 
 
-def test_pictures_of_an_earlier_answer_are_still_unsupported():
+def test_messages_with_pictures_of_an_earlier_answer_are_unsupported():
     """They are not left out without a word."""
     for role in ("assistant", "tool"):
         picture = {"type": "image_url", "image_url": {"url": "x"}}
@@ -143,7 +143,7 @@ def test_pictures_of_an_earlier_answer_are_still_unsupported():
 
 
 @pytest.mark.parametrize("arguments", [{"a": 1}, '{"a": 1}'])
-def test_arguments_may_be_an_object(arguments):
+def test_show_takes_arguments_as_an_object(arguments):
     """As it is, or as the text of one."""
     assert show(**asked(arguments))["tool_calls"][0]["function"]["arguments"] == {"a": 1}
 
@@ -152,7 +152,7 @@ def test_arguments_may_be_an_object(arguments):
     "function", [{"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": []}]
 )
 @pytest.mark.parametrize("fields", [{}, {"type": None}, {"id": None}])
-def test_what_a_call_does_not_say_is_what_it_must_be(function, fields):
+def test_show_fills_in_what_a_call_does_not_say(function, fields):
     """No arguments are empty ones, and a call is one of a function."""
     (message,) = shown([Message.model_validate(asked("", function=function, **fields))])
     (call,) = message["tool_calls"]
@@ -170,7 +170,7 @@ def calls(*names, ids=()):
     return {"role": "assistant", "tool_calls": made}
 
 
-def test_results_without_an_id_answer_the_calls_in_order():
+def test_conversation_answers_calls_in_order_by_results_without_an_id():
     """Every call gets an id of nine letters and digits, every result that of its call."""
     result = {"role": "tool", "content": "1"}
     reported = conversation(calls("f", "g"), result, result, calls("h"), result)
@@ -181,7 +181,7 @@ def test_results_without_an_id_answer_the_calls_in_order():
     assert answers == list(zip(ids, ["f", "g", "h"], strict=True))
 
 
-def test_a_name_says_which_call_a_result_answers():
+def test_conversation_answers_by_name_the_call_of_a_result():
     """As far as the client gives one; ids that it gives stay and are not given again."""
     reported = conversation(
         calls("f", "g", ids=["call00001"]),
@@ -193,7 +193,7 @@ def test_a_name_says_which_call_a_result_answers():
     assert [m["tool_call_id"] for m in reported[1:]] == [ids[1], ids[0]]
 
 
-def test_a_result_of_no_call_keeps_its_own_id():
+def test_conversation_keeps_the_id_of_a_result_of_no_call():
     """It is shown as it came; one without an id gets one."""
     reported = conversation({"role": "tool", "content": "1", "tool_call_id": "x"})
     assert reported[0] == {"role": "tool", "content": "1", "tool_call_id": "x"}

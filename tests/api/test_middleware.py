@@ -10,7 +10,7 @@ from tests.fakes import FakeEngine
 
 
 @pytest.mark.parametrize("given", ["abc", "a" * 128, "req/1:2-3_4.5"])
-async def test_a_sane_request_id_is_kept(given):
+async def test_request_id_that_is_sane_is_kept(given):
     """The client's id comes back and stands in the record."""
     service = Service()
     response = await service.post(CHAT, HELLO, headers={"x-request-id": given})
@@ -19,7 +19,7 @@ async def test_a_sane_request_id_is_kept(given):
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129, "a b", "\x7f", "é".encode("latin-1")])
-async def test_another_request_id_is_replaced(given):
+async def test_request_id_that_is_not_is_replaced(given):
     """Too long or not printable: a fresh one."""
     response = await Service().post(CHAT, HELLO, headers={"x-request-id": given})
     assert response.headers["x-request-id"].startswith("req_")
@@ -37,7 +37,7 @@ async def test_another_request_id_is_replaced(given):
         ("HEAD", "/v1/models", 200),
     ],
 )
-async def test_every_answer_has_its_own_request_id(method, path, status):
+async def test_request_id_is_another_one_for_every_answer(method, path, status):
     """Good or bad, and another one each time."""
     service = Service()
     responses = [await service.request(method, path) for _ in range(2)]
@@ -46,7 +46,7 @@ async def test_every_answer_has_its_own_request_id(method, path, status):
     assert len(ids) == 2
 
 
-async def test_paths_in_records_are_templates():
+async def test_record_has_a_template_for_its_path():
     """A metric's label has few values, whatever clients ask for."""
     service = Service()
     for path in (f"/v1/models/{MODEL}", "/v1/models/x", "/a/b/c", "/a/b/d"):
@@ -58,7 +58,7 @@ async def test_paths_in_records_are_templates():
     assert codes == [None, "model_not_found", "not_found", "not_found", "method_not_allowed"]
 
 
-async def test_probes_leave_no_record():
+async def test_record_is_not_left_by_probes():
     """They come every second, and say nothing when all is well."""
     service = Service()
     for path in ("/health", "/ready", "/version"):
@@ -67,14 +67,14 @@ async def test_probes_leave_no_record():
 
 
 @pytest.mark.parametrize("body", [HELLO, {}, HELLO | {"tools": [1]}, HELLO | {"model": "x"}])
-async def test_one_request_is_one_record(body):
+async def test_record_is_one_for_one_request(body):
     """However it ended."""
     service = Service()
     response = await service.post(CHAT, body)
     assert [record.status for record in service.records] == [response.status_code]
 
 
-async def test_a_foreign_exception_is_logged_by_place():
+async def test_boundary_logs_a_foreign_exception_by_place():
     """The log says which class, where, and for which request; not the exception's text."""
     service = Service(FakeEngine([KeyError("a prompt's words")]))
     with capture_logs() as logged:
@@ -87,7 +87,7 @@ async def test_a_foreign_exception_is_logged_by_place():
     assert "words" not in str(entry)
 
 
-async def test_ignored_fields_are_logged_by_name_only():
+async def test_boundary_logs_ignored_fields_by_name_only():
     """At debug level, bounded in number and length."""
     with capture_logs() as logged:
         await Service().chat(**{f"x{number:03}" + "y" * 100: "value" for number in range(50)})
@@ -98,7 +98,7 @@ async def test_ignored_fields_are_logged_by_name_only():
     assert "value" not in str(entry)
 
 
-async def test_other_scopes_pass_through():
+async def test_boundary_passes_other_scopes_through():
     """The lifespan reaches the application untouched."""
     connection = Connection("/")
     connection.scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
@@ -112,7 +112,7 @@ async def test_other_scopes_pass_through():
 
 
 @pytest.mark.parametrize("late", [RequestCancelled("the client went away"), ValueError("x")])
-async def test_an_answer_that_went_out_whole_has_ended_well(late):
+async def test_boundary_takes_an_answer_that_went_out_whole_as_ended_well(late):
     """What happens after the last byte neither adds to the answer nor to the record's errors."""
 
     async def answer_then_fail(scope, receive, send):

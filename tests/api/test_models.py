@@ -21,7 +21,7 @@ class Whole:
         return View([], None, self.window)
 
 
-async def test_all_names_are_listed():
+async def test_models_lists_all_names():
     """The own one first, none twice, each with the window."""
     service = Service(aliases=ALIASES, max_context_tokens=512)
     body = (await service.request("GET", "/v1/models")).json()
@@ -37,7 +37,7 @@ async def test_all_names_are_listed():
     ("asked", "answered"),
     [("chat", "chat"), ("gpt-4o", "gpt-4o"), (MODEL, MODEL), ("", MODEL), (None, MODEL)],
 )
-async def test_an_answer_bears_the_name_that_was_asked_for(path, asked, answered):
+async def test_models_answers_by_the_name_that_was_asked_for(path, asked, answered):
     """Complete or streamed; nothing and an empty text ask for the own one."""
     service = Service(aliases=ALIASES)
     body = (await service.post(path, SMALLEST[path] | {"model": asked})).json()
@@ -48,7 +48,7 @@ async def test_an_answer_bears_the_name_that_was_asked_for(path, asked, answered
         assert {chunk["model"] for chunk in events(sent)[:-1]} == {answered}
 
 
-async def test_adapters_are_models_too():
+async def test_models_lists_adapters_too():
     """Listed with their base; a request for one says so to the engine, and to the metrics."""
     service = Service(adapters=("legal",), max_context_tokens=512)
     body = (await service.request("GET", "/v1/models")).json()
@@ -65,7 +65,7 @@ async def test_adapters_are_models_too():
     refusal(await service.post(CHAT, HELLO | {"model": "medical"}), 404)
 
 
-async def test_token_counts_know_the_names_too():
+async def test_models_names_count_for_token_counts_too():
     """And refuse others as everywhere."""
     service = Service(aliases=ALIASES)
     for name in ("chat", "", None):
@@ -75,7 +75,7 @@ async def test_token_counts_know_the_names_too():
     assert refusal(await service.post("/detokenize", {"tokens": [], "model": 1}), 400)
 
 
-async def test_the_window_is_what_the_replicas_say():
+async def test_models_have_the_window_that_the_replicas_report():
     """Asked for until it is known, and never again."""
     whole = Whole(None)
     service = Service(service=whole)

@@ -38,7 +38,7 @@ class Talk:
         return await self.client.chat.completions.create(model=MODEL, messages=MESSAGES, **fields)
 
 
-async def test_chat():
+async def test_openai_sdk_chat():
     """An answer with everything the client's types hold."""
     async with Talk(Service()) as talk:
         answer = await talk.chat(temperature=0, max_completion_tokens=8, seed=1, n=2)
@@ -52,7 +52,7 @@ async def test_chat():
     assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0, 8, 1)
 
 
-async def test_a_stream_of_chat():
+async def test_openai_sdk_stream_of_chat():
     """Chunks add up to the answer; the usage comes last."""
     service = Service(FakeEngine(["Hel", Pause(0.01), "lo"], finish_reason=FinishReason.LENGTH))
     async with Talk(service) as talk:
@@ -65,7 +65,7 @@ async def test_a_stream_of_chat():
     assert chunks[-1].usage.completion_tokens == 2
 
 
-async def test_the_clients_own_accumulator():
+async def test_openai_sdk_accumulator():
     """`chat.completions.stream` builds the final completion from our chunks."""
     async with (
         Talk(Service(FakeEngine(["a", Pause(0.005), "b"]))) as talk,
@@ -76,7 +76,7 @@ async def test_the_clients_own_accumulator():
     assert [choice.finish_reason for choice in final.choices] == ["stop", "stop"]
 
 
-async def test_completions():
+async def test_openai_sdk_completions():
     """One text, several prompts, and a stream."""
     async with Talk(Service(FakeEngine(["a", "b"]))) as talk:
         create = talk.client.completions.create
@@ -87,7 +87,7 @@ async def test_completions():
         assert "".join([chunk.choices[0].text async for chunk in stream]) == "ab"
 
 
-async def test_models():
+async def test_openai_sdk_models():
     """List and retrieve, though the id has a slash."""
     async with Talk(Service()) as talk:
         models = await talk.client.models.list()
@@ -107,7 +107,7 @@ async def test_models():
         (EngineDead("the replica was lost"), openai.InternalServerError),
     ],
 )
-async def test_errors_become_the_clients_classes(error, kind, stream):
+async def test_openai_sdk_errors(error, kind, stream):
     """Status, code, param and request id arrive; streams that fail early as well."""
     async with Talk(Service(FakeEngine([error]))) as talk:
         with pytest.raises(kind) as caught:
@@ -121,7 +121,7 @@ async def test_errors_become_the_clients_classes(error, kind, stream):
     )
 
 
-async def test_wrong_requests_become_the_clients_classes():
+async def test_openai_sdk_wrong_requests():
     """Bad values, refused fields, and another model."""
     async with Talk(Service()) as talk:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -149,7 +149,7 @@ WEATHER = {
 CALL = ['{"name": "weather", ', Pause(0.005), '"parameters": {"city"', Pause(0.005), ': "Bern"}}']
 
 
-async def test_tools():
+async def test_openai_sdk_tools():
     """A call, its result sent back, and the answer to it."""
     scripts = iter([CALL, ["sunny"]])
     async with Talk(Service(FakeEngine(lambda request: next(scripts)))) as talk:
@@ -168,7 +168,7 @@ async def test_tools():
     assert sent[2]["tool_call_id"] == call.id
 
 
-async def test_a_stream_of_tools():
+async def test_openai_sdk_stream_of_tools():
     """The client's accumulator puts the call together and reports its arguments' pieces."""
     async with (
         Talk(Service(FakeEngine(CALL))) as talk,
@@ -197,7 +197,7 @@ class Weather(BaseModel):
     days: int
 
 
-async def test_pydantic_tools():
+async def test_openai_sdk_pydantic_tools():
     """`parse` gives the arguments as an object of the tool's class."""
     script = ['{"name": "Weather", "parameters": {"city": "Bern", "days": 2}}']
     async with Talk(Service(FakeEngine(script))) as talk:
@@ -209,7 +209,7 @@ async def test_pydantic_tools():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_structured_output(stream):
+async def test_openai_sdk_structured_output(stream):
     """`parse` and its stream send the class's schema and read the answer as its object."""
     service = Service(FakeEngine(['{"city": ', Pause(0.002), '"Bern", "days": 3}']))
     asked = {"model": MODEL, "messages": MESSAGES, "response_format": Weather}
@@ -225,7 +225,7 @@ async def test_structured_output(stream):
     assert list(json.loads(structure.definition)["properties"]) == ["city", "days"]
 
 
-async def test_logprobs():
+async def test_openai_sdk_logprobs():
     """The client's types hold them in both endpoints, streamed as well."""
     async with Talk(Service(FakeEngine(["a", Pause(0.002), "b"]))) as talk:
         answer = await talk.chat(logprobs=True, top_logprobs=2)
@@ -245,7 +245,7 @@ async def test_logprobs():
     assert texts.choices[0].logprobs.text_offset == [0, 1, 3, 4]
 
 
-async def test_a_missing_key_is_an_authentication_error(tmp_path):
+async def test_openai_sdk_missing_key(tmp_path):
     """401 is the client's AuthenticationError."""
     (tmp_path / "keys").write_text("")
     async with Talk(Service(api_keys_file=str(tmp_path / "keys"))) as talk:
@@ -253,7 +253,7 @@ async def test_a_missing_key_is_an_authentication_error(tmp_path):
             await talk.chat()
 
 
-async def test_a_stream_that_breaks_raises():
+async def test_openai_sdk_stream_that_breaks():
     """The text before arrives, then an APIError with our message and code."""
     service = Service(FakeEngine(["a", Pause(0.01), EngineDead("the replica was lost")]))
     async with Talk(service) as talk:
@@ -265,7 +265,7 @@ async def test_a_stream_that_breaks_raises():
     assert texts == ["", "a"]
 
 
-async def test_a_retry_after_429_succeeds():
+async def test_openai_sdk_retry_after_429():
     """The client waits as asked and asks again."""
     scripts = iter([[Overloaded("full", retry_after_s=1)], ["a"]])
     service = Service(FakeEngine(lambda request: next(scripts)))
@@ -275,7 +275,7 @@ async def test_a_retry_after_429_succeeds():
     assert [record.status for record in service.records] == [429, 200]
 
 
-async def test_leaving_a_stream_frees_the_engine():
+async def test_openai_sdk_leaving_a_stream_frees_the_engine():
     """Closing the response reaches the engine through the socket."""
     service = Service(FakeEngine(["a", Pause(), "b"]))
     async with Talk(service) as talk:
@@ -287,7 +287,7 @@ async def test_leaving_a_stream_frees_the_engine():
     assert [record.error_code for record in service.records] == ["request_cancelled"]
 
 
-async def test_cancelling_a_whole_answer_frees_the_engine():
+async def test_openai_sdk_cancelling_a_whole_answer_frees_the_engine():
     """A caller that stops waiting ends the work too."""
     service = Service(FakeEngine([Pause(), "a"]))
     async with Talk(service) as talk:
@@ -298,7 +298,7 @@ async def test_cancelling_a_whole_answer_frees_the_engine():
     assert [record.error_code for record in service.records] == ["request_cancelled"]
 
 
-async def test_the_synchronous_client():
+async def test_openai_sdk_synchronous_client():
     """The blocking flavour of the client, from a thread."""
 
     def ask(url):
@@ -310,7 +310,7 @@ async def test_the_synchronous_client():
         assert await asyncio.to_thread(ask, url) == "Hello, world"
 
 
-async def test_many_streams_at_once():
+async def test_openai_sdk_many_streams_at_once():
     """Fifty streams, each with its own text and one end."""
     service = Service(FakeEngine(lambda request: [request.request_id[:8], Pause(0.02), "."]))
 

@@ -96,6 +96,6 @@ async def in_a_real_browser(tmp_path, scheme):
 
 
 if BROWSER is not None:  # one more test where there is a Chromium; it is not counted elsewhere
-    test_a_real_browser_shows_it = pytest.mark.parametrize("scheme", ["light", "dark"])(
+    test_status_page_in_a_real_browser = pytest.mark.parametrize("scheme", ["light", "dark"])(
         in_a_real_browser
     )

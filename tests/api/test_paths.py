@@ -25,7 +25,7 @@ from tests.api.harness import CHAT, COMPLETIONS, HELLO, Connection, Service, lis
         ("GET", "//"),
     ],
 )
-async def test_slashes_lead_to_the_same_route(method, path):
+async def test_paths_with_more_slashes_lead_to_the_same_route(method, path):
     """Without a redirect, which would lose a body; in process and on a socket."""
     bodies = {CHAT: HELLO, COMPLETIONS: {"prompt": "a"}, "/v1/responses": {"input": "a"}}
     plain = next((p for p in bodies if "".join(path.split("/")) == "".join(p.split("/"))), None)
@@ -39,7 +39,7 @@ async def test_slashes_lead_to_the_same_route(method, path):
     assert response.status_code == 200, response.text
 
 
-async def test_under_a_prefix_too():
+async def test_paths_under_a_prefix_too():
     """Serve mounts an application at its route prefix."""
     service = Service()
     connection = Connection.json(f"/llm/{CHAT}/", HELLO)
@@ -49,7 +49,7 @@ async def test_under_a_prefix_too():
     assert service.records[0].path == CHAT
 
 
-async def test_a_key_is_asked_for_under_any_spelling(tmp_path):
+async def test_paths_ask_for_a_key_under_any_spelling(tmp_path):
     """What is open stays open, and nothing else becomes it."""
     (tmp_path / "keys").write_text(hashlib.sha256(b"k").hexdigest())
     service = Service(api_keys_file=str(tmp_path / "keys"), access=dict)
@@ -87,7 +87,7 @@ async def test_a_key_is_asked_for_under_any_spelling(tmp_path):
         ("/v1/nowhere", "the API is under /v1"),
     ],
 )
-async def test_a_path_that_leads_nowhere_gets_a_hint_where_to_go(path, words):
+async def test_paths_that_lead_nowhere_get_a_hint_where_to_go(path, words):
     """A 404 in the envelope that names the base URL, or what is not done here."""
     for method in ("GET", "POST"):
         error = refusal(await Service().request(method, path), 404)
@@ -95,7 +95,7 @@ async def test_a_path_that_leads_nowhere_gets_a_hint_where_to_go(path, words):
         assert error["code"] == "not_found"
 
 
-def test_the_words_name_the_prefix_under_which_the_service_is():
+def test_lost_names_the_prefix_under_which_the_service_is():
     """So that they can be followed."""
     assert "/llm/v1" in lost("/chat/completions", "/llm")
     assert "/llm/v1/models" in lost("/nowhere", "/llm")

@@ -34,7 +34,7 @@ from tests.api.harness import CHAT, HELLO, Connection, Service, refusal
     ],
     ids=lambda body: repr(body[:12]),
 )
-def test_what_is_no_json_object_is_refused(body):
+def test_parse_object_refuses_what_is_no_json_object(body):
     """Bad JSON, other types, depth, huge numbers and broken text are the client's fault."""
     with pytest.raises(InvalidRequest) as caught:
         parse_object(body)
@@ -42,7 +42,7 @@ def test_what_is_no_json_object_is_refused(body):
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b":', "}")])
-def test_a_body_may_be_200_levels_deep(opening, closing):
+def test_parse_object_takes_a_body_200_levels_deep(opening, closing):
     """What the message says holds, far from where Python itself would give up."""
     parse_object(f'{{"a":{opening * 199}1{closing * 199}}}'.encode())
     for levels in (201, 100_000):
@@ -50,14 +50,14 @@ def test_a_body_may_be_200_levels_deep(opening, closing):
             parse_object(f'{{"a":{opening * levels}1{closing * levels}}}'.encode())
 
 
-def test_no_message_quotes_the_body():
+def test_parse_object_quotes_no_body():
     """What a client sent does not come back, and does not reach a log."""
     with pytest.raises(InvalidRequest) as caught:
         parse_object(b'{"prompt": "my secret diary')
     assert "diary" not in caught.value.message
 
 
-def test_a_repeated_key_counts_as_its_last_value():
+def test_parse_object_takes_the_last_value_of_a_repeated_key():
     """As in every common JSON reader; no error, no surprise."""
     assert parse_object(b'{"n": 1, "n": 2}') == {"n": 2}
 
@@ -71,7 +71,7 @@ def test_a_repeated_key_counts_as_its_last_value():
         "application/x+json",
     ],
 )
-def test_json_content_types_pass(kind):
+def test_require_json_passes_json_content_types(kind):
     """Parameters and case do not matter."""
     require_json(Headers({"content-type": kind}))
 
@@ -85,34 +85,34 @@ def test_json_content_types_pass(kind):
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )
-def test_other_content_types_are_refused(headers):
+def test_require_json_refuses_other_content_types(headers):
     """A browser may send these without asking, so they are not taken."""
     with pytest.raises(UnsupportedMediaType):
         require_json(Headers(headers))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("1", 0.9), ("0.25", 0.225), ("1e2", 99.8)])
-def test_a_time_limit_ends_a_little_early(text, seconds):
+def test_time_limit_ends_a_little_early(text, seconds):
     """The answer leaves before a proxy that knows the same limit cuts the connection."""
     limit = time_limit(Headers({"x-request-timeout-seconds": text}))
     assert limit == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("headers", [{}, *({"x-request-timeout-seconds": t} for t in ("0", "-1"))])
-def test_without_a_positive_time_limit_there_is_none(headers):
+def test_time_limit_that_is_not_positive_is_none(headers):
     """Zero and less switch it off, as in Serve's proxy."""
     assert time_limit(Headers(headers)) is None
 
 
 @pytest.mark.parametrize("text", ["", "nan", "inf", "-inf", "1e999", "soon", "5s"])
-def test_other_time_limits_are_refused(text):
+def test_time_limit_refuses_others(text):
     """The message names the header."""
     with pytest.raises(InvalidRequest) as caught:
         time_limit(Headers({"x-request-timeout-seconds": text}))
     assert caught.value.param == "x-request-timeout-seconds"
 
 
-async def test_an_announced_size_over_the_limit_is_refused_before_reading():
+async def test_read_body_refuses_an_announced_size_over_the_limit_before_reading():
     """413 comes from the header alone; not a byte of the body is waited for."""
     service = Service(max_request_bytes=1024)
     connection = Connection(CHAT, headers={"content-length": "1025"})
@@ -121,7 +121,7 @@ async def test_an_announced_size_over_the_limit_is_refused_before_reading():
     assert json.loads(connection.body)["error"]["code"] == "request_too_large"
 
 
-async def test_a_body_without_length_is_cut_at_the_limit():
+async def test_read_body_cuts_a_body_without_length_at_the_limit():
     """A chunked body is refused as soon as it is too large, though more would come."""
     service = Service(max_request_bytes=1024)
     connection = Connection(CHAT)
@@ -133,7 +133,7 @@ async def test_a_body_without_length_is_cut_at_the_limit():
     assert not service.engine.requests
 
 
-async def test_a_body_at_the_limit_is_read():
+async def test_read_body_reads_one_at_the_limit():
     """The limit itself is allowed, in any number of parts."""
     body = json.dumps(HELLO).encode().ljust(1024)
     connection = Connection(CHAT)
@@ -143,7 +143,7 @@ async def test_a_body_at_the_limit_is_read():
     assert connection.status == 200
 
 
-async def test_a_client_that_leaves_while_sending_is_recorded_as_cancelled():
+async def test_read_body_of_a_client_that_leaves_is_recorded_as_cancelled():
     """No engine work, one record."""
     service = Service()
     connection = Connection(CHAT)
@@ -163,7 +163,7 @@ async def test_bad_json_gets_an_envelope():
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/nowhere"])
 @pytest.mark.parametrize(("count", "size"), [(101, 1), (2, 16_384)])
-async def test_too_many_or_too_long_headers_are_refused(path, count, size):
+async def test_require_small_headers_refuses_too_many_or_too_long_ones(path, count, size):
     """On every path, as 431 in the envelope; nothing is generated and one record is left."""
     service = Service()
     connection = Connection.json(path, HELLO)
@@ -175,7 +175,7 @@ async def test_too_many_or_too_long_headers_are_refused(path, count, size):
     assert not service.engine.requests
 
 
-def test_headers_at_the_limit_are_read():
+def test_require_small_headers_reads_those_at_the_limit():
     """A hundred headers, and 32 KiB of them; not one and not a byte more."""
     for limit in ([(b"a", b"")] * 100, [(b"a" * 768, b"b" * 32_000)]):
         require_small_headers(limit)

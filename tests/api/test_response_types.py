@@ -11,7 +11,7 @@ from tests.fakes import FakeEngine
 
 @pytest.mark.parametrize("reason", list(FinishReason))
 @pytest.mark.parametrize("n", [1, 3])
-async def test_whole_answers_conform(n, reason):
+async def test_response_types_of_whole_answers_conform(n, reason):
     """Chat and completion bodies, with one choice or several."""
     service = Service(FakeEngine(finish_reason=reason))
     chat = (await service.chat(n=n)).json()
@@ -29,7 +29,7 @@ async def test_whole_answers_conform(n, reason):
 @pytest.mark.parametrize(
     "options", [None, {"include_usage": True}, {"continuous_usage_stats": True}]
 )
-async def test_stream_chunks_conform(options):
+async def test_response_types_of_stream_chunks_conform(options):
     """Every event of both endpoints, with and without usage."""
     service = Service()
     chat = events(await service.chat(stream=True, stream_options=options))
@@ -42,7 +42,7 @@ async def test_stream_chunks_conform(options):
         conform(chunk, "CreateCompletionStreamResponse")
 
 
-async def test_models_and_errors_conform():
+async def test_response_types_of_models_and_errors_conform():
     """The list, one model, and an error of each endpoint."""
     service = Service(max_context_tokens=4096)
     conform((await service.request("GET", "/v1/models")).json(), "ListModelsResponse")
@@ -52,7 +52,7 @@ async def test_models_and_errors_conform():
     conform((await service.request("GET", "/nowhere")).json(), "ErrorResponse")
 
 
-def test_the_validator_can_say_no():
+def test_conform_can_say_no():
     """A body without what the specification requires does not pass."""
     with pytest.raises(ValidationError):
         conform({"id": "x", "object": "chat.completion"}, "CreateChatCompletionResponse")

@@ -40,7 +40,7 @@ def events(text):
     return bodies
 
 
-async def test_a_text_gets_a_text():
+async def test_responses_answer_a_text_with_a_text():
     """The whole object, as OpenAI's document and client have it."""
     async with Talk(Service()) as talk:
         answer = await talk.client.responses.create(
@@ -62,14 +62,14 @@ async def test_a_text_gets_a_text():
     assert talk.service.records[0].path == RESPONSES
 
 
-async def test_the_object_is_as_specified():
+async def test_responses_object_is_as_specified():
     """Every field that OpenAI requires, null where it says so."""
     body = (await Service().post(RESPONSES, {"input": "hi", "tools": [WEATHER]})).json()
     conform(body, "Response")
     assert Response.model_validate(body).model_extra == {}
 
 
-async def test_a_stream_builds_the_same_answer():
+async def test_responses_stream_builds_the_same_answer():
     """The client's own accumulator ends with what the whole answer says."""
     service = Service(FakeEngine(["Hel", Pause(0.005), "lo"]))
     async with Talk(service) as talk:
@@ -94,7 +94,7 @@ async def test_a_stream_builds_the_same_answer():
 
 
 @pytest.mark.parametrize("script", [["a", "b"], [CALL[:20], CALL[20:]], [""]], ids=str)
-async def test_every_event_is_as_specified(script):
+async def test_responses_events_are_as_specified(script):
     """Names, numbers from 0, and bodies that fit OpenAI's schema of events."""
     service = Service(FakeEngine(script))
     sent = await service.post(
@@ -110,7 +110,7 @@ async def test_every_event_is_as_specified(script):
     ]
 
 
-async def test_a_cut_answer_is_incomplete():
+async def test_responses_cut_are_incomplete():
     """Whole or streamed, the status says so, and why."""
     service = Service(FakeEngine(["a", "b"], finish_reason=FinishReason.LENGTH))
     whole = (await service.post(RESPONSES, {"input": "hi"})).json()
@@ -123,7 +123,7 @@ async def test_a_cut_answer_is_incomplete():
         assert body["output"][0]["status"] == "incomplete"
 
 
-async def test_structured_output_is_parsed():
+async def test_responses_structured_output_is_parsed():
     """`text_format` of the client becomes a schema that is enforced, and its object comes back."""
 
     class City(BaseModel):
@@ -138,7 +138,7 @@ async def test_structured_output_is_parsed():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_functions_are_called_and_answered(stream):
+async def test_responses_functions_are_called_and_answered(stream):
     """A call comes as an item; its output goes back as one, beside the call."""
     async with Talk(Service(FakeEngine([CALL[:30], CALL[30:]]))) as talk:
         create = talk.client.responses.create
@@ -172,7 +172,7 @@ async def test_functions_are_called_and_answered(stream):
     assert (messages[2]["name"], messages[2]["content"]) == ("weather", "12 C")
 
 
-async def test_text_before_a_call_is_an_item_of_its_own():
+async def test_responses_text_before_a_call_is_an_item_of_its_own():
     """Items stand in the order in which the model wrote them."""
     script = ["Let me look. ", f"<tool_call>{CALL}</tool_call>"]
     body = {"input": "hi", "tools": [WEATHER]}
@@ -189,7 +189,7 @@ async def test_text_before_a_call_is_an_item_of_its_own():
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_errors_before_the_answer_have_their_status(error, kind, stream):
+async def test_responses_errors_before_the_answer_have_their_status(error, kind, stream):
     """The client raises its class, as for a chat."""
     async with Talk(Service(FakeEngine([error]))) as talk:
         with pytest.raises(kind) as caught:
@@ -197,7 +197,7 @@ async def test_errors_before_the_answer_have_their_status(error, kind, stream):
     assert caught.value.code == error.code
 
 
-async def test_an_error_in_a_stream_is_its_last_event():
+async def test_responses_error_in_a_stream_is_its_last_event():
     """One terminal event, which the client raises."""
     service = Service(FakeEngine(["a", EngineDead("the replica was lost")]))
     sent = await service.post(RESPONSES, {"input": "hi", "stream": True})
@@ -244,14 +244,14 @@ async def test_an_error_in_a_stream_is_its_last_event():
     ],
     ids=str,
 )
-async def test_a_wrong_field_is_named_as_the_client_wrote_it(fields, param):
+async def test_responses_name_a_wrong_field_as_the_client_wrote_it(fields, param):
     """Never by the name that the same thing has in a chat."""
     error = refusal(await Service().post(RESPONSES, fields), 400)
     assert error["param"] == param
     assert f"`{param.partition('[')[0].partition('.')[0]}" in error["message"]
 
 
-async def test_a_client_that_goes_away_frees_the_engine():
+async def test_responses_free_the_engine_when_a_client_goes_away():
     """As for a chat."""
     engine = FakeEngine(["a", Pause()])
     service = Service(engine)
@@ -264,7 +264,7 @@ async def test_a_client_that_goes_away_frees_the_engine():
     assert engine.closed_early
 
 
-async def test_a_tool_with_its_name_alone_is_written_in_full():
+async def test_responses_write_a_tool_with_its_name_alone_in_full():
     """OpenAI's object requires parameters and strict, which a request may leave out."""
     tools = [{"type": "function", "name": "now"}]
     body = (await Service().post(RESPONSES, {"input": "hi", "tools": tools})).json()
@@ -272,7 +272,7 @@ async def test_a_tool_with_its_name_alone_is_written_in_full():
     assert body["tools"] == [{**tools[0], "parameters": None, "strict": None}]
 
 
-async def test_a_part_whose_kind_is_no_text_is_refused():
+async def test_responses_refuse_a_part_whose_kind_is_no_text():
     """Any JSON may stand there, also what Python cannot look up."""
     content = [{"type": {}, "text": "a"}]
     body = {"input": [{"role": "user", "content": content}]}
@@ -321,7 +321,7 @@ CODEX = {
 }
 
 
-async def test_what_coding_agents_always_send_is_answered():
+async def test_responses_answer_what_coding_agents_always_send():
     """Thoughts and built-in tools are left out, calls keep their results, and the log says so."""
     service = Service()
     with capture_logs() as logs:
@@ -374,7 +374,7 @@ async def test_what_coding_agents_always_send_is_answered():
         ),
     ],
 )
-async def test_a_choice_of_tools(choice, shown, enforced):
+async def test_responses_choice_of_tools(choice, shown, enforced):
     """One function, or those that are allowed; the answer repeats what was asked."""
     service = Service()
     tools = [{"type": "function", "name": name} for name in "ab"]
@@ -400,7 +400,7 @@ async def test_a_choice_of_tools(choice, shown, enforced):
     ],
     ids=str,
 )
-async def test_probabilities_come_with_the_text(stream, fields, alternatives):
+async def test_responses_probabilities_come_with_the_text(stream, fields, alternatives):
     """One entry a token, in the deltas and in the complete text."""
     service = Service(FakeEngine(["a", Pause(0.005), "b"]))
     sent = await service.post(RESPONSES, {"input": "hi", "stream": stream} | fields)
@@ -422,7 +422,7 @@ async def test_probabilities_come_with_the_text(stream, fields, alternatives):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_calls_syntax_shows_no_probabilities(stream):
+async def test_responses_show_no_probabilities_of_a_calls_syntax(stream):
     """They would stand beside a text that they do not belong to."""
     script = ["Look. ", Pause(0.005), f"<tool_call>{CALL}</tool_call>", Pause(0.005), "Done."]
     body = {"input": "hi", "tools": [WEATHER], "top_logprobs": 1, "stream": stream}
@@ -476,7 +476,7 @@ ASKED = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(script=SCRIPTS, asked=ASKED, reason=st.sampled_from(FinishReason), stream=st.booleans())
-async def test_whatever_the_service_answers_can_be_sent_back(script, asked, reason, stream):
+async def test_responses_can_all_be_sent_back(script, asked, reason, stream):
     """Its items as input and its fields as fields: each answer is a request that is answered."""
     service = Service(FakeEngine(script, finish_reason=reason))
     sent = await service.post(RESPONSES, {"input": "hi", "stream": stream} | asked)
@@ -500,7 +500,7 @@ THINKS = [Thought("I may"), Pause(0.002), Thought(" know."), "Hello", Pause(0.00
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_thoughts_are_an_item_before_the_answer(stream):
+async def test_responses_thoughts_are_an_item_before_the_answer(stream):
     """As OpenAI's own models that show them; each event and item is as it is specified."""
     response = await Service(FakeEngine(THINKS)).post(RESPONSES, {"input": "hi", "stream": stream})
     body = response.json() if not stream else events(response.text)[-1]["response"]
@@ -521,7 +521,7 @@ async def test_thoughts_are_an_item_before_the_answer(stream):
         assert "".join(deltas) == "I may know."
 
 
-async def test_thoughts_of_an_answer_can_be_sent_back():
+async def test_responses_take_thoughts_of_an_answer_back():
     """The item is left out: its model's template shows none of an earlier answer's."""
     service = Service(FakeEngine(THINKS))
     output = (await service.post(RESPONSES, {"input": "hi"})).json()["output"]
@@ -531,7 +531,7 @@ async def test_thoughts_of_an_answer_can_be_sent_back():
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
 
 
-async def test_ids_of_calls_are_what_every_template_takes():
+async def test_responses_ids_of_calls_are_what_every_template_takes():
     """Nine letters and digits, as Mistral's want them."""
     body = {"input": "hi", "tools": [WEATHER]}
     output = (await Service(FakeEngine([CALL])).post(RESPONSES, body)).json()["output"]

@@ -68,7 +68,7 @@ STOPS = [chr(ord("A") + n) for n in range(64)]
     ],
 )
 @pytest.mark.parametrize(("schema", "smallest"), [(ChatRequest, HELLO), (CompletionRequest, ONCE)])
-def test_a_wrong_value_is_refused_by_name(schema, smallest, name, values):
+def test_schemas_refuse_a_wrong_value_by_name(schema, smallest, name, values):
     """The message and `param` name the field; nothing is coerced."""
     for value in values:
         error = refused(
@@ -107,7 +107,7 @@ def test_a_wrong_value_is_refused_by_name(schema, smallest, name, values):
         ("regex", ["a+"]),
     ],
 )
-def test_the_ends_of_each_range_and_null_are_accepted(name, values):
+def test_schemas_accept_the_ends_of_each_range_and_null(name, values):
     """Ranges include their ends; null means absent."""
     for value in [*values, None]:
         assert validate(CompletionRequest, ONCE | {name: value}).prompt
@@ -124,7 +124,7 @@ def test_the_ends_of_each_range_and_null_are_accepted(name, values):
         ([[1], [2, 3]], (TokenPrompt((1,)), TokenPrompt((2, 3)))),
     ],
 )
-def test_a_prompt_has_four_forms(prompt, parsed):
+def test_schemas_take_four_forms_of_a_prompt(prompt, parsed):
     """String, strings, token ids, lists of token ids."""
     assert validate(CompletionRequest, {"prompt": prompt}).prompt == parsed
 
@@ -134,7 +134,7 @@ def test_a_prompt_has_four_forms(prompt, parsed):
     [[], [[]], ["a", 1], [1, "a"], [[1], "a"], [True], [1.5], [-1], [2**31], None, {}, 3],
     ids=repr,
 )
-def test_other_prompts_are_refused(prompt):
+def test_schemas_refuse_other_prompts(prompt):
     """Lists of nothing, mixed and impossible prompts never reach the engine."""
     assert refused(CompletionRequest, {"prompt": prompt}).param == "prompt"
 
@@ -152,13 +152,13 @@ def test_other_prompts_are_refused(prompt):
         (CompletionRequest, ONCE, "echo", [1, "yes"]),
     ],
 )
-def test_a_wrong_value_of_one_endpoint_is_refused_by_name(schema, smallest, name, values):
+def test_schemas_refuse_a_wrong_value_of_one_endpoint_by_name(schema, smallest, name, values):
     """Fields that only one of them has, or that each has in its own range."""
     for value in values:
         assert refused(schema, smallest | {"logprobs": None, name: value}).param == name
 
 
-def test_more_tokens_than_the_limit_cannot_be_the_least():
+def test_schemas_refuse_a_least_number_of_tokens_over_the_limit():
     """`min_tokens` fits under the limit, whichever field sets it."""
     for schema, body in [
         (CompletionRequest, ONCE | {"min_tokens": 17}),
@@ -169,13 +169,13 @@ def test_more_tokens_than_the_limit_cannot_be_the_least():
     assert validate(ChatRequest, HELLO | {"min_tokens": 9})
 
 
-def test_an_answer_is_begun_or_continued():
+def test_schemas_refuse_an_answer_both_begun_and_continued():
     """Asking for both ends of the prompt is a contradiction."""
     both = {"continue_final_message": True, "add_generation_prompt": True}
     assert refused(ChatRequest, HELLO | both).param == "continue_final_message"
 
 
-def test_prompts_times_n_are_bounded():
+def test_schemas_bound_prompts_times_n():
     """One request cannot ask for more choices than `n` alone may."""
     assert validate(CompletionRequest, {"prompt": ["a"] * 64, "n": 2})
     error = refused(CompletionRequest, {"prompt": ["a"] * 65, "n": 2})
@@ -206,7 +206,7 @@ def test_prompts_times_n_are_bounded():
         ),
     ],
 )
-def test_a_wrong_conversation_is_refused_by_place(messages, param):
+def test_schemas_refuse_a_wrong_conversation_by_place(messages, param):
     """`param` is the path of the first fault."""
     assert refused(ChatRequest, {"messages": messages}).param == param
 
@@ -222,14 +222,14 @@ def test_a_wrong_conversation_is_refused_by_place(messages, param):
         {"audio": {"id": "a"}},
     ],
 )
-def test_what_a_message_cannot_carry_here_is_unsupported(extra):
+def test_schemas_refuse_what_a_message_cannot_carry_here(extra):
     """Images and audio are refused, never dropped."""
     with pytest.raises(UnsupportedParameter) as caught:
         validate(ChatRequest, {"messages": [{"role": "assistant", "content": "x"} | extra]})
     assert caught.value.param == f"messages[0].{[*extra][-1]}"
 
 
-def test_an_answer_of_ours_can_be_sent_back():
+def test_schemas_take_an_answer_of_ours_back():
     """The official client returns a message with all its nulls and empty lists."""
     back = {
         "role": "assistant",
@@ -243,14 +243,14 @@ def test_an_answer_of_ours_can_be_sent_back():
     assert validate(ChatRequest, {"messages": [back]}).messages[0].content == "yes"
 
 
-def test_text_parts_become_lines():
+def test_schemas_make_lines_of_text_parts():
     """Parts of type text are one text, a line for each."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = validate(ChatRequest, {"messages": [{"role": "user", "content": parts}]})
     assert body.messages[0].content == "a\nb"
 
 
-def test_stream_options_without_a_stream_ask_for_nothing():
+def test_schemas_ignore_stream_options_without_a_stream():
     """Clients leave them in when they switch streaming off; their types still count."""
     for options in ({}, {"include_usage": True}, {"include_obfuscation": True}, None):
         assert validate(ChatRequest, HELLO | {"stream_options": options})
@@ -272,26 +272,26 @@ def test_stream_options_without_a_stream_ask_for_nothing():
     ],
     ids=str,
 )
-def test_the_limit_has_many_names(fields, limit):
+def test_schemas_know_many_names_of_the_limit(fields, limit):
     """OpenAI's two and llama.cpp's one; the newest counts, and -1 is no limit."""
     chat = validate(ChatRequest, HELLO | fields)
     completion = validate(CompletionRequest, ONCE | fields)
     assert (chat.limit, completion.limit) == limit
 
 
-def test_a_seed_of_minus_one_draws_one():
+def test_schemas_take_a_seed_of_minus_one_as_none():
     """So do vLLM and llama.cpp."""
     assert validate(ChatRequest, HELLO | {"seed": -1}).seed is None
     assert validate(ChatRequest, HELLO | {"seed": -2}).seed == -2
 
 
-def test_no_message_quotes_a_value():
+def test_schemas_quote_no_value():
     """Not even a short one."""
     for name in ("temperature", "seed", "stop", "n", "model"):
         assert "diary" not in refused(ChatRequest, HELLO | {name: {"diary": "diary"}}).message
 
 
-def test_template_variables_are_an_object():
+def test_schemas_take_template_variables_as_an_object():
     """Which names it may hold is the engine's to say, which knows the template."""
     assert (
         refused(ChatRequest, HELLO | {"chat_template_kwargs": [1]}).param == "chat_template_kwargs"
@@ -322,7 +322,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("param", WRONG)
-def test_a_list_stops_at_its_first_fault(param):
+def test_schemas_stop_a_list_at_its_first_fault(param):
     """A thousand wrong entries cost what one costs."""
     body, schema = WRONG[param]
     assert refused(schema, body).param == param
@@ -332,7 +332,7 @@ def test_a_list_stops_at_its_first_fault(param):
 
 
 @pytest.mark.parametrize("param", LONG)
-def test_a_list_has_a_length(param):
+def test_schemas_bound_the_length_of_a_list(param):
     """Which is looked at before its entries are; half a million of them would take seconds."""
     body, schema = LONG[param]
     began = time.perf_counter()
@@ -361,12 +361,12 @@ def test_a_list_has_a_length(param):
     ],
     ids=str,
 )
-def test_the_words_are_plain(fields, words):
+def test_schemas_speak_plain_words(fields, words):
     """They speak of JSON and of the range; not of a validator, of Python or of its types."""
     assert refused(ChatRequest, HELLO | fields).message == words
 
 
-def test_empty_stop_strings_stop_nothing():
+def test_schemas_leave_out_empty_stop_strings():
     """They are left out, and each other one stands once."""
     for stop, kept in [("", ()), (["a", "", "b", "a"], ("a", "b")), ([], ())]:
         assert validate(ChatRequest, HELLO | {"stop": stop}).stop == kept

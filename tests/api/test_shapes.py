@@ -20,7 +20,7 @@ CALL = ['{"name": "weather", ', Pause(0.005), '"parameters": {"city": "Bern"}}']
 OLD_CHAT = HELLO | {"functions": [WEATHER, TIME]}
 
 
-async def test_a_call_is_answered_in_the_form_it_was_asked_for():
+async def test_shapes_answer_a_call_in_the_form_it_was_asked_for():
     """`function_call` with name and arguments, its own reason to finish, and no list of calls."""
     service = Service(FakeEngine(CALL))
     body = (await service.post(CHAT, OLD_CHAT)).json()
@@ -34,7 +34,7 @@ async def test_a_call_is_answered_in_the_form_it_was_asked_for():
     assert [tool["function"]["name"] for tool in request.prompt.tools] == ["weather", "time"]
 
 
-async def test_a_streamed_call_adds_up_to_the_same():
+async def test_shapes_stream_a_call_that_adds_up_to_the_same():
     """The name with the first piece, then the arguments."""
     chunks = events(await Service(FakeEngine(CALL)).post(CHAT, OLD_CHAT | {"stream": True}))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
@@ -47,7 +47,7 @@ async def test_a_streamed_call_adds_up_to_the_same():
         conform(chunk, "CreateChatCompletionStreamResponse")
 
 
-async def test_text_and_a_cut_answer_are_what_they_are():
+async def test_shapes_leave_text_and_a_cut_answer_as_they_are():
     """Only a call has the form of one."""
     for engine, reason in (
         (FakeEngine(["hi"]), "stop"),
@@ -67,7 +67,7 @@ async def test_text_and_a_cut_answer_are_what_they_are():
         ({"name": "time"}, ["weather", "time"], ["time"]),
     ],
 )
-async def test_the_old_choice_means_the_new_one(choice, names, kinds):
+async def test_shapes_take_the_old_choice_as_the_new_one(choice, names, kinds):
     """`none`, `auto` and a name; the latter is enforced."""
     service = Service()
     body = OLD_CHAT | {"function_call": choice}
@@ -81,7 +81,7 @@ async def test_the_old_choice_means_the_new_one(choice, names, kinds):
         assert list(json.loads(structure.definition)["$defs"]) == kinds
 
 
-async def test_a_history_of_the_first_form_is_read():
+async def test_shapes_read_a_history_of_the_first_form():
     """Also without functions to call: calls and results as the template knows them, paired."""
     history = [
         {"role": "user", "content": "weather and time?"},
@@ -131,7 +131,7 @@ async def test_a_history_of_the_first_form_is_read():
     ],
     ids=str,
 )
-async def test_a_fault_is_named_as_it_was_written(fields, param):
+async def test_shapes_name_a_fault_as_it_was_written(fields, param):
     """Not by today's name."""
     error = refusal(await Service().post(CHAT, HELLO | fields), 400)
     assert error["param"] == param
@@ -157,7 +157,7 @@ def allow(mode, *names, **form):
     ("mode", "names", "shown"),
     [("auto", ("b",), ["b"]), ("required", ("c", "a"), ["a", "c"]), ("auto", ("a", "x"), ["a"])],
 )
-async def test_allowed_tools_are_the_tools(mode, names, shown):
+async def test_shapes_take_allowed_tools_as_the_tools(mode, names, shown):
     """The others are not even shown: what a model does not see it does not call."""
     service = Service()
     body = HELLO | {"tools": TOOLS, "tool_choice": allow(mode, *names)}
@@ -180,7 +180,7 @@ async def test_allowed_tools_are_the_tools(mode, names, shown):
     ],
     ids=str,
 )
-async def test_a_wrong_allowance_is_refused(choice):
+async def test_shapes_refuse_a_wrong_allowance(choice):
     """Naming the choice."""
     body = HELLO | {"tools": TOOLS, "tool_choice": choice}
     assert refusal(await Service().post(CHAT, body), 400)["param"] == "tool_choice"
@@ -188,7 +188,7 @@ async def test_a_wrong_allowance_is_refused(choice):
         modern(HELLO | {"tool_choice": allow("auto", "a")})
 
 
-def test_a_body_of_today_is_left_as_it_is():
+def test_modern_leaves_a_body_of_today_as_it_is():
     """And the one that was sent is not changed."""
     body = HELLO | {"tools": TOOLS, "tool_choice": "auto"}
     assert modern(body) == body

@@ -23,7 +23,7 @@ class Counted:
         return self.ran
 
 
-async def test_all_who_ask_at_once_share_one():
+async def test_shared_is_one_for_all_who_ask_at_once():
     """And who asks later has a new one."""
     compute = Counted()
     shared = Shared(compute)
@@ -31,7 +31,7 @@ async def test_all_who_ask_at_once_share_one():
     assert await shared.get() == 2
 
 
-async def test_a_result_stays_fresh():
+async def test_shared_stays_fresh():
     """For as long as it is said to."""
     compute = Counted()
     shared = Shared(compute, fresh_s=0.2)
@@ -40,7 +40,7 @@ async def test_a_result_stays_fresh():
     assert await shared.get() == 2
 
 
-async def test_who_leaves_does_not_end_it_for_the_others():
+async def test_shared_does_not_end_for_the_others_when_one_leaves():
     """A client that goes away cancels its own request alone."""
     compute = Counted()
     shared = Shared(compute)
@@ -51,7 +51,7 @@ async def test_who_leaves_does_not_end_it_for_the_others():
     assert first.cancelled()
 
 
-async def test_an_error_is_everybodys_and_is_not_kept():
+async def test_shared_gives_an_error_to_everybody_and_does_not_keep_it():
     """The next who asks has another try."""
     compute = Counted(ValueError("no"))
     shared = Shared(compute, fresh_s=60)
@@ -61,7 +61,7 @@ async def test_an_error_is_everybodys_and_is_not_kept():
         assert compute.ran == tries
 
 
-async def test_many_probes_ask_the_replicas_once(monkeypatch):
+async def test_ready_asks_the_replicas_once_for_many_probes(monkeypatch):
     """Five hundred at the same time on each page."""
     engine = FakeEngine(is_ready=Pause(0.05))
     asked = {"ready": 0, "metrics": 0, "access": 0}
@@ -89,7 +89,7 @@ async def test_many_probes_ask_the_replicas_once(monkeypatch):
 
 
 @pytest.mark.parametrize("is_ready", [False, ValueError("no")])
-async def test_a_probe_that_fails_does_not_stay_failed(is_ready):
+async def test_ready_does_not_stay_failed(is_ready):
     """Each time is a new question."""
     engine = FakeEngine(is_ready=is_ready)
     service = Service(engine)

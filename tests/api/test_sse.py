@@ -11,7 +11,7 @@ from serve_app.api.sse import dump, dump_large, event
 @example("a\u2028b\u2029c\x85d")
 @example("a\r\nb\x0b\x0c\x1c\x1d\x1e")
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
-def test_any_text_is_one_line_and_comes_back(text):
+def test_event_is_one_line_and_any_text_comes_back(text):
     """However a client splits lines, an event is one, and its JSON is the text."""
     block = event({"text": text}).decode()
     assert block.endswith("\n\n")
@@ -20,7 +20,7 @@ def test_any_text_is_one_line_and_comes_back(text):
     assert json.loads(line.removeprefix("data: ")) == {"text": text}
 
 
-def test_text_is_not_blown_up():
+def test_event_does_not_blow_text_up():
     """Letters of any script travel as UTF-8, not as escapes."""
     assert "日本 é".encode() in event({"text": "日本 é"})
 
@@ -39,6 +39,6 @@ json_values = st.recursive(
 @example({"a": [], "b": {}, "c": [[], {}], "d": [{}] * 65, "e": {"f": [[1]] * 200}})
 @settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), json_values))
-def test_a_large_answer_is_the_same_text(body):
+def test_dump_large_gives_the_same_text(body):
     """Written in slices or at once."""
     assert dump_large(body) == dump(body)

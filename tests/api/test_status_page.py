@@ -31,7 +31,7 @@ class Whole:
         return self._load
 
 
-async def test_the_page_runs_its_own_script_and_nothing_else():
+async def test_status_page_runs_its_own_script_and_nothing_else():
     """One file, no outside resource; the policy names the script's hash."""
     page = await Service().request("GET", "/")
     assert page.status_code == 200
@@ -44,7 +44,7 @@ async def test_the_page_runs_its_own_script_and_nothing_else():
     assert b"https://" not in page.content
 
 
-async def test_the_numbers_are_an_answer_of_their_own():
+async def test_status_page_numbers_are_an_answer_of_their_own():
     """`/status` is JSON, says what is known of the service, and leaves no record itself."""
     service = Service(service=Whole())
     assert (await service.post(CHAT, HELLO)).status_code == 200
@@ -58,7 +58,7 @@ async def test_the_numbers_are_an_answer_of_their_own():
 
 
 @pytest.mark.parametrize("options", [{}, {"service": Whole(None)}])
-async def test_what_nobody_knows_is_null(options):
+async def test_status_page_has_null_for_what_nobody_knows(options):
     """With the same keys, so that a script or the page reads them all the same."""
     status = (await Service(**options).request("GET", "/status")).json()
     assert status["requests"] == dict.fromkeys(("waiting", "running", "finished", "failed"))
@@ -66,7 +66,7 @@ async def test_what_nobody_knows_is_null(options):
     assert status["model"] == MODEL
 
 
-def test_the_uptime_is_of_this_process():
+def test_status_page_uptime_is_of_this_process():
     """In seconds, by a clock that only goes on."""
     now = [100.0]
     page = StatusPage(ABOUT, clock=lambda: now[0])
@@ -74,7 +74,7 @@ def test_the_uptime_is_of_this_process():
     assert page.numbers(View(None), None)["uptime_s"] == 60.0
 
 
-async def test_a_stream_costs_the_page_nothing():
+async def test_status_page_costs_a_stream_nothing():
     """A client that leaves, and an engine that fails, reach the engine without a detour."""
     engine = FakeEngine(("a", Pause()))
     service = Service(engine, service=Whole())
@@ -90,7 +90,7 @@ async def test_a_stream_costs_the_page_nothing():
     assert (await failing.post(CHAT, HELLO)).status_code == 500
 
 
-async def test_the_page_is_open_and_its_numbers_need_the_key(tmp_path):
+async def test_status_page_is_open_and_its_numbers_need_the_key(tmp_path):
     """The page holds no data; what it asks for is the API's."""
     keys = tmp_path / "keys"
     keys.write_text(hashlib.sha256(b"key").hexdigest() + "\n")
@@ -101,7 +101,7 @@ async def test_the_page_is_open_and_its_numbers_need_the_key(tmp_path):
     assert allowed.status_code == 200
 
 
-def test_every_field_has_a_name_and_every_id_is_one():
+def test_status_page_names_every_field_and_has_every_id_once():
     """What a screen reader needs; ids that the script uses exist."""
     seen: list[str] = []
     unnamed: list[str] = []
@@ -121,7 +121,7 @@ def test_every_field_has_a_name_and_every_id_is_one():
 
 
 @pytest.mark.parametrize("commit", ["new", "old"])
-def test_the_license_is_of_the_commit_that_is_served(commit):
+def test_status_page_license_is_of_the_commit_that_is_served(commit):
     """During an update the other version's is nobody's business."""
     text = {"title": "A LICENSE", "sha256": "ab" * 32, "commit": commit}
     shown = StatusPage(ABOUT | {"commit": "new"}).numbers(View([], text), LOAD)

@@ -69,7 +69,7 @@ def structures(**fields):
         ("structured_outputs", {"json_object": True}, Structure("json_object")),
     ],
 )
-def test_every_form_is_read(field, value, structure):
+def test_structures_of_every_form(field, value, structure):
     """The order of a schema's properties is kept, because the text follows it."""
     assert structures(**{field: value}) == {field: structure}
     for plan in (
@@ -80,7 +80,7 @@ def test_every_form_is_read(field, value, structure):
         assert plan.structure_field == field
 
 
-def test_plain_text_asks_for_nothing():
+def test_structures_of_plain_text_are_none():
     """Nor does null."""
     assert structures(response_format={"type": "text"}) == {}
     assert structures(response_format=None, guided_json=None, structured_outputs=None) == {}
@@ -116,7 +116,7 @@ def test_plain_text_asks_for_nothing():
         ("structured_outputs", [1, {}, {"json": SCHEMA, "regex": "a"}, {"choice": "a"}]),
     ],
 )
-def test_what_is_no_form_is_refused_by_name(field, values):
+def test_structures_of_no_form_are_refused_by_name(field, values):
     """Before the engine is asked."""
     for value in values:
         for schema, body in ((ChatRequest, HELLO), (CompletionRequest, {"prompt": "a"})):
@@ -127,14 +127,14 @@ def test_what_is_no_form_is_refused_by_name(field, values):
             assert caught.value.param == field, value
 
 
-def test_other_forms_are_unsupported():
+def test_structures_of_other_forms_are_unsupported():
     """Other servers know more of them."""
     with pytest.raises(UnsupportedParameter) as caught:
         structures(structured_outputs={"structural_tag": "{}"})
     assert caught.value.param == "structured_outputs"
 
 
-def test_only_one_form_at_a_time():
+def test_structures_of_two_forms_are_refused():
     """Which of two would win is nothing to guess."""
     with pytest.raises(InvalidRequest, match="guided_regex") as caught:
         structures(guided_regex="a", response_format={"type": "json_object"})
@@ -149,7 +149,7 @@ def test_only_one_form_at_a_time():
         (COMPLETIONS, {"prompt": "a"}, {"guided_regex": "("}, "guided_regex"),
     ],
 )
-async def test_what_the_engine_cannot_enforce_names_the_clients_field(
+async def test_structures_that_the_engine_cannot_enforce_name_the_clients_field(
     path, smallest, fields, param
 ):
     """The engine compiles the structure; the client never heard of a field of that name."""
@@ -162,7 +162,7 @@ def planned(**fields):
     return plan_chat(validate(ChatRequest, HELLO | {"tools": [TOOL]} | fields), request_id="r")
 
 
-def test_tools_alone_leave_the_text_free():
+def test_planned_tools_alone_leave_the_text_free():
     """The model calls in its own form; the reader looks for it."""
     plan = planned()
     assert plan.requests[0].sampling.structure is None
@@ -170,7 +170,7 @@ def test_tools_alone_leave_the_text_free():
     assert plan.requests[0].prompt.tools[0]["function"]["name"] == "f"
 
 
-def test_no_call_may_be_asked_for():
+def test_planned_without_calls_shows_no_tools():
     """Then the model is not even shown the tools."""
     plan = planned(tool_choice="none", response_format=FORMAT)
     assert plan.calls is None
@@ -189,7 +189,7 @@ def test_no_call_may_be_asked_for():
         ({"response_format": {"type": "json_object"}, "tool_choice": "auto"}, ["array", "answer"]),
     ],
 )
-def test_calls_are_enforced_with_the_answers_form_beside_them(fields, forms):
+def test_planned_calls_are_enforced_with_the_answers_form_beside_them(fields, forms):
     """A required call leaves no answer; under auto the answer keeps its schema."""
     structure = planned(**fields).requests[0].sampling.structure
     assert structure.kind == "json_schema"
@@ -200,7 +200,7 @@ def test_calls_are_enforced_with_the_answers_form_beside_them(fields, forms):
     assert kinds == forms
 
 
-def test_a_named_function_is_the_only_one_that_can_be_called():
+def test_planned_named_function_is_the_only_one_that_can_be_called():
     """Others are shown, not offered."""
     other = {"type": "function", "function": {"name": "g"}}
     choice = {"type": "function", "function": {"name": "g"}}
@@ -209,7 +209,7 @@ def test_a_named_function_is_the_only_one_that_can_be_called():
     assert len(plan.requests[0].prompt.tools) == 2
 
 
-def test_an_expression_cannot_stand_beside_tools():
+def test_planned_expression_cannot_stand_beside_tools():
     """Calls are JSON; a regular expression cannot allow for them."""
     with pytest.raises(InvalidRequest) as caught:
         planned(guided_regex="a+")

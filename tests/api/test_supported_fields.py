@@ -32,7 +32,7 @@ REFUSED = [
         (RESPONSE_FIELDS, request_fields("CreateResponse")),
     ],
 )
-def test_each_specified_field_is_in_exactly_one_table(fields, specified):
+def test_fields_are_each_in_exactly_one_table(fields, specified):
     """Nothing of the specification is overlooked, nothing stands twice."""
     assert len(specified) >= 17
     for name in specified:
@@ -41,14 +41,14 @@ def test_each_specified_field_is_in_exactly_one_table(fields, specified):
 
 
 @pytest.mark.parametrize(("fields", "schema", "specified"), ENDPOINTS)
-def test_the_schema_reads_what_is_called_done(fields, schema, specified):
+def test_fields_that_are_done_are_read_by_the_schema(fields, schema, specified):
     """A field that is called done is really read, and the other way round."""
     assert set(schema.model_fields) <= fields.done
     assert fields.done - set(schema.model_fields) <= OLD
 
 
 @pytest.mark.parametrize(("path", "name", "neutral"), REFUSED)
-async def test_a_refused_field_names_itself(path, name, neutral):
+async def test_fields_refused_are_named(path, name, neutral):
     """Any other value than the neutral ones is a 400 that names the field."""
     error = refusal(await Service().post(path, SMALLEST[path] | {name: "something"}), 400)
     assert (error["code"], error["param"]) == ("unsupported_parameter", name)
@@ -56,7 +56,7 @@ async def test_a_refused_field_names_itself(path, name, neutral):
 
 
 @pytest.mark.parametrize(("path", "name", "neutral"), REFUSED)
-async def test_a_refused_field_passes_at_its_neutral_values(path, name, neutral):
+async def test_fields_refused_pass_at_their_neutral_values(path, name, neutral):
     """Clients send defaults explicitly; null is always neutral."""
     for value in (None, *neutral):
         response = await Service().post(path, SMALLEST[path] | {name: value})
@@ -64,7 +64,7 @@ async def test_a_refused_field_passes_at_its_neutral_values(path, name, neutral)
 
 
 @pytest.mark.parametrize("path", list(SMALLEST))
-async def test_unknown_fields_are_ignored(path):
+async def test_fields_unknown_are_ignored(path):
     """Load tools send extras; they change nothing."""
     service = Service()
     response = await service.post(path, SMALLEST[path] | {"x_tool": {"deep": [1]}, "": 0})
@@ -72,13 +72,13 @@ async def test_unknown_fields_are_ignored(path):
     assert len(service.engine.requests) == 1
 
 
-def test_what_changes_nothing_is_distinguished():
+def test_fields_check_distinguishes_what_changes_nothing():
     """Hints and unknown names, sorted; what is done or refused at a neutral value is neither."""
     body = {"zebra": 1, "user": "u", "tools": [], "messages": [], "apple": 2, "suffix": ""}
     assert CHAT_FIELDS.check(body) == ["apple", "user", "zebra"]
 
 
-def test_a_body_has_a_number_of_fields():
+def test_fields_check_bounds_their_number():
     """Far over what any API has; a load tool's extras pass."""
     CHAT_FIELDS.check({f"x{n}": 1 for n in range(1024)})
     with pytest.raises(InvalidRequest, match="1024 fields"):
@@ -118,7 +118,7 @@ HINTS: dict[str, dict[str, list[object]]] = {
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_hint_is_no_error(path, name, value, stream):
+async def test_fields_that_are_hints_are_no_error(path, name, value, stream):
     """What cannot change the answer is taken; so nobody has to be asked to leave it out."""
     service = Service()
     response = await service.post(path, SMALLEST[path] | {name: value, "stream": stream})
@@ -143,7 +143,7 @@ async def test_a_hint_is_no_error(path, name, value, stream):
         ("previous_response_id", "resp_1"),
     ],
 )
-async def test_responses_refuses_what_it_calls_otherwise(name, value):
+async def test_fields_of_responses_that_are_called_otherwise_are_refused(name, value):
     """OpenAI refuses unknown names there; an answer of another length would surprise."""
     body = SMALLEST[RESPONSES] | {name: value}
     error = refusal(await Service().post(RESPONSES, body), 400)

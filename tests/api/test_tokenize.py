@@ -6,7 +6,7 @@ from tests.api.harness import HELLO, MODEL, Service, refusal
 from tests.fakes import FakeEngine, Pause
 
 
-async def test_a_prompt_or_a_conversation_becomes_ids():
+async def test_tokenize_makes_ids_of_a_prompt_or_a_conversation():
     """As many as a request with it would begin with, and the window beside them."""
     service = Service(FakeEngine(prompt_tokens=4, max_context_tokens=512))
     for body in ({"prompt": "hello"}, HELLO, {**HELLO, "model": MODEL}):
@@ -21,7 +21,7 @@ async def test_a_prompt_or_a_conversation_becomes_ids():
     assert answer.json()["tokens"] == [7, 8]
 
 
-async def test_ids_are_named_where_that_is_asked_for():
+async def test_tokenize_names_ids_where_that_is_asked_for():
     """As the vocabulary writes them."""
     body = {"prompt": [7, 8], "return_token_strs": True}
     answer = (await Service().post("/tokenize", body)).json()
@@ -47,14 +47,14 @@ class Tokenizing(FakeEngine):
         (HELLO | {"add_special_tokens": True}, True),
     ],
 )
-async def test_special_tokens_can_be_left_out(body, adds):
+async def test_tokenize_can_leave_out_special_tokens(body, adds):
     """Of a text they are part by itself, of a conversation the template writes them."""
     engine = Tokenizing()
     answer = await Service(engine).post("/tokenize", body)
     assert (answer.status_code, engine.asked.add_special_tokens) == (200, adds)
 
 
-async def test_a_conversation_is_encoded_as_a_request_with_it_would_be():
+async def test_tokenize_encodes_a_conversation_as_a_request_with_it():
     """With its tools, and with the variables of its template."""
     tool = {"type": "function", "function": {"name": "f"}}
     fields = {
@@ -72,7 +72,7 @@ async def test_a_conversation_is_encoded_as_a_request_with_it_would_be():
     assert engine.asked.template_kwargs["enable_thinking"] is False
 
 
-async def test_the_paths_are_vllms_and_those_of_the_api():
+async def test_tokenize_has_vllms_paths_and_those_of_the_api():
     """With and without `/v1`."""
     service = Service()
     for base in ("", "/v1"):
@@ -82,7 +82,7 @@ async def test_the_paths_are_vllms_and_those_of_the_api():
         assert info.json()["tokenizer_class"] == "Fake"
 
 
-async def test_ids_become_text():
+async def test_detokenize_makes_text_of_ids():
     """Also none at all."""
     service = Service()
     assert (await service.post("/detokenize", {"tokens": [3, 4]})).json() == {"prompt": "3 4"}
@@ -104,13 +104,13 @@ async def test_ids_become_text():
         ("/detokenize", {"tokens": "12"}, 400, "tokens"),
     ],
 )
-async def test_what_cannot_be_done_is_named(path, body, status, param):
+async def test_tokenize_names_what_cannot_be_done(path, body, status, param):
     """In the envelope, with the field."""
     error = refusal(await Service().post(path, body), status)
     assert error["param"] == param
 
 
-async def test_answers_tell_where_the_time_went():
+async def test_server_timing_says_where_the_time_went():
     """`server-timing` on whole and streamed answers; the record has the same and the gaps."""
     service = Service(FakeEngine(("a", Pause(0.01), "b")))
     for stream in (False, True):

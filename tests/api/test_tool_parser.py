@@ -180,7 +180,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("text", "parts"), FORMS)
-def test_the_forms_of_calls(text, parts):
+def test_tool_parser_reads_all_forms_of_calls(text, parts):
     """In one piece and in many; the arguments are JSON."""
     assert read([text], parameters=SCHEMAS) == parts
     assert read(text, parameters=SCHEMAS) == parts
@@ -244,7 +244,7 @@ def test_the_forms_of_calls(text, parts):
         "<think",
     ],
 )
-def test_what_is_no_call_of_a_known_tool_is_content(text):
+def test_tool_parser_passes_what_is_no_call_of_a_known_tool_as_content(text):
     """To the last character, in one piece and in many."""
     for pieces in ([text], text):
         assert read(pieces) == ([Content(text)] if text else [])
@@ -281,7 +281,7 @@ def test_what_is_no_call_of_a_known_tool_is_content(text):
         ("<function=search>{}</fun", call("search", "{}")),
     ],
 )
-def test_a_call_that_breaks_off_stays_as_far_as_it_came(text, parts):
+def test_tool_parser_keeps_a_call_that_breaks_off_as_far_as_it_came(text, parts):
     """Arguments that never end are arguments; what does not belong to the call is content."""
     assert read([text]) == parts
     assert read(text) == parts
@@ -300,7 +300,7 @@ def test_a_call_that_breaks_off_stays_as_far_as_it_came(text, parts):
         ),
     ],
 )
-def test_a_forced_call_that_is_cut_shows_no_syntax(text, parts):
+def test_tool_parser_shows_no_syntax_of_a_forced_call_that_is_cut(text, parts):
     """The text is nothing but calls, so there is no content in it."""
     assert read([text], forced=True) == parts
     assert read(text, forced=True) == parts
@@ -327,7 +327,7 @@ def test_a_forced_call_that_is_cut_shows_no_syntax(text, parts):
         ("other", "12", "12"),
     ],
 )
-def test_the_schema_says_what_a_parameters_text_means(key, text, value):
+def test_tool_parser_reads_a_parameters_text_by_the_schema(key, text, value):
     """Texts stay texts, all else is read as JSON or as Python writes it."""
     tagged = f"<function=weather>\n<parameter={key}>\n{text}\n</parameter>\n</function>"
     for pieces in ([tagged], tagged):
@@ -335,7 +335,7 @@ def test_the_schema_says_what_a_parameters_text_means(key, text, value):
         assert (begun, json.loads(seen.text)) == (CallBegun("weather"), {key: value})
 
 
-def test_arguments_by_position_get_their_names_from_the_schema():
+def test_tool_parser_names_arguments_by_position_from_the_schema():
     """In order, and without those that are named."""
     text = '[weather("Bern", 3, city="x")]'
     for pieces in ([text], text):
@@ -344,7 +344,7 @@ def test_arguments_by_position_get_their_names_from_the_schema():
         )
 
 
-def test_the_value_of_a_call_in_python_is_reported_while_it_comes():
+def test_tool_parser_reports_the_value_of_a_call_in_python_while_it_comes():
     """A long text does not wait for its end."""
     reader = ToolReader(NAMES)
     seen = [reader.read(piece) for piece in ["[search(", 'q="a', "b\n", 'c"', ")", "]"]]
@@ -358,7 +358,7 @@ def test_the_value_of_a_call_in_python_is_reported_while_it_comes():
     ]
 
 
-def test_arguments_are_reported_while_they_come():
+def test_tool_parser_reports_arguments_while_they_come():
     """The name first, then each piece of the arguments as it arrives."""
     reader = ToolReader(NAMES)
     pieces = ['{"name": "search", ', '"parameters"', ': {"q', '": "a\\', '"b"', "}", "}"]
@@ -374,7 +374,7 @@ def test_arguments_are_reported_while_they_come():
     assert reader.end() == []
 
 
-def test_content_is_reported_while_it_comes():
+def test_tool_parser_reports_content_while_it_comes():
     """Only what may begin a call is held back, white space before it included."""
     reader = ToolReader(NAMES)
     assert reader.read("Hi") == [Content("Hi")]
@@ -384,13 +384,13 @@ def test_content_is_reported_while_it_comes():
     assert reader.read("x [1] ") == [Content(" {"), Content("x"), Content(" ["), Content("1]")]
 
 
-def test_an_object_of_other_keys_is_reported_at_once():
+def test_tool_parser_reports_an_object_of_other_keys_at_once():
     """JSON that is no call does not wait for its end."""
     reader = ToolReader(NAMES)
     assert reader.read('{"answer') == [Content("{"), Content('"answer')]
 
 
-def test_without_parallel_calls_there_is_one():
+def test_tool_parser_gives_one_call_without_parallel_calls():
     """Further ones are left out, what is said beside them is not."""
     one = f'{OPEN}{{"name": "search", "arguments": {{}}}}{CLOSE}'
     seen = [*call("search", "{}"), Content("\nand")]
@@ -427,7 +427,7 @@ def cut(draw, texts):
 
 @settings(max_examples=1500, deadline=None)
 @given(cut(st.lists(near, max_size=14).map("".join)))
-def test_any_cut_of_any_text_reads_the_same(cutting):
+def test_tool_parser_reads_any_cut_of_any_text_the_same(cutting):
     """Pieces are an accident of time; text near to a call is no exception."""
     text, pieces = cutting
     assert read(pieces) == read([text]) == read(text)
@@ -435,7 +435,7 @@ def test_any_cut_of_any_text_reads_the_same(cutting):
 
 @settings(max_examples=500, deadline=None)
 @given(cut(st.lists(near, max_size=14).map("".join)))
-def test_nothing_of_a_text_without_calls_is_lost(cutting):
+def test_tool_parser_loses_nothing_of_a_text_without_calls(cutting):
     """What is no call comes out as it went in."""
     text, pieces = cutting
     parts = read(pieces)
@@ -446,7 +446,7 @@ def test_nothing_of_a_text_without_calls_is_lost(cutting):
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.lists(calls, min_size=1, max_size=3))
-def test_every_call_is_read_from_every_form(data, wanted):
+def test_tool_parser_reads_every_call_from_every_form(data, wanted):
     """Names and arguments arrive to the letter, in order, from all forms that hold JSON."""
     objects = [f'{{"name": "{name}", "parameters": {text}}}' for name, text in wanted]
     tagged = [f"{OPEN}\n{text}\n{CLOSE}" for text in objects]
@@ -496,7 +496,7 @@ def as_json(value):
         max_size=3,
     ),
 )
-def test_every_literal_of_python_arrives_as_json(data, wanted):
+def test_tool_parser_reads_every_literal_of_python_as_json(data, wanted):
     """Any value that `repr` writes, nested, in any cut."""
     calls = [
         f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"

@@ -53,7 +53,7 @@ def schema(*tools, **options):
         ({"tools": [tool()], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ],
 )
-def test_wrong_tools_are_refused_by_place(fields, param):
+def test_tools_that_are_wrong_are_refused_by_place(fields, param):
     """`param` is the path of the first fault."""
     with pytest.raises(InvalidRequest) as caught:
         validate(ChatRequest, HELLO | fields)
@@ -68,7 +68,7 @@ def test_wrong_tools_are_refused_by_place(fields, param):
         ({"tools": [tool()], "tool_choice": {"type": "custom"}}, "tool_choice"),
     ],
 )
-def test_other_kinds_of_tools_are_unsupported(fields, param):
+def test_tools_of_other_kinds_are_unsupported(fields, param):
     """Functions only."""
     with pytest.raises(UnsupportedParameter) as caught:
         validate(ChatRequest, HELLO | fields)
@@ -76,26 +76,26 @@ def test_other_kinds_of_tools_are_unsupported(fields, param):
 
 
 @pytest.mark.parametrize("choice", [None, "none", "auto", "required"])
-def test_choices_by_word(choice):
+def test_tools_choices_by_word(choice):
     """All of OpenAI's words."""
     body = validate(ChatRequest, HELLO | {"tools": [tool()], "tool_choice": choice})
     assert body.tool_choice == choice
 
 
 @pytest.mark.parametrize("name", ["files.read", "mcp__github/list-issues", "ns:call", "a" * 65])
-def test_a_name_may_be_one_that_only_openai_refuses(name):
+def test_tools_may_have_a_name_that_only_openai_refuses(name):
     """Tools of MCP servers and other providers have dots, slashes and long names."""
     body = validate(ChatRequest, HELLO | {"tools": [tool(name)], "tool_choice": named(name)})
     assert body.tools[0].shown()["function"]["name"] == name
 
 
-def test_a_choice_by_name():
+def test_tools_choice_by_name():
     """A named function has to be among the tools."""
     body = validate(ChatRequest, HELLO | {"tools": [tool()], "tool_choice": named("weather")})
     assert body.tool_choice == NamedFunction("weather")
 
 
-def test_a_tool_is_shown_without_what_only_the_server_reads():
+def test_tools_are_shown_without_what_only_the_server_reads():
     """Name, description and parameters, in that order, and none of them missing."""
     full = tool(description="d", parameters=CITY, strict=True)
     assert Tool.model_validate(full).shown() == tool(description="d", parameters=CITY)
@@ -108,7 +108,7 @@ def call(name="weather", **parameters):
     return {"name": name, "parameters": parameters}
 
 
-def test_the_schema_of_calls_takes_lists_of_right_calls_alone():
+def test_schema_of_calls_takes_lists_of_right_calls_alone():
     """Known names, arguments after each function's own schema, whose references still lead home."""
     calls = schema(tool(parameters=CITY), tool("search"))
     good = [call(city="Bern", next={"city": "Ulm"}), call("search", q=1)]
@@ -127,14 +127,14 @@ def test_the_schema_of_calls_takes_lists_of_right_calls_alone():
         assert not calls.is_valid(bad), bad
 
 
-def test_without_parallel_calls_there_is_one():
+def test_schema_without_parallel_calls_is_one_call():
     """One object, no list."""
     calls = schema(tool(), parallel=False)
     assert calls.is_valid(call())
     assert not calls.is_valid([call()])
 
 
-def test_an_answer_may_stand_instead_of_a_call():
+def test_schema_with_an_answer_instead_of_a_call():
     """A schema for the answer, with references of its own, is the alternative."""
     either = schema(tool(), answer=CITY)
     assert either.is_valid([call()])
