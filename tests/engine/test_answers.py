@@ -79,7 +79,7 @@ def load(directory, tmp_path):
         engine.close()
 
 
-async def test_a_fine_tunes_own_end_ends(load):
+async def test_answer_ends_at_a_fine_tunes_own_end(load):
     """Both configs name another one; the tokenizer knows."""
     other = {"eos_token_id": 5}
     engine = load(files={"config.json": other, "generation_config.json": other})
@@ -88,7 +88,7 @@ async def test_a_fine_tunes_own_end_ends(load):
         assert (text, ids, reason) == ("", [end], STOP)
 
 
-async def test_a_stop_string_that_is_a_special_token_stops(load):
+async def test_answer_stops_at_a_stop_string_that_is_a_special_token(load):
     """It has no text to be found in; also where the model's own ends are ignored."""
     engine = load()
     for fields in ({}, {"ignore_eos": True}):
@@ -100,7 +100,7 @@ async def test_a_stop_string_that_is_a_special_token_stops(load):
     assert (ids, reason) == ([0] * 4, LENGTH)
 
 
-async def test_special_tokens_have_a_text_where_it_is_asked_for(load):
+async def test_answer_shows_special_tokens_where_it_is_asked_for(load):
     """All of them or some; what stopped the text as well."""
     engine = load()
     assert (await run(engine, HELLO, forced(1)))[0] == ""
@@ -111,7 +111,7 @@ async def test_special_tokens_have_a_text_where_it_is_asked_for(load):
     assert (await run(engine, HELLO, forced(1, **asked)))[0] == START
 
 
-async def test_what_the_authors_publish_counts_where_the_request_is_silent(load):
+async def test_defaults_of_the_authors_count_where_the_request_is_silent(load):
     """`generation_config: none` leaves it out; the request's own word always counts."""
     published = {"generation_config.json": {"temperature": 0.0, "top_k": 1}}
     silent = SamplingParams(max_tokens=8, unset=frozenset(MODEL_DEFAULTS))
@@ -126,7 +126,7 @@ async def test_what_the_authors_publish_counts_where_the_request_is_silent(load)
     assert all(count > 1 for key, count in texts.items() if key != ("auto", "silent"))
 
 
-async def test_a_prompt_can_be_cut_to_fit(load):
+async def test_prompt_is_cut_to_fit(load):
     """To its last tokens, or to what leaves room for the completion."""
     engine = load()
     ids = tuple(range(2, 300)) * 2
@@ -141,7 +141,7 @@ async def test_a_prompt_can_be_cut_to_fit(load):
     assert (await engine.tokenize(chat)).token_ids == whole[-3:]
 
 
-async def test_the_prompts_ids_are_reported_where_they_are_asked_for(load):
+async def test_prompt_ids_are_reported_where_they_are_asked_for(load):
     """Those that the model read."""
     engine = load()
     asked = GenerationRequest("r", HELLO, forced(9, return_prompt_ids=True))
@@ -150,7 +150,7 @@ async def test_the_prompts_ids_are_reported_where_they_are_asked_for(load):
     assert [d.prompt_token_ids for d in deltas] == [expected, *[()] * (len(deltas) - 1)]
 
 
-async def test_the_vocabulary_names_its_ids(load):
+async def test_vocabulary_names_its_ids(load):
     """As it writes them; a row that no token uses has no name."""
     engine = load()
     assert await engine.token_strings((0, THINK, 383)) == (END, "<think>", "")
@@ -160,7 +160,7 @@ async def test_the_vocabulary_names_its_ids(load):
     json.dumps(seen)
 
 
-async def test_a_template_of_the_request_needs_the_services_trust(load):
+async def test_template_of_a_request_needs_the_services_trust(load):
     """It is refused by name otherwise."""
     prompt = ChatPrompt(HELLO.messages, chat_template="{{ messages[0].content }}!")
     with pytest.raises(UnsupportedParameter):
@@ -170,7 +170,7 @@ async def test_a_template_of_the_request_needs_the_services_trust(load):
     assert (await trusting.tokenize(prompt)).token_ids == expected
 
 
-def test_a_template_that_hides_tools_is_said_once(load, tmp_path):
+def test_template_that_hides_tools_is_logged_once(load, tmp_path):
     """At the start, in the log, with the way out; one that shows them is no news."""
     with capture_logs() as logs:
         load()
@@ -232,7 +232,7 @@ SCHEMA = Structure(
         ("", FOX),  # a model that does not think: no word may stand before the answer
     ],
 )
-async def test_a_structure_begins_behind_the_thoughts(load, opening, tokens):
+async def test_structure_begins_behind_the_thoughts(load, opening, tokens):
     """Whoever opens them, or nobody does; the answer is what it must be."""
     engine = load(model={"reasoning": "think"})
     sampling = forced(*tokens, structure=SCHEMA, max_tokens=40)
@@ -253,7 +253,7 @@ async def test_thoughts_are_free_before_a_structure(load):
     assert (text, last.finish_reason) == ("", LENGTH)
 
 
-async def test_without_thoughts_a_structure_begins_at_once(load):
+async def test_structure_begins_at_once_without_thoughts(load):
     """The switch is off: the whole text is the answer."""
     sampling = forced(THOUGHT, THINK, structure=SCHEMA, max_tokens=40)
     _, text, _ = await answer(load(), thinking("<think>"), sampling)

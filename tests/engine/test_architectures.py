@@ -32,7 +32,7 @@ def runs(kind):
     return not text.is_encoder_decoder and kinds <= LAYER_TYPES
 
 
-def test_the_table_is_the_installed_librarys():
+def test_architectures_are_the_installed_librarys():
     """An update of transformers is an update of `checkpoint/architectures.py`."""
     installed = tuple(map(int, re.findall(r"\d+", version("transformers"))[:2]))
     assert installed == MADE_FOR

@@ -13,7 +13,7 @@ from serve_app.errors import ModelLoadError
 pytestmark = pytest.mark.slow
 
 
-def test_the_builtin_engine_needs_no_vllm(model_dir):
+def test_backends_load_the_builtin_engine_without_vllm(model_dir):
     """It is what a config without a word about it gets."""
     directory = model_dir("llama")
     config = AppConfig(
@@ -26,7 +26,7 @@ def test_the_builtin_engine_needs_no_vllm(model_dir):
     assert type(engine) is Engine
 
 
-def test_a_node_without_vllm_says_so(monkeypatch, tmp_path):
+def test_backends_say_that_vllm_is_missing(monkeypatch, tmp_path):
     """In one sentence with the remedy, before anything is read; nothing is known of its names."""
     monkeypatch.setattr(backends, "has_vllm", lambda: False)
     engine = EngineConfig(backend="vllm", vllm={"enforce_eager": True})

@@ -194,7 +194,7 @@ FAST = ("llama", "llama-mha-tied", "qwen2", "mistral-window", "gemma3-mixed-wind
         for each in CONFIGURATIONS
     ],
 )
-def test_the_cards_answers_are_the_cpus(name, configuration, wide_model_dir, expected):
+def test_card_answers_as_the_cpu(name, configuration, wide_model_dir, expected):
     """Every kind of request at once; nothing is refused, nothing waits while it is recorded."""
     assert_same(
         wide_model_dir(name),
@@ -205,7 +205,7 @@ def test_the_cards_answers_are_the_cpus(name, configuration, wide_model_dir, exp
 
 
 @pytest.mark.parametrize("configuration", ["plain", "drafts"])
-def test_a_full_cache_changes_no_answer(configuration, wide_model_dir, monkeypatch):
+def test_card_with_a_full_cache_changes_no_answer(configuration, wide_model_dir, monkeypatch):
     """Requests are put back and moved about; what a graph reads follows them."""
     directory = wide_model_dir("llama")
     prompts = random_prompts(8, VOCAB, longest=12)
@@ -230,7 +230,7 @@ async def gathered(tasks):
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-mha-tied"])
-def test_two_cards_answer_as_one(name, wide_model_dir, expected):
+def test_cards_of_one_engine_answer_as_one(name, wide_model_dir, expected):
     """The layers are spread by accelerate's own rules; the logits may come from any card."""
     with (
         card.inserted(count=2) as inserted,
@@ -251,14 +251,14 @@ def test_two_cards_answer_as_one(name, wide_model_dir, expected):
     ],
     ids=str,
 )
-def test_what_is_not_set_suits_the_card(settings, chunk, drafts, wide_model_dir):
+def test_card_defaults_suit_it(settings, chunk, drafts, wide_model_dir):
     """Chunks that keep it busy; no guess that takes a decode step off its graphs."""
     with card.inserted(), closing(load(wide_model_dir("llama"), **settings)) as engine:
         assert engine._loop._scheduler._chunk == chunk
         assert engine._loop._scheduler._speculative == drafts
 
 
-def test_what_is_not_set_suits_a_cpu(wide_model_dir):
+def test_cpu_defaults_suit_it(wide_model_dir):
     """Short chunks, and guesses, which pay there."""
     for native_cpu in (True, False):
         settings = {"speculative_tokens": 3, "native_cpu": native_cpu}
@@ -268,7 +268,7 @@ def test_what_is_not_set_suits_a_cpu(wide_model_dir):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_loading_took_for_a_while_is_no_part_of_a_step(count, wide_model_dir):
+def test_card_memory_of_loading_is_no_part_of_a_step(count, wide_model_dir):
     """The peak of a step is its own, on every card."""
     config = ModelConfig(path="/m", dtype="float32")
     with card.inserted(count=count) as inserted:
@@ -282,7 +282,7 @@ def test_what_loading_took_for_a_while_is_no_part_of_a_step(count, wide_model_di
 
 
 @pytest.mark.parametrize("others_gib", [0, 16.5, 36])
-def test_replicas_share_a_card(others_gib, wide_model_dir):
+def test_card_shared_by_replicas(others_gib, wide_model_dir):
     """The second one starts whatever the first holds of its own share."""
     with card.inserted() as inserted:
         inserted.others = int(others_gib * card.GIB)
@@ -296,7 +296,7 @@ STRUCTURE = SamplingParams(max_tokens=10, structure=Structure("regex", "[a-z ]{6
 
 
 @pytest.mark.parametrize("sampling_params", [PENALTIES, STRUCTURE], ids=["penalties", "structure"])
-def test_waits_do_not_grow_with_the_rows(sampling_params, wide_model_dir):
+def test_card_waits_do_not_grow_with_the_rows(sampling_params, wide_model_dir):
     """What rows do to their logits reaches the card in one copy."""
 
     def waits(streams):
@@ -310,7 +310,7 @@ def test_waits_do_not_grow_with_the_rows(sampling_params, wide_model_dir):
     assert waits(8) < waits(1) + 1.5
 
 
-def test_a_lone_row_never_draws_a_banned_token():
+def test_card_never_draws_a_banned_token_for_a_lone_row():
     """A card's prefix sum gives ids of probability 0 a share of its rounding in float32."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(1, 4096, generator=generator)
@@ -392,7 +392,7 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_card_shows_faults(fault, wide_model_dir, expected, monkeypatch):
+def test_card_shows_faults(fault, wide_model_dir, expected, monkeypatch):
     """Each of them is refused, waits while it is recorded, or gives another answer."""
     function, old, new = FAULTS[fault]
     break_it(monkeypatch, function, old, new)

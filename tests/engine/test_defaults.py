@@ -18,7 +18,7 @@ def read(directory, published):
     return read_defaults(directory)
 
 
-def test_what_the_authors_publish_is_read(tmp_path):
+def test_read_defaults_of_the_authors(tmp_path):
     """The five that vLLM takes over, and nothing else of the file."""
     assert read(tmp_path, LLAMA) == {"temperature": 0.6, "top_p": 0.9}
     everything = {
@@ -34,7 +34,7 @@ def test_what_the_authors_publish_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("published", ["", "[]", "{", '"x"', {}, {"temperature": None}])
-def test_a_file_that_says_nothing_has_no_defaults(tmp_path, published):
+def test_read_defaults_of_a_file_that_says_nothing(tmp_path, published):
     """Damaged or empty, as well as absent."""
     assert read(tmp_path, published) == {}
     assert read_defaults(tmp_path / "nowhere") == {}
@@ -57,7 +57,7 @@ def test_a_file_that_says_nothing_has_no_defaults(tmp_path, published):
         ("repetition_penalty", 0.001),
     ],
 )
-def test_a_value_that_no_request_could_ask_for_is_left_out(tmp_path, name, value):
+def test_read_defaults_leaves_out_a_value_that_no_request_could_ask_for(tmp_path, name, value):
     """With a line in the log; the others count."""
     with capture_logs() as logs:
         assert read(tmp_path, {name: value, "eta": 1} | {"min_p": 0.5} | {name: value}) == (
@@ -73,7 +73,7 @@ def test_a_value_that_no_request_could_ask_for_is_left_out(tmp_path, name, value
     ]
 
 
-def test_defaults_count_where_the_request_is_silent():
+def test_resolved_takes_defaults_where_the_request_is_silent():
     """What the client says stays, also where it says what is neutral."""
     defaults = {"temperature": 0.6, "top_k": 20}
     assert resolved(SILENT, defaults).temperature == 0.6

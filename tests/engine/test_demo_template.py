@@ -59,21 +59,21 @@ def renderers(demo_model_dir):
 
 
 @pytest.mark.parametrize("chat", CHATS)
-def test_without_tools_it_is_the_models_own(demo_model_dir, chat):
+def test_demo_template_without_tools_is_the_models_own(demo_model_dir, chat):
     """To the byte."""
     prompt = ChatPrompt(tuple({"role": role, "content": text} for role, text in chat))
     own, ours = renderers(demo_model_dir)
     assert ours.render(prompt) == own.render(prompt)
 
 
-def test_it_shows_tools(demo_model_dir):
+def test_demo_template_shows_tools(demo_model_dir):
     """The model's own does not, which is why there is another one."""
     own, ours = renderers(demo_model_dir)
     assert (own.shows_tools(), ours.shows_tools()) == (False, True)
 
 
 @pytest.mark.parametrize("tool", [EVERYTHING, function("nothing", ""), WEATHER])
-def test_the_calls_that_it_shows_are_calls(demo_model_dir, tool):
+def test_demo_template_shows_calls_that_are_read_as_calls(demo_model_dir, tool):
     """Of any schema: the model repeats their form, and it has to be one that is read."""
     text = renderers(demo_model_dir)[1].render(
         ChatPrompt(({"role": "user", "content": "hi"},), tools=(tool,))
@@ -90,7 +90,7 @@ def test_the_calls_that_it_shows_are_calls(demo_model_dir, tool):
         assert set(given) == set(tool["function"]["parameters"]["properties"])
 
 
-def test_the_demo_uses_it():
+def test_demo_template_is_used_by_the_demo():
     """By its path from the repository's root, where the quickstart runs."""
     config = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
     model = config["applications"][0]["args"]["model"]
@@ -106,7 +106,7 @@ def test_the_demo_uses_it():
         ("What time is it in New York?", [CLOCK, WEATHER], "get_time", "New York"),
     ],
 )
-async def test_a_first_try_calls_a_tool(engine, question, tools, name, word):
+async def test_demo_model_calls_a_tool_at_first_try(engine, question, tools, name, word):
     """An agent's demo works with the smallest of models."""
     prompt = ChatPrompt(({"role": "user", "content": question},), tools=tuple(tools))
     text, *_ = await run(engine, prompt, SamplingParams(temperature=0, max_tokens=64))
@@ -119,7 +119,7 @@ async def test_a_first_try_calls_a_tool(engine, question, tools, name, word):
     assert word in str(arguments)
 
 
-async def test_a_result_is_answered_in_words(engine):
+async def test_demo_model_answers_a_result_in_words(engine):
     """And not by another call."""
     call = {"name": "get_weather", "arguments": {"city": "Paris"}}
     messages = (

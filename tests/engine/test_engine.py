@@ -52,7 +52,7 @@ async def begun(engine, sampling=LONG, request_id="r"):
     return stream
 
 
-async def test_a_chat_streams_text_to_one_end(engine):
+async def test_generate_streams_text_to_one_end(engine):
     """Deltas join to the decoding of their ids, usage runs, only the last has a reason."""
     prompt = ChatPrompt(({"role": "user", "content": "Hello"},))
     sampling = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
@@ -68,7 +68,7 @@ async def test_a_chat_streams_text_to_one_end(engine):
     assert len(deltas) > 1
 
 
-async def test_eos_ends_and_has_no_text(engine, model_dir):
+async def test_generate_ends_at_eos_without_a_text(engine, model_dir):
     """Any id can be an end: it is counted and not shown; `ignore_eos` spares only the model's."""
     _, ids, reason, _ = await run(engine, PROMPT, LONG)
     assert reason is FinishReason.LENGTH
@@ -87,7 +87,7 @@ async def test_eos_ends_and_has_no_text(engine, model_dir):
     assert text
 
 
-async def test_stop_strings_across_tokens_end_before_themselves(engine):
+async def test_generate_stops_before_a_stop_string_across_tokens(engine):
     """Any part of the text works as a stop string; ids after it are not counted."""
     sampling = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     text, ids, _, _ = await run(engine, PROMPT, sampling)
@@ -104,7 +104,7 @@ async def test_stop_strings_across_tokens_end_before_themselves(engine):
     assert (await drained(engine)).kv_tokens_used == 0
 
 
-async def test_a_stop_string_ends_the_work(engine):
+async def test_generate_ends_the_work_at_a_stop_string(engine):
     """The sequence leaves the batch when its reader sees the end, not at its limit."""
     text, _, _, _ = await run(engine, PROMPT, SamplingParams(temperature=0, max_tokens=20))
     before = (await drained(engine)).generation_tokens
@@ -112,7 +112,7 @@ async def test_a_stop_string_ends_the_work(engine):
     assert (await drained(engine)).generation_tokens - before < 100
 
 
-async def test_a_seed_repeats_whatever_runs_beside(engine):
+async def test_generate_repeats_by_seed_whatever_runs_beside(engine):
     """The same seed gives the same ids alone and in a crowd; another seed gives others."""
     seeded = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=32, seed=11, ignore_eos=True)
     _, alone, _, _ = await run(engine, PROMPT, seeded)
@@ -126,14 +126,14 @@ async def test_a_seed_repeats_whatever_runs_beside(engine):
     assert (await run(engine, PROMPT, other))[1] != alone
 
 
-async def test_without_a_seed_every_request_is_another(engine):
+async def test_generate_without_a_seed_differs_each_time(engine):
     """Two unseeded requests draw their own noise."""
     hot = SamplingParams(temperature=1.5, max_tokens=32, ignore_eos=True)
     first, second = await asyncio.gather(run(engine, PROMPT, hot), run(engine, PROMPT, hot))
     assert first[1] != second[1]
 
 
-async def test_closing_the_iterator_frees_its_place(engine):
+async def test_generate_frees_its_place_when_the_iterator_is_closed(engine):
     """The region is free within a step, and the work stops."""
     stream = await begun(engine)
     assert engine.stats().running == 1
@@ -144,7 +144,7 @@ async def test_closing_the_iterator_frees_its_place(engine):
     assert stats.steps - steps <= 50
 
 
-async def test_cancelling_the_reading_task_frees_its_place(engine):
+async def test_generate_frees_its_place_when_the_reading_task_is_cancelled(engine):
     """A client that hangs up is a cancelled task."""
     task = asyncio.create_task(run(engine, PROMPT, LONG))
     while not engine.stats().running:
@@ -155,7 +155,7 @@ async def test_cancelling_the_reading_task_frees_its_place(engine):
     assert (await drained(engine)).kv_tokens_used == 0
 
 
-async def test_a_thousand_random_cancels_leave_nothing(load):
+async def test_engine_keeps_nothing_of_a_thousand_random_cancels(load):
     """Waiting, prefilling or streaming: whatever is cancelled, no region stays."""
     engine = load(max_running_requests=16, max_batch_tokens=64, queued=2000)
     prompts = random_prompts(1000, VOCAB, longest=40, seed=1)
@@ -190,7 +190,7 @@ async def test_a_thousand_random_cancels_leave_nothing(load):
     assert (await run(engine, PROMPT))[1] == (await run(engine, PROMPT))[1]
 
 
-async def test_a_full_cache_puts_back_and_loses_nothing(model_dir):
+async def test_engine_puts_back_and_loses_nothing_when_the_cache_is_full(model_dir):
     """Requests that outgrow a small cache are preempted and still equal `generate`."""
     engine = load_engine(
         model_dir("llama"), kv_cache_cpu_gib=800 * 960 / 2**30, max_context_tokens=400
@@ -208,7 +208,7 @@ async def test_a_full_cache_puts_back_and_loses_nothing(model_dir):
         engine.close()
 
 
-async def test_a_completion_that_outgrows_its_place_moves(load, model_dir):
+async def test_engine_moves_a_completion_that_outgrows_its_place(load, model_dir):
     """Neighbours block growth in place; moved keys and values still equal `generate`."""
     engine = load(max_context_tokens=400)
     reference = Reference(model_dir("llama"))
@@ -235,7 +235,7 @@ async def test_a_completion_that_outgrows_its_place_moves(load, model_dir):
         (TokenPrompt((5,)), SamplingParams(max_tokens=512), ContextLengthExceeded),
     ],
 )
-async def test_a_bad_request_harms_only_itself(engine, prompt, sampling, error):
+async def test_engine_refuses_a_bad_request_without_harm_to_others(engine, prompt, sampling, error):
     """It is refused before any work while a neighbour streams on."""
     stream = await begun(engine)
     with pytest.raises(error):
@@ -246,14 +246,14 @@ async def test_a_bad_request_harms_only_itself(engine, prompt, sampling, error):
     await drained(engine)
 
 
-async def test_a_prompt_as_long_as_the_window_allows(engine):
+async def test_engine_takes_a_prompt_as_long_as_the_window_allows(engine):
     """511 tokens and one new one fit a window of 512."""
     _, ids, reason, _ = await run(engine, [7] * 511, SamplingParams(temperature=0))
     assert len(ids) == 1
     assert reason in {FinishReason.LENGTH, FinishReason.STOP}
 
 
-async def test_overload_is_answered_with_a_time(load):
+async def test_engine_answers_overload_with_a_time(load):
     """Beyond the queue's bound a request is refused at once, and taken again when it drains."""
     engine = load(max_running_requests=2, queued=3)
     for _ in range(2):
@@ -272,7 +272,7 @@ async def test_overload_is_answered_with_a_time(load):
     assert (await run(engine, PROMPT))[1]
 
 
-async def test_few_long_requests_are_overload_too(load):
+async def test_engine_counts_few_long_requests_as_overload_too(load):
     """What waits is bounded in tokens; alone, a request of any size gets its turn."""
     engine = load(max_running_requests=1, queued=100, queued_tokens=600)
     long = SamplingParams(max_tokens=400, temperature=0)
@@ -292,14 +292,14 @@ async def test_few_long_requests_are_overload_too(load):
     assert (await run(engine, PROMPT, replace(long, max_tokens=480)))[1]
 
 
-async def test_a_burst_into_an_idle_engine_is_not_overload(load):
+async def test_engine_does_not_count_a_burst_into_idleness_as_overload(load):
     """Free places in the batch do not count as a queue."""
     engine = load(max_running_requests=16, queued=1)
     results = await asyncio.gather(*(run(engine, PROMPT) for _ in range(16)))
     assert len({tuple(ids) for _, ids, _, _ in results}) == 1
 
 
-async def test_cancelled_waiters_make_room_again(load):
+async def test_engine_gives_the_room_of_cancelled_waiters_to_others(load):
     """A queue that was full and then left is not full."""
     engine = load(max_running_requests=1, queued=2)
     stream = await begun(engine)
@@ -314,7 +314,7 @@ async def test_cancelled_waiters_make_room_again(load):
     assert (await run(engine, PROMPT))[1]
 
 
-async def test_an_exception_in_a_step_ends_the_engine_and_every_request_once(load, monkeypatch):
+async def test_engine_ends_with_every_request_once_after_an_exception_in_a_step(load, monkeypatch):
     """Open requests fail with one error, later ones find it dead, nothing hangs."""
     engine = load(max_running_requests=3)
     tasks = [asyncio.create_task(run(engine, PROMPT, LONG)) for _ in range(6)]
@@ -338,7 +338,7 @@ async def test_an_exception_in_a_step_ends_the_engine_and_every_request_once(loa
     engine.close()
 
 
-async def test_a_row_of_nan_fails_its_own_request_alone(load, monkeypatch):
+async def test_engine_fails_a_row_of_nan_alone(load, monkeypatch):
     """One sequence's numbers break; its neighbours and the engine go on."""
     engine = load()
     _, expected, _, _ = await run(engine, PROMPT)
@@ -362,7 +362,7 @@ async def test_a_row_of_nan_fails_its_own_request_alone(load, monkeypatch):
     assert (await drained(engine)).kv_tokens_used == 0
 
 
-async def test_close_ends_open_requests_and_the_thread(load):
+async def test_engine_close_ends_open_requests_and_the_thread(load):
     """Nothing hangs; closing again and asking again are safe."""
     engine = load()
     task = asyncio.create_task(run(engine, PROMPT, LONG))
@@ -378,7 +378,7 @@ async def test_close_ends_open_requests_and_the_thread(load):
     assert not [t for t in threading.enumerate() if t is engine._loop._thread]
 
 
-async def test_an_idle_engine_uses_no_cpu(engine):
+async def test_engine_uses_no_cpu_when_idle(engine):
     """The thread sleeps in its queue: it takes no processor time at all."""
     await run(engine, PROMPT)
     await drained(engine)
@@ -389,7 +389,7 @@ async def test_an_idle_engine_uses_no_cpu(engine):
     assert engine.stats().steps == steps
 
 
-async def test_equal_request_ids_do_not_mix(engine):
+async def test_engine_does_not_mix_equal_request_ids(engine):
     """Two requests under one id are two requests."""
     one, two = await asyncio.gather(run(engine, PROMPT), run(engine, PROMPT[::-1]))
     assert one[3].prompt_tokens == two[3].prompt_tokens == 20
@@ -397,7 +397,7 @@ async def test_equal_request_ids_do_not_mix(engine):
     assert (await run(engine, PROMPT[::-1]))[1] == two[1]
 
 
-def test_readers_on_several_event_loops(engine):
+def test_engine_serves_readers_on_several_event_loops(engine):
     """Updates go to the loop that asked; a loop that is closed stops nobody."""
     results = {}
 
@@ -420,7 +420,7 @@ def test_readers_on_several_event_loops(engine):
     asyncio.run(drained(engine))
 
 
-async def test_a_slow_reader_gets_coalesced_deltas(engine):
+async def test_engine_coalesces_deltas_for_a_slow_reader(engine):
     """What was ready together comes as one delta, with nothing lost."""
     _, expected, _, _ = await run(engine, PROMPT, LONG)
     stream = engine.generate(GenerationRequest("slow", TokenPrompt(tuple(PROMPT)), LONG))
@@ -434,7 +434,7 @@ async def test_a_slow_reader_gets_coalesced_deltas(engine):
     assert count < 100
 
 
-async def test_stats_add_up(load):
+async def test_engine_stats_add_up(load):
     """Prompt and generation tokens are those of the requests."""
     engine = load()
     before = engine.stats()
@@ -449,7 +449,7 @@ async def test_stats_add_up(load):
 
 
 @pytest.mark.parametrize("fraction", [0.25, 2.0])
-async def test_the_drain_rate_sets_the_time_to_retry(load, monkeypatch, fraction):
+async def test_engine_time_to_retry_follows_the_drain_rate(load, monkeypatch, fraction):
     """Waiting requests over requests finished per second, rounded up, at least 1."""
     engine = load(max_running_requests=1, queued=1)
     stream = await begun(engine)
@@ -464,7 +464,7 @@ async def test_the_drain_rate_sets_the_time_to_retry(load, monkeypatch, fraction
     await waiting
 
 
-async def test_deltas_of_many_streams_wait_their_turn_and_ends_do_not():
+async def test_stream_deltas_wait_their_turn_and_ends_do_not():
     """What comes before a stream's turn goes along with the next delta; the last never waits."""
     stream = Stream(asyncio.get_running_loop(), lambda: 0.05)
     started = time.monotonic()
@@ -526,7 +526,7 @@ async def test_completions_count_against_the_limits_one_by_one(load):
     await stream.aclose()
 
 
-async def test_leaving_ends_all_completions(engine):
+async def test_completions_all_end_when_the_reader_leaves(engine):
     """Closing the iterator frees every one of them."""
     request = GenerationRequest("r", TokenPrompt(tuple(PROMPT)), LONG, n=5)
     stream = engine.generate(request)
@@ -536,7 +536,7 @@ async def test_leaving_ends_all_completions(engine):
     assert not engine._streams
 
 
-async def test_the_error_of_one_completion_is_the_requests(load, monkeypatch):
+async def test_completions_error_is_the_requests(load, monkeypatch):
     """It comes once, as the end; the others leave the batch."""
     engine = load()
     forward = NativeForward.logits
@@ -555,7 +555,7 @@ async def test_the_error_of_one_completion_is_the_requests(load, monkeypatch):
     assert not engine._streams
 
 
-async def test_usage_tells_what_was_cached(load):
+async def test_usage_counts_what_was_cached(load):
     """Whole blocks of an equal prompt, on every delta; nothing where all logits are asked for."""
     engine = load()
     prompt = random_prompts(1, VOCAB, seed=4)[0] * 3
@@ -588,7 +588,7 @@ async def test_timing_adds_up_to_the_whole(load):
     assert [t.decode_s for t in timings] == sorted(t.decode_s for t in timings)
 
 
-async def test_a_request_that_breaks_a_step_fails_alone(load, monkeypatch):
+async def test_engine_fails_a_request_that_breaks_a_step_alone(load, monkeypatch):
     """The engine finds it, and its neighbours' tokens are what they would have been."""
     engine = load()
     _, expected, _, _ = await run(engine, PROMPT, LONG)
@@ -611,7 +611,7 @@ async def test_a_request_that_breaks_a_step_fails_alone(load, monkeypatch):
     assert await engine.ready()
 
 
-async def test_nothing_leaks_over_300_mixed_requests(load):
+async def test_engine_leaks_nothing_over_300_mixed_requests(load):
     """Clients that leave, several completions, small cache: all comes back."""
     engine = load(kv_cache_cpu_gib=0.0006, max_running_requests=8, queued=400)
     prompts = random_prompts(150, VOCAB, seed=8)
@@ -633,7 +633,7 @@ async def test_nothing_leaks_over_300_mixed_requests(load):
     assert not engine._streams
 
 
-async def test_a_step_that_hangs_ends_every_request_and_the_engine(load, monkeypatch):
+async def test_engine_ends_with_every_request_when_a_step_hangs(load, monkeypatch):
     """A forward that sleeps is noticed within the limit; the log says what it was doing."""
     engine = load(step_timeout_s=0.5)
     assert await engine.ready()

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("native_cpu", [True, False])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-async def test_32_concurrent_prompts_equal_generate(name, native_cpu, load, model_dir):
+async def test_generate_of_32_concurrent_prompts_equals_transformers(
+    name, native_cpu, load, model_dir
+):
     """Mixed lengths, chunked prefill and a shared batch do not change one token."""
     engine = load(name, max_batch_tokens=48, max_running_requests=12, native_cpu=native_cpu)
     if native_cpu and engine.load_report.attention != "native":
@@ -51,7 +53,7 @@ def workload(model_dir) -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize("native_cpu", [True, False])
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_200_mixed_requests_equal_generate(seed, native_cpu, load, workload):
+async def test_generate_of_200_mixed_requests_equals_transformers(seed, native_cpu, load, workload):
     """Random arrivals, cancels, preemptions, prefix hits, several completions: no other token."""
     chance = random.Random(seed)
     engine = load(
@@ -87,7 +89,7 @@ async def test_200_mixed_requests_equal_generate(seed, native_cpu, load, workloa
     assert stats.prefix_cache_hits > 2000
 
 
-async def test_greedy_beside_sampled_equals_generate(engine, model_dir):
+async def test_generate_greedy_beside_sampled_equals_transformers(engine, model_dir):
     """Sampled neighbours do not touch a greedy request."""
     reference = Reference(model_dir("llama"))
     prompts = random_prompts(16, VOCAB, seed=3)
@@ -99,7 +101,7 @@ async def test_greedy_beside_sampled_equals_generate(engine, model_dir):
         assert ids == reference.greedy(prompt, 16)
 
 
-async def test_the_demo_model_equals_generate(demo_model_dir):
+async def test_generate_of_the_demo_model_equals_transformers(demo_model_dir):
     """The real model in float32: 32 mixed prompts at once, token for token."""
     engine = load_engine(demo_model_dir, max_context_tokens=512, kv_cache_cpu_gib=0.3)
     try:

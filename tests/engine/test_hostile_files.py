@@ -82,7 +82,7 @@ def refused(directory):
     ],
     ids=str,
 )
-def test_a_config_that_no_model_has(model, changes):
+def test_load_refuses_a_config_that_no_model_has(model, changes):
     """Other types, other sizes, other families."""
     edit(model / CONFIG, **changes)
     assert "cannot be loaded" in refused(model)
@@ -92,7 +92,7 @@ def test_a_config_that_no_model_has(model, changes):
     "name", [CONFIG, "tokenizer.json", TOKENIZER_CONFIG, "model.safetensors.index.json"]
 )
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", DEEP, b"9" * 9999], ids=len)
-def test_files_that_are_no_json_objects(model, name, content):
+def test_load_refuses_files_that_are_no_json_objects(model, name, content):
     """Empty, nested without end, in no encoding."""
     if name.endswith("index.json"):
         (model / "model.safetensors").rename(model / "a.safetensors")
@@ -115,7 +115,7 @@ def test_files_that_are_no_json_objects(model, name, content):
     ],
     ids=lambda changes: str(changes)[:40],
 )
-def test_a_tokenizer_config_that_no_tokenizer_has(model, changes):
+def test_load_refuses_a_tokenizer_config_that_no_tokenizer_has(model, changes):
     """Types that its library does not look for, and templates without end."""
     edit(model / TOKENIZER_CONFIG, **changes)
     refused(model)
@@ -127,21 +127,21 @@ def test_a_tokenizer_config_that_no_tokenizer_has(model, changes):
      {"pre_tokenizer": "x"}, {"post_processor": []}],
     ids=str,
 )  # fmt: skip
-def test_a_tokenizer_json_that_no_tokenizer_has(model, changes):
+def test_load_refuses_a_tokenizer_json_that_no_tokenizer_has(model, changes):
     """Its library raises `Exception` itself."""
     edit(model / "tokenizer.json", **changes)
     assert "tokenizer cannot be loaded" in refused(model)
 
 
 @pytest.mark.parametrize("value", [float("nan"), "x", {}, [[1]], [None, "x"], True])
-def test_an_end_that_is_no_token_is_none(model, value):
+def test_load_ignores_an_end_that_is_no_token(model, value):
     """What is left are the ends that are ids."""
     edit(model / "generation_config.json", eos_token_id=value)
     assert load(model).eos_token_ids == {0}
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/a.jinja"])
-def test_a_template_file_has_a_limit(model, name):
+def test_load_bounds_a_template_file(model, name):
     """Before it is parsed."""
     (model / name).parent.mkdir(exist_ok=True)
     (model / name).write_text("x" * 2_000_000)
@@ -149,14 +149,14 @@ def test_a_template_file_has_a_limit(model, name):
 
 
 @pytest.mark.parametrize("name", [CONFIG, "tokenizer.json", "vocab.json"])
-def test_a_file_that_is_read_whole_has_a_limit(model, name):
+def test_load_bounds_a_file_that_is_read_whole(model, name):
     """A sparse file costs nothing to send and everything to read."""
     with (model / name).open("ab") as stream:
         stream.truncate(1 << 34)
     assert name in refused(model)
 
 
-def test_an_index_that_leads_out_is_refused(model, tmp_path):
+def test_load_refuses_an_index_that_leads_out(model, tmp_path):
     """Transformers would open it."""
     (model / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"metadata": {}, "weight_map": {"a": "../outside.safetensors"}}
@@ -164,7 +164,7 @@ def test_an_index_that_leads_out_is_refused(model, tmp_path):
     assert "folder above" in refused(model)
 
 
-def test_a_directory_is_loaded_without_asking_anybody(model, monkeypatch):
+def test_load_asks_nobody_for_a_directory(model, monkeypatch):
     """Whatever repositories its files name."""
 
     def refuse(*_args, **_options):

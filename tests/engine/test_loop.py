@@ -42,7 +42,7 @@ def loop(*, running=1, deliver=lambda _: None, died=lambda _: None, step_timeout
     )
 
 
-def test_commands_wait_for_no_step():
+def test_loop_lets_commands_wait_for_no_step():
     """Arrivals count as waiting once a plan has found no place; a cancel makes room at once."""
     some = loop()
     for key in range(3):
@@ -60,7 +60,7 @@ def test_commands_wait_for_no_step():
     assert some.stats().kv_tokens_used == 0
 
 
-def test_a_cancel_of_nobody_is_nothing():
+def test_loop_ignores_a_cancel_of_nobody():
     """The sequence may have ended while the cancel was on its way."""
     some = loop()
     some.submit(sequence(0))
@@ -72,7 +72,7 @@ def test_a_cancel_of_nobody_is_nothing():
 @pytest.mark.parametrize(
     ("token", "reason", "count"), [(1, FinishReason.LENGTH, 3), (0, FinishReason.STOP, 1)]
 )
-def test_updates_carry_tokens_and_one_end(token, reason, count):
+def test_loop_updates_carry_tokens_and_one_end(token, reason, count):
     """Only the last update has the reason; the place is free then."""
     some = loop()
     some._runner.token = token
@@ -83,7 +83,7 @@ def test_updates_carry_tokens_and_one_end(token, reason, count):
     assert some.stats().generation_tokens == count
 
 
-def test_prompt_tokens_count_the_prompt_once():
+def test_loop_counts_prompt_tokens_once():
     """A prompt in chunks, then its completion: only the prompt is counted."""
     some = loop()
     some.run_alone(sequence(0, prompt=30, max_tokens=9))
@@ -91,7 +91,7 @@ def test_prompt_tokens_count_the_prompt_once():
     assert some.stats().steps == 4 + 8
 
 
-def test_no_number_is_a_fault_of_its_sequence():
+def test_loop_ends_a_sequence_without_a_number():
     """The sequence leaves with a sentence and without a token."""
     some = loop()
     some._runner.token = None
@@ -101,7 +101,7 @@ def test_no_number_is_a_fault_of_its_sequence():
     assert some.stats().kv_tokens_used == some.stats().generation_tokens == 0
 
 
-def test_a_failing_delivery_is_reported_like_a_failing_step():
+def test_loop_reports_a_failing_delivery_like_a_failing_step():
     """Whatever breaks on the thread ends it once, with the cause; it does not hang afterwards."""
     errors: list[Exception] = []
 
@@ -118,7 +118,7 @@ def test_a_failing_delivery_is_reported_like_a_failing_step():
     assert [str(error) for error in errors] == ["reader"]
 
 
-def test_stop_ends_a_sleeping_thread():
+def test_loop_stop_ends_a_sleeping_thread():
     """The idle thread wakes up to end; stopping twice is safe."""
     some = loop()
     some.start()
@@ -127,7 +127,7 @@ def test_stop_ends_a_sleeping_thread():
     assert some._thread not in threading.enumerate()
 
 
-def test_the_drain_rate_needs_two_finished_requests():
+def test_loop_drain_rate_needs_two_finished_requests():
     """Requests and tokens per second over the last finished ones; unknown before."""
     some = loop()
     some.run_alone(sequence(0))
@@ -186,7 +186,7 @@ def poisoned(*keys, at=0):
 
 @pytest.mark.parametrize("at", [0, 3])
 @pytest.mark.parametrize("keys", [(0,), (2,), (4,), (1, 3), (0, 1, 2, 3, 4)])
-def test_only_a_request_that_fails_alone_fails(keys, at):
+def test_loop_fails_only_a_request_that_fails_alone(keys, at):
     """Its neighbours go on with the tokens they had; several at fault are found one by one."""
     some = failing(poisoned(*keys, at=at))
     if len(keys) == 5:
@@ -199,7 +199,7 @@ def test_only_a_request_that_fails_alone_fails(keys, at):
     assert some.stats().kv_tokens_used == some.stats().running_tokens == 0
 
 
-def test_a_failure_that_does_not_come_again_fails_nobody():
+def test_loop_fails_nobody_for_a_failure_that_does_not_come_again():
     """All that ran is computed again."""
     errors = [RuntimeError("once")]
     tokens, faults = finish(failing(lambda _: errors.pop() if errors else None))
@@ -217,7 +217,7 @@ def test_a_failure_that_does_not_come_again_fails_nobody():
         ),
     ],
 )
-def test_steps_shrink_until_memory_suffices(error):
+def test_loop_shrinks_steps_until_memory_suffices(error):
     """Nobody fails while shorter steps can help."""
     some = failing(lambda plan: error if sum(row.count for row in plan.rows) > 20 else None)
     tokens, faults = finish(some)
@@ -225,7 +225,7 @@ def test_steps_shrink_until_memory_suffices(error):
     assert tokens == dict.fromkeys(range(5), 6)
 
 
-def test_memory_that_never_suffices_ends_the_engine():
+def test_loop_ends_the_engine_when_memory_never_suffices():
     """A handful of steps, each request one answer, no endless loop."""
     errors: list[Exception] = []
     some = failing(lambda _: torch.OutOfMemoryError("CUDA"), died=errors.append)
@@ -235,7 +235,7 @@ def test_memory_that_never_suffices_ends_the_engine():
     assert some._runner.asked < 12
 
 
-def test_nothing_leaks_over_10_000_requests():
+def test_loop_leaks_nothing_over_10_000_requests():
     """Prompts that begin alike, cancels, faults, failing steps: every place comes back."""
     chance = random.Random(5)
     some = failing(

@@ -111,7 +111,9 @@ def disturb(scheduler: Scheduler, chance: random.Random, keys: int) -> int:
     reserve=st.integers(1, 40),
     seed=st.integers(0, 2**16),
 )
-def test_every_request_ends_with_its_own_keys(requests, batch, chunk, running, reserve, seed):
+def test_scheduler_ends_every_request_with_its_own_keys(
+    requests, batch, chunk, running, reserve, seed
+):
     """Random arrivals, cancels, faults and common beginnings: right contents, ends, no leak."""
     chance = random.Random(seed)
     simulation = Simulation(
@@ -142,7 +144,7 @@ def test_every_request_ends_with_its_own_keys(requests, batch, chunk, running, r
     assert scheduler._cache.place(320), "a region leaked"
 
 
-def test_first_come_first_served():
+def test_scheduler_is_first_come_first_served():
     """With room for one after the other, requests end in the order of their arrival."""
     simulation = Simulation(32, max_batch_tokens=8, max_running_requests=4, reserve_tokens=40)
     for key in range(5):
@@ -152,7 +154,7 @@ def test_first_come_first_served():
     assert simulation.scheduler.preemptions == 0
 
 
-def test_a_long_prompt_does_not_stall_a_stream():
+def test_scheduler_does_not_stall_a_stream_for_a_long_prompt():
     """Each step holds the running stream's token and one chunk of the long prompt."""
     scheduler = Scheduler(kv_tokens=1000, max_batch_tokens=16, max_running_requests=4)
     stream, long = sequence(0, 4, 50), sequence(1, 100, 5)
@@ -167,7 +169,7 @@ def test_a_long_prompt_does_not_stall_a_stream():
         stream.append(1)
 
 
-def test_a_region_is_as_long_as_needed_at_first():
+def test_scheduler_gives_at_first_a_region_as_long_as_needed():
     """A request that sets no limit does not take the whole window; a short one takes its sum."""
     scheduler = Scheduler(
         kv_tokens=9000, max_batch_tokens=512, max_running_requests=4, reserve_tokens=256
@@ -178,7 +180,7 @@ def test_a_region_is_as_long_as_needed_at_first():
     assert scheduler.kv_tokens_used == 384 + 128  # whole blocks
 
 
-def test_the_youngest_is_put_back_and_the_oldest_gets_on():
+def test_scheduler_puts_the_youngest_back_and_the_oldest_gets_on():
     """When the cache is full, the last to come waits with its tokens kept."""
     simulation = Simulation(192, max_batch_tokens=64, max_running_requests=4, reserve_tokens=5)
     old, young = sequence(0, 40, 140), sequence(1, 40, 140)
@@ -197,7 +199,7 @@ def test_the_youngest_is_put_back_and_the_oldest_gets_on():
     assert simulation.finished == [0, 1]
 
 
-def test_what_can_never_fit_is_refused():
+def test_scheduler_refuses_what_can_never_fit():
     """A sequence longer than the cache would wait for ever."""
     scheduler = Scheduler(kv_tokens=70, max_batch_tokens=16, max_running_requests=4)
     with pytest.raises(ValueError, match="never fit"):
@@ -205,7 +207,7 @@ def test_what_can_never_fit_is_refused():
     scheduler.add(sequence(1, 30, 34))
 
 
-def test_more_requests_than_a_step_holds_never_starve_a_stream():
+def test_scheduler_starves_no_stream_for_more_requests_than_a_step_holds():
     """The batch is never larger than a step, whatever is configured."""
     simulation = Simulation(1000, max_batch_tokens=4, max_running_requests=64, reserve_tokens=50)
     for key in range(12):
@@ -220,7 +222,7 @@ def spacious(**settings: int) -> Simulation:
     return Simulation(4096, **{**sizes, **settings})
 
 
-def test_a_prompt_seen_before_is_copied_but_for_its_last_token():
+def test_scheduler_copies_a_prompt_seen_before_but_for_its_last_token():
     """Whole blocks come from the finished sequence; the counters say how many tokens."""
     simulation = spacious()
     simulation.scheduler.add(sequence(0, 100, 5))
@@ -232,7 +234,7 @@ def test_a_prompt_seen_before_is_copied_but_for_its_last_token():
     assert simulation.scheduler.queried_tokens == 100 + 96
 
 
-def test_a_conversation_goes_on_in_place():
+def test_scheduler_goes_on_in_place_with_a_conversation():
     """A prompt that continues all that is cached takes the region over and copies nothing."""
     simulation = spacious()
     first = sequence(0, 60, 40)
@@ -247,7 +249,7 @@ def test_a_conversation_goes_on_in_place():
     assert simulation.scheduler.kv_tokens_cached == 96
 
 
-def test_a_running_sequence_shares_what_it_has_computed():
+def test_scheduler_shares_what_a_running_sequence_has_computed():
     """Nobody has to finish first."""
     simulation = spacious()
     long, short = sequence(0, 100, 500), sequence(1, 70, 5)
@@ -258,7 +260,7 @@ def test_a_running_sequence_shares_what_it_has_computed():
     assert short.cached == 64
 
 
-def test_completions_of_one_prompt_compute_it_once():
+def test_scheduler_computes_the_prompt_of_several_completions_once():
     """The others wait for the first one's prompt, then copy all but its last token."""
     simulation = spacious(max_batch_tokens=64)
     first = sequence(0, 150, 9)
@@ -276,7 +278,7 @@ def test_completions_of_one_prompt_compute_it_once():
     assert [one.cached for one in rest] == [149] * 3
 
 
-def test_completions_do_not_wait_for_a_first_one_that_is_gone():
+def test_scheduler_does_not_let_completions_wait_for_a_first_one_that_is_gone():
     """Cancelling it leaves the others to compute the prompt themselves."""
     simulation = spacious(max_batch_tokens=64)
     first, second = sequence(0, 150, 9), sequence(1, 150, 9)
@@ -289,7 +291,7 @@ def test_completions_do_not_wait_for_a_first_one_that_is_gone():
     assert simulation.finished == [1]
 
 
-def test_what_is_cached_never_makes_a_request_wait():
+def test_scheduler_never_lets_a_request_wait_for_what_is_cached():
     """A full cache of others' blocks goes for whoever needs the room."""
     simulation = spacious()
     for key in range(40):
@@ -305,7 +307,7 @@ def test_what_is_cached_never_makes_a_request_wait():
     assert simulation.scheduler.kv_tokens_cached == 0
 
 
-def test_nothing_is_read_where_every_logit_is_asked_for():
+def test_scheduler_reads_nothing_cached_where_every_logit_is_asked_for():
     """A request for the prompt's log probabilities computes all of it; others may use that."""
     simulation = spacious()
     for key in range(2):
@@ -316,7 +318,7 @@ def test_nothing_is_read_where_every_logit_is_asked_for():
     assert one.cached == 0
 
 
-def test_broken_numbers_are_found_by_nobody():
+def test_scheduler_forgets_broken_numbers():
     """What a sequence with NaN computed, or copied, is forgotten."""
     simulation = spacious()
     for key in range(2):
@@ -329,7 +331,7 @@ def test_broken_numbers_are_found_by_nobody():
     assert third.cached == 0
 
 
-def test_after_a_restart_suspects_run_alone_oldest_first():
+def test_scheduler_runs_suspects_alone_oldest_first_after_a_restart():
     """Each is computed whole and samples once before the next one's turn; then all together."""
     simulation = spacious()
     for key in range(3):
@@ -348,7 +350,7 @@ def test_after_a_restart_suspects_run_alone_oldest_first():
     assert {row.sequence.key for row in together.rows} == {0, 1, 2, 3}
 
 
-def test_steps_shrink_to_a_floor_and_grow_again():
+def test_scheduler_shrinks_steps_to_a_floor_and_grows_them_again():
     """After memory ran out a step has half the tokens, then one more after each good step."""
     simulation = spacious(max_batch_tokens=64)
     assert simulation.scheduler.shrink()
@@ -365,7 +367,7 @@ def test_steps_shrink_to_a_floor_and_grow_again():
     assert counts[:5] == [16, 17, 18, 19, 20]
 
 
-def test_prompts_are_cut_short_while_anybody_streams():
+def test_scheduler_cuts_prompts_short_while_anybody_streams():
     """The chunk counts all prompts of a step together; with nobody streaming it is off."""
     simulation = spacious(prefill_chunk_tokens=48)
     simulation.scheduler.add(sequence(0, 300, 50))
@@ -392,7 +394,7 @@ def of_request(request: int, keys: range, *, client: str = "", prompt: int = 20)
     return made
 
 
-def test_many_completions_of_one_request_make_room_for_another():
+def test_scheduler_makes_room_for_another_among_many_completions_of_one_request():
     """It begins at the next step, though every place is taken; the others get on and end."""
     simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=8)
     scheduler = simulation.scheduler
@@ -412,7 +414,7 @@ def test_many_completions_of_one_request_make_room_for_another():
     assert scheduler.preemptions == 1  # what was put back waited its turn
 
 
-def test_a_burst_of_one_client_takes_no_more_than_its_share():
+def test_scheduler_gives_a_burst_of_one_client_no_more_than_its_share():
     """Twenty requests of one client and one of another: it runs at once, as one of two."""
     simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=4)
     scheduler = simulation.scheduler
@@ -434,7 +436,7 @@ def test_a_burst_of_one_client_takes_no_more_than_its_share():
     assert len(simulation.finished) == 23
 
 
-def test_room_in_the_cache_is_shared_as_places_are():
+def test_scheduler_shares_room_in_the_cache_as_places():
     """Few long completions fill the cache: a short request of somebody else gets its part."""
     simulation = Simulation(512, max_batch_tokens=64, max_running_requests=8, reserve_tokens=100)
     scheduler = simulation.scheduler
@@ -451,7 +453,7 @@ def test_room_in_the_cache_is_shared_as_places_are():
     assert sorted(simulation.finished) == [0, 1, 2, 3, 9]
 
 
-def test_one_completion_each_is_never_put_back_for_another():
+def test_scheduler_never_puts_back_one_completion_each_for_another():
     """Nobody has more than a share, so all wait their turn."""
     simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=4)
     for key in range(12):
@@ -461,7 +463,7 @@ def test_one_completion_each_is_never_put_back_for_another():
     assert simulation.finished == sorted(simulation.finished)
 
 
-def test_a_short_prompt_overtakes_a_long_one():
+def test_scheduler_lets_a_short_prompt_overtake_a_long_one():
     """It ends in the step's second half; the long one gets on with the first."""
     scheduler = Scheduler(kv_tokens=4096, max_batch_tokens=64, max_running_requests=8)
     long, short, also_long = sequence(0, 2000, 5), sequence(1, 30, 5), sequence(2, 500, 5)
@@ -478,7 +480,7 @@ def test_a_short_prompt_overtakes_a_long_one():
     assert counts == {0: 63, 1: 1}
 
 
-def test_a_prompt_that_is_known_counts_by_what_is_missing():
+def test_scheduler_counts_a_known_prompt_by_what_is_missing():
     """The next turn of a conversation is short, however long its beginning is."""
     scheduler = Scheduler(kv_tokens=8192, max_batch_tokens=64, max_running_requests=8)
     talk = sequence(0, 20 * BLOCK_TOKENS, 5)
@@ -498,7 +500,7 @@ def test_a_prompt_that_is_known_counts_by_what_is_missing():
     assert {row.sequence.key for row in scheduler.plan().rows} == {1, 2}
 
 
-def test_prompts_that_are_scored_go_slowly_while_anybody_streams():
+def test_scheduler_computes_scored_prompts_slowly_while_anybody_streams():
     """Each of their tokens takes a vocabulary; alone they go at full speed."""
     plan = replace(PLAN, prompt_logprobs=1)
     scheduler = Scheduler(kv_tokens=4096, max_batch_tokens=512, max_running_requests=8)
@@ -515,7 +517,7 @@ def test_prompts_that_are_scored_go_slowly_while_anybody_streams():
     assert stream.key in {row.sequence.key for row in rows}
 
 
-def test_nobody_begins_while_a_suspect_finds_no_room():
+def test_scheduler_begins_nobody_while_a_suspect_finds_no_room():
     """Others would run beside it, or it would never run: it has its own step before they begin."""
     simulation = Simulation(160, max_batch_tokens=160, max_running_requests=4, reserve_tokens=4)
     scheduler = simulation.scheduler

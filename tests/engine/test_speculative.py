@@ -10,7 +10,7 @@ from tests.engine.conftest import load_engine, random_prompts, run
 from tests.models import VOCAB
 
 
-def test_a_guess_is_what_followed_the_same_tokens_before():
+def test_drafter_guesses_what_followed_the_same_tokens_before():
     """The latest place counts, three tokens before two; nothing seen before is no guess."""
     drafter = Drafter(4)
     drafter.learn(1, 1, 0)
@@ -20,7 +20,7 @@ def test_a_guess_is_what_followed_the_same_tokens_before():
     assert Drafter(4).propose([5, 5], 0) == ()
 
 
-def test_growing_text_is_indexed_as_it_comes():
+def test_drafter_indexes_growing_text_as_it_comes():
     """Piece by piece the same guesses as at once."""
     tokens = [1, 2, 3, 1, 2, 4, 1, 2, 3, 1, 2, 4, 1, 2]
     growing = Drafter(2)
@@ -29,7 +29,7 @@ def test_growing_text_is_indexed_as_it_comes():
         assert growing.propose(tokens[:end], 2) == fresh.propose(tokens[:end], 2)
 
 
-def test_width_follows_success_and_failure_pauses():
+def test_drafter_widens_with_success_and_pauses_after_failure():
     """Doubled while right, cut where it was wrong, silent for a while when all was wrong."""
     tokens = [7, 8, 9] * 10
     drafter = Drafter(8)
@@ -77,7 +77,7 @@ async def test_speculation_changes_no_token(load, native_cpu):
     assert steps[1] <= steps[0]
 
 
-async def test_a_small_cache_and_speculation_get_along(load):
+async def test_speculation_gets_along_with_a_small_cache(load):
     """Guesses never reach beyond a sequence's place, also while others are put back."""
     prompts = [part * 4 for part in random_prompts(4, VOCAB, longest=9, seed=6)]
     long = SamplingParams(temperature=0, max_tokens=330, ignore_eos=True)
@@ -95,7 +95,7 @@ async def test_a_small_cache_and_speculation_get_along(load):
     assert results[0] == results[1]
 
 
-async def test_a_text_that_repeats_takes_far_fewer_steps(demo_model_dir):
+async def test_speculation_of_a_text_that_repeats_takes_far_fewer_steps(demo_model_dir):
     """The real model in its own bfloat16: the same tokens in less than half of the steps."""
     text = "import os\nimport sys\n\ndef main():\n    print('hello')\n\n" * 5
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)

@@ -47,7 +47,7 @@ def random_schema(rng: random.Random) -> dict:
     }
 
 
-async def test_a_hundred_schemas_are_kept(engine):
+async def test_structure_of_a_hundred_schemas_is_kept(engine):
     """A random model at temperature 1 says nothing but valid documents, and ends."""
     rng = random.Random(1)
     schemas = [random_schema(rng) for _ in range(100)]
@@ -63,7 +63,7 @@ async def test_a_hundred_schemas_are_kept(engine):
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-async def test_choices_and_expressions(engine, temperature):
+async def test_structure_of_choices_and_expressions(engine, temperature):
     """One of the words, whole; a match of the expression, whole."""
     words = ["yes", "no", 'say "no"']
     text, _, reason, _ = await run(
@@ -77,7 +77,7 @@ async def test_choices_and_expressions(engine, temperature):
     assert reason is FinishReason.STOP
 
 
-async def test_one_of_thousands_of_choices(engine):
+async def test_structure_of_one_of_thousands_of_choices(engine):
     """However many begin alike, and also where one is the beginning of another."""
     words = ["word", *(f"word {number}" for number in range(5000))]
     text, _, reason, _ = await run(
@@ -86,21 +86,21 @@ async def test_one_of_thousands_of_choices(engine):
     assert (text in words, reason) == (True, FinishReason.STOP)
 
 
-async def test_a_grammar_in_larks_syntax(engine):
+async def test_structure_of_a_grammar_in_larks_syntax(engine):
     """A small language of one's own."""
     grammar = 'start: "<" word ">"\nword: /[xy]{2,4}/\n'
     text, _, _, _ = await run(engine, PROMPT, params(Structure("grammar", grammar)))
     assert re.fullmatch("<[xy]{2,4}>", text)
 
 
-async def test_a_whole_text_ends_even_if_ends_are_ignored(engine):
+async def test_structure_of_a_whole_text_ends_even_if_ends_are_ignored(engine):
     """Nothing may follow a whole choice, so the end is the only token left."""
     only = params(Structure("choice", '["done"]'), ignore_eos=True)
     text, _, reason, _ = await run(engine, PROMPT, only)
     assert (text, reason) == ("done", FinishReason.STOP)
 
 
-async def test_neighbours_and_preemption_change_nothing(load):
+async def test_structure_is_not_changed_by_neighbours_and_preemption(load):
     """The same seed gives the same text alone and in a crowded small cache."""
     engine = load(kv_cache_cpu_gib=320 * 960 / 2**30, max_context_tokens=200)
     schema = Structure("json_schema", json.dumps(random_schema(random.Random(5))))
@@ -112,7 +112,7 @@ async def test_neighbours_and_preemption_change_nothing(load):
     assert together[:3] == alone[:3]
 
 
-async def test_min_tokens_gives_way_to_a_complete_structure(engine):
+async def test_structure_that_is_complete_ends_before_min_tokens(engine):
     """Only an end may follow 12 letters; a completion that is shorter is better than none."""
     structure = Structure("regex", "[ab]{12}")
     answers = await asyncio.gather(
@@ -128,7 +128,7 @@ async def test_min_tokens_gives_way_to_a_complete_structure(engine):
     assert re.fullmatch("[ab]*", text)
 
 
-async def test_a_fault_on_the_way_is_the_clients(engine):
+async def test_structure_fault_on_the_way_is_the_clients(engine):
     """It is no failed step: as many as come, the neighbour's tokens are not computed again."""
     structure = Structure("grammar", 'start: "a" start')
     neighbour = asyncio.create_task(
@@ -143,7 +143,7 @@ async def test_a_fault_on_the_way_is_the_clients(engine):
     assert engine.alive
 
 
-async def test_a_late_mask_is_waited_for_by_its_own_request(engine):
+async def test_structure_mask_that_is_late_is_waited_for_by_its_own_request(engine):
     """The process that walks stands still for a while: neighbours go on, the text is the same."""
     structure = Structure("regex", "[a-z]{60}")
     wanted = params(structure, max_tokens=100)
@@ -162,7 +162,7 @@ async def test_a_late_mask_is_waited_for_by_its_own_request(engine):
     assert await stopped == alone
 
 
-async def test_a_cancelled_request_leaves_no_walk_behind(engine):
+async def test_structure_of_a_cancelled_request_leaves_no_walk_behind(engine):
     """Its worker has the place back within a step."""
     structure = Structure("regex", "[a-z]{300}")
     worker = await engine._grammars.compile(structure)
@@ -187,7 +187,7 @@ async def test_a_cancelled_request_leaves_no_walk_behind(engine):
     ],
     ids=lambda structure: f"{structure.kind} {structure.definition}",
 )
-async def test_what_cannot_be_enforced_is_refused(engine, structure):
+async def test_structure_that_cannot_be_enforced_is_refused(engine, structure):
     """Before any token, naming the field."""
     with pytest.raises(InvalidRequest, match="structure cannot be enforced") as refused:
         await run(engine, PROMPT, params(structure))

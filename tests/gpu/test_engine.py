@@ -62,7 +62,7 @@ def load(directory, dtype):
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2-softcap-window"])
-async def test_float32_equals_generate(tmp_path, name):
+async def test_engine_in_float32_equals_generate(tmp_path, name):
     """Token for token, 32 prompts at once, against the CPU's `generate`."""
     directory = make_model(tmp_path / "m", name)
     reference = Reference(directory)
@@ -77,7 +77,7 @@ async def test_float32_equals_generate(tmp_path, name):
     assert all(equal)
 
 
-async def test_bfloat16_runs_on_flash_attention(tmp_path):
+async def test_engine_in_bfloat16_runs_on_flash_attention(tmp_path):
     """The product's dtype takes the fast backend; the cache's size follows the GPU's memory."""
     directory = make_model(tmp_path / "m", "llama", head_dim=16)
     with closing(load(directory, "bfloat16")) as engine:
@@ -109,7 +109,7 @@ def test_deterministic_steps_are_bitwise_the_same(tmp_path):
     assert_invariant(assembly.forward, VOCAB, 16)
 
 
-async def test_what_cannot_be_recorded_runs_without_graphs(tmp_path, monkeypatch):
+async def test_record_runs_without_graphs_what_cannot_be_recorded(tmp_path, monkeypatch):
     """A step that waits for the device ends its recording only: the engine loads and answers."""
 
     def waiting(recorder, compute):

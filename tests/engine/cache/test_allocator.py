@@ -23,7 +23,7 @@ def pool_of(length: int) -> RegionAllocator:
 
 
 @given(ACTIONS)
-def test_regions_never_overlap_and_never_leak(actions):
+def test_allocator_regions_never_overlap_and_never_leak(actions):
     """Whatever is asked, regions are whole blocks, disjoint, in the pool, and all come back."""
     pool = RegionAllocator(1000)
     held: list[Region] = []
@@ -46,7 +46,7 @@ def test_regions_never_overlap_and_never_leak(actions):
     assert pool.allocate(980) == blocks(0, 31)
 
 
-def test_the_lowest_hole_that_is_long_enough_is_used():
+def test_allocator_uses_the_lowest_hole_that_is_long_enough():
     """First fit: holes that are too short are passed over; lengths are rounded up."""
     pool = pool_of(6)
     first, _, third = pool.allocate(30), pool.allocate(1), pool.allocate(64)
@@ -59,7 +59,7 @@ def test_the_lowest_hole_that_is_long_enough_is_used():
     assert pool.free_tokens == 0
 
 
-def test_extending_needs_the_next_token_to_be_free():
+def test_allocator_extends_only_where_the_next_token_is_free():
     """A region grows in place up to its neighbour and not over it."""
     pool = pool_of(4)
     first = pool.allocate(32)
@@ -70,7 +70,7 @@ def test_extending_needs_the_next_token_to_be_free():
 
 
 @pytest.mark.parametrize("twice", [blocks(0, 2), blocks(1, 2), blocks(0, 4)])
-def test_freeing_what_is_free_is_an_error(twice):
+def test_allocator_raises_when_what_is_free_is_freed(twice):
     """Broken bookkeeping is seen at once, not as another request's garbage."""
     pool = pool_of(4)
     pool.free(pool.allocate(64))

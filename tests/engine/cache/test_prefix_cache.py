@@ -18,7 +18,7 @@ def cached(cache: PrefixCache, *blocks: int, spare: int = 0):
     return holding
 
 
-def test_a_block_differs_from_its_equal_after_other_tokens():
+def test_extend_chain_tells_a_block_from_its_equal_after_other_tokens():
     """The digest is of the whole beginning, and of no token after the last whole block."""
     assert chain(1, 2)[1] != chain(3, 2)[1]
     assert chain(1, 2)[:1] == chain(1)
@@ -27,7 +27,7 @@ def test_a_block_differs_from_its_equal_after_other_tokens():
     assert digests == chain(1)
 
 
-def test_what_is_released_keeps_its_blocks_and_frees_the_rest():
+def test_prefix_cache_keeps_a_released_holdings_blocks_and_frees_the_rest():
     """Only whole computed blocks stay; they count as cached and not as used."""
     cache = PrefixCache(320)
     holding = cached(cache, 1, 2, spare=3)
@@ -38,7 +38,7 @@ def test_what_is_released_keeps_its_blocks_and_frees_the_rest():
     assert cache.find(chain(2)) == (0, None)
 
 
-def test_no_beginning_is_kept_beside_its_continuation():
+def test_prefix_cache_keeps_no_beginning_beside_its_continuation():
     """The shorter goes when the longer comes, and does not come when the longer is there."""
     cache = PrefixCache(320)
     cached(cache, 1, 2)
@@ -48,7 +48,7 @@ def test_no_beginning_is_kept_beside_its_continuation():
     assert cache.find(chain(1)) == (32, long)
 
 
-def test_the_least_recently_found_goes_first():
+def test_prefix_cache_evicts_the_least_recently_found_first():
     """A hit makes a holding young again."""
     cache = PrefixCache(3 * 64)
     holdings = [cached(cache, kind, kind) for kind in range(3)]
@@ -58,7 +58,7 @@ def test_the_least_recently_found_goes_first():
     assert cache.find(chain(0, 0)) == (64, holdings[0])
 
 
-def test_only_what_makes_the_hole_goes():
+def test_prefix_cache_evicts_only_what_makes_the_hole():
     """Cached neighbours and holes join; what would not help stays, and so does the spare one."""
     cache = PrefixCache(6 * 32)
     first, second, third = cached(cache, 1), cached(cache, 2), cached(cache, 3)
@@ -72,7 +72,7 @@ def test_only_what_makes_the_hole_goes():
     assert third.region.end == busy.region.start
 
 
-def test_what_is_running_is_found_and_not_taken_over():
+def test_prefix_cache_finds_what_is_running_and_does_not_take_it_over():
     """Only a cached holding changes hands, and only if it can grow where it is."""
     cache = PrefixCache(320)
     running = cache.place(64)
@@ -89,7 +89,7 @@ def test_what_is_running_is_found_and_not_taken_over():
     assert cache.cached_tokens == 32
 
 
-def test_a_cache_that_is_off_remembers_nothing():
+def test_prefix_cache_that_is_off_remembers_nothing():
     """Regions are freed whole."""
     cache = PrefixCache(320, enabled=False)
     cached(cache, 1, 2)

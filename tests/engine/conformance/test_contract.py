@@ -25,7 +25,7 @@ SHORT = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["ids", "text", "chat"])
-async def test_a_stream_has_one_end_and_running_totals(any_engine, prompt):
+async def test_generate_has_one_end_and_running_totals(any_engine, prompt):
     """Only the last delta has a reason; usage counts what came."""
     deltas = await collect(any_engine, GenerationRequest("r", prompt, SHORT))
     assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1)
@@ -37,7 +37,7 @@ async def test_a_stream_has_one_end_and_running_totals(any_engine, prompt):
     assert all(d.usage.cached_tokens <= d.usage.prompt_tokens for d in deltas)
 
 
-async def test_n_completions_end_each_once(any_engine):
+async def test_generate_ends_n_completions_once_each(any_engine):
     """Each index has its own end; the iterator ends with the last."""
     sampling = SamplingParams(temperature=1.0, seed=5, max_tokens=6)
     deltas = await collect(any_engine, GenerationRequest("r", PROMPTS[0], sampling, n=3))
@@ -47,7 +47,7 @@ async def test_n_completions_end_each_once(any_engine):
     assert deltas[-1].finish_reason is not None
 
 
-async def test_logprobs_come_with_their_tokens(any_engine):
+async def test_generate_gives_logprobs_with_their_tokens(any_engine):
     """One for each id, as many alternatives as were asked for, and for the prompt likewise."""
     sampling = SamplingParams(temperature=0, max_tokens=4, logprobs=3, prompt_logprobs=2)
     deltas = await collect(any_engine, GenerationRequest("r", PROMPTS[0], sampling))
@@ -65,7 +65,7 @@ async def test_logprobs_come_with_their_tokens(any_engine):
     assert not any(delta.logprobs or delta.prompt_logprobs for delta in plain)
 
 
-async def test_the_prompts_ids_are_told_once(any_engine):
+async def test_generate_reports_the_prompts_ids_once(any_engine):
     """On the first delta, where they were asked for."""
     sampling = SamplingParams(temperature=0, max_tokens=4, return_prompt_ids=True)
     deltas = await collect(any_engine, GenerationRequest("r", PROMPTS[0], sampling))
@@ -73,7 +73,7 @@ async def test_the_prompts_ids_are_told_once(any_engine):
     assert not any(delta.prompt_token_ids for delta in deltas[1:])
 
 
-async def test_tokens_without_generating(any_engine):
+async def test_tokenize_without_generating(any_engine):
     """Ids of a prompt, text of ids, the vocabulary's words, the tokenizer's settings."""
     tokens = await any_engine.tokenize(PROMPTS[0])
     assert tokens.token_ids == IDS
@@ -84,7 +84,7 @@ async def test_tokens_without_generating(any_engine):
     assert await any_engine.ready()
 
 
-async def test_closing_is_the_way_to_cancel(any_engine):
+async def test_generate_is_cancelled_by_closing(any_engine):
     """A reader that leaves early is no error, and the engine answers the next one."""
     stream = any_engine.generate(GenerationRequest("r", PROMPTS[0], SHORT))
     await anext(stream)
@@ -95,7 +95,7 @@ async def test_closing_is_the_way_to_cancel(any_engine):
     assert all(deltas[-1].finish_reason is not None for deltas in results)
 
 
-async def test_a_refusal_comes_before_any_delta(running, kind):
+async def test_generate_refuses_before_any_delta(running, kind):
     """And names the parameter."""
     engine = running(kind)
     for sampling, param in (

@@ -43,7 +43,7 @@ async def begun(engine, request_id="r"):
     return stream
 
 
-async def test_a_replicas_engine_from_load_to_close(small):
+async def test_engine_of_a_replica_from_load_to_close(small):
     """Report, cancel, overload with a time, drain, death: one engine, in this order."""
     report = small.load_report
     assert report.device == "cpu"
@@ -107,7 +107,7 @@ def core_processes() -> set[int]:
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
-async def test_a_lost_process_of_vllms_ends_the_engine(directory, busy):
+async def test_engine_ends_when_a_process_of_vllms_is_lost(directory, busy):
     """Open requests fail once, health fails, nothing hangs: the replica is replaced."""
     pytest.importorskip("vllm", reason="vllm is not installed")
     others = core_processes()
@@ -146,7 +146,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.vllm
-def test_a_killed_replica_leaves_none_of_vllms_processes(directory, tmp_path):
+def test_engine_killed_leaves_none_of_vllms_processes(directory, tmp_path):
     """Nobody tells vLLM then; its memory would be lost to the next replica."""
     pytest.importorskip("vllm", reason="vllm is not installed")
     program = tmp_path / "holds.py"
@@ -164,7 +164,7 @@ def test_a_killed_replica_leaves_none_of_vllms_processes(directory, tmp_path):
         time.sleep(0.1)
 
 
-async def test_a_structure_begins_behind_the_thoughts(kind, tmp_path):
+async def test_structure_begins_behind_the_thoughts(kind, tmp_path):
     """Where the prompt has opened them; they are free, the answer is not."""
     directory = make_model(tmp_path / "thinks", hidden_size=128, head_dim=32)
     tokenizer = make_tokenizer()
@@ -186,7 +186,7 @@ async def test_a_structure_begins_behind_the_thoughts(kind, tmp_path):
         assert deltas[-1].finish_reason is FinishReason.STOP
 
 
-async def test_forced_tokens_have_no_infinite_logprobs(kind, directory):
+async def test_logprobs_of_forced_tokens_are_finite(kind, directory):
     """Under a structure vLLM's come after the mask, ours before it; JSON can say both."""
     with closing(load_backend(directory, kind)) as engine:
         structure = Structure("choice", '["yes"]')

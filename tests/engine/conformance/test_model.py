@@ -46,7 +46,7 @@ async def test_greedy_ids_are_those_of_generate(model_engine, reference):
         assert ids == expected
 
 
-async def test_the_text_is_that_of_the_builtin_engine(running, model_engine):
+async def test_text_is_that_of_the_builtin_engine(running, model_engine):
     """Deltas are cut elsewhere, the whole is the same; so is a chat's."""
     for prompt in (
         PROMPT,
@@ -89,7 +89,7 @@ FIELDS = [
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids="-".join)
-async def test_every_sampling_field_is_taken_and_a_seed_repeats(model_engine, fields):
+async def test_sampling_fields_are_all_taken_and_a_seed_repeats(model_engine, fields):
     """Alone, and beside others that are sampled otherwise."""
     sampling = SamplingParams(**{"seed": 7, "max_tokens": 16, "ignore_eos": True} | fields)
     others = [SamplingParams(temperature=1.1, max_tokens=12, seed=i) for i in range(3)]
@@ -111,14 +111,14 @@ async def test_every_sampling_field_is_taken_and_a_seed_repeats(model_engine, fi
     ],
     ids=lambda fields: next(iter(fields)),
 )
-async def test_what_changes_logits_changes_them_alike(running, model_engine, fields):
+async def test_logits_are_changed_alike(running, model_engine, fields):
     """Greedy, so that the ids can be compared."""
     sampling = replace(FREE, **fields)
     expected = await run(running("builtin"), PROMPT, sampling)
     assert (await run(model_engine, PROMPT, sampling)) == expected
 
 
-async def test_without_a_seed_every_request_is_another(model_engine):
+async def test_requests_without_a_seed_are_all_different(model_engine):
     """Two unseeded requests draw their own noise, and so do two completions of one."""
     hot = SamplingParams(temperature=1.5, max_tokens=24, ignore_eos=True)
     first, second = await asyncio.gather(
@@ -192,7 +192,7 @@ async def test_json_is_spelled_the_same(running, model_engine):
     assert (text, ids) == (await run(running("builtin"), PROMPT, sampling))[:2]
 
 
-async def test_bad_structures_are_the_clients_mistake(model_engine):
+async def test_structures_that_are_bad_are_the_clients_mistake(model_engine):
     """A 400 that says why, and the engine goes on."""
     for kind, definition in (
         ("json_schema", '{"type": "nonsense"}'),
@@ -209,7 +209,7 @@ async def test_bad_structures_are_the_clients_mistake(model_engine):
     model_engine.check()
 
 
-async def test_a_prompt_that_is_known_is_not_computed_again(model_engine):
+async def test_prompt_that_is_known_is_not_computed_again(model_engine):
     """`cached_tokens` counts whole blocks; a prompt with logprobs is computed all the same."""
     prompt = random_prompts(1, VOCAB, longest=400, seed=77)[0]
     prompt = (prompt * 400)[:400]
@@ -239,7 +239,7 @@ async def test_times_add_up(model_engine):
         (TokenPrompt((5,)), SamplingParams(max_tokens=512), ContextLengthExceeded),
     ],
 )
-async def test_a_bad_request_harms_only_itself(model_engine, prompt, sampling, error):
+async def test_request_that_is_bad_harms_only_itself(model_engine, prompt, sampling, error):
     """It is refused before any work while a neighbour streams on."""
     long = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
     stream = model_engine.generate(GenerationRequest("long", TokenPrompt((9, 8)), long))
@@ -250,7 +250,7 @@ async def test_a_bad_request_harms_only_itself(model_engine, prompt, sampling, e
     await stream.aclose()
 
 
-async def test_a_prompt_as_long_as_the_window_allows(model_engine):
+async def test_prompt_as_long_as_the_window_allows(model_engine):
     """511 tokens and one new one fit a window of 512."""
     _, ids, _, usage = await run(model_engine, [7] * 511, SamplingParams(temperature=0))
     assert len(ids) == 1

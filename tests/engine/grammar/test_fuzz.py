@@ -168,7 +168,7 @@ async def ask_until(stop: asyncio.Event, engine) -> int:
     return count
 
 
-async def test_every_structure_has_one_end_and_costs_nobody_else(load, record_property):
+async def test_structures_have_one_end_each_and_cost_nobody_else(load, record_property):
     """No step is long, no engine dies, no neighbour fails; each case ends as it should."""
     engine = load(max_running_requests=16)
     steps = timed(engine)

@@ -40,7 +40,7 @@ def allowed(matcher):
 FREE = {OPEN, CLOSE, WORD, HALF, OTHER_HALF, BRACE}
 
 
-def test_thoughts_that_the_prompt_opened_are_free():
+def test_late_walk_leaves_thoughts_free_that_the_prompt_opened():
     """Up to the closing tag, which the structure never sees; an end may not come in them."""
     matcher, advanced = walk(Thinking.OPEN)
     for token in (WORD, BRACE, WORD):
@@ -52,7 +52,7 @@ def test_thoughts_that_the_prompt_opened_are_free():
     assert advanced == [BRACE]
 
 
-def test_a_closing_tag_of_several_tokens_closes():
+def test_late_walk_begins_at_a_closing_tag_of_several_tokens():
     """Most tokenizers have it as one, not all."""
     matcher, _ = walk(Thinking.OPEN, open_id=None)
     matcher.advance(HALF)
@@ -61,7 +61,7 @@ def test_a_closing_tag_of_several_tokens_closes():
     assert allowed(matcher) == {BRACE}
 
 
-def test_a_model_may_open_its_thoughts_or_answer_at_once():
+def test_late_walk_allows_thoughts_or_an_answer_at_once():
     """Nothing else may come first."""
     matcher, advanced = walk(Thinking.POSSIBLE)
     assert allowed(matcher) == {OPEN, BRACE}
@@ -76,7 +76,7 @@ def test_a_model_may_open_its_thoughts_or_answer_at_once():
     assert allowed(matcher) == {BRACE}
 
 
-def test_without_a_token_for_the_tag_the_answer_begins_at_once():
+def test_late_walk_without_a_token_for_the_tag_begins_at_once():
     """One that is spelled in several tokens cannot be separated from an answer's beginning."""
     matcher, _ = walk(Thinking.POSSIBLE, open_id=None)
     assert allowed(matcher) == {BRACE}

@@ -54,12 +54,12 @@ def test_is_too_large_a_multiple(value):
 
 
 @pytest.mark.parametrize("value", [1, 60, 3600, 86_400, 10**6, 1e308, 0.01, 0.05, 2.5, 99_991])
-def test_a_usual_multiple_passes(value):
+def test_is_too_large_a_multiple_passes_a_usual_one(value):
     """Seconds, cents and powers of ten are small automata."""
     assert not is_too_large_a_multiple(value)
 
 
 @pytest.mark.parametrize("value", [True, "3", None, 0, -7, float("nan")])
-def test_a_malformed_multiple_is_left_to_the_compiler(value):
+def test_is_too_large_a_multiple_leaves_a_malformed_one_to_the_compiler(value):
     """It says what is wrong with it."""
     assert not is_too_large_a_multiple(value)

@@ -67,7 +67,7 @@ EXPENSIVE = {
 
 
 @pytest.mark.parametrize("name", EXPENSIVE)
-async def test_an_expensive_structure_is_refused(pool, name):
+async def test_pool_refuses_an_expensive_structure(pool, name):
     """With the limit's name, within seconds, and again at once."""
     structure, words = EXPENSIVE[name]
     with pytest.raises(InvalidRequest, match=words) as refused:
@@ -79,7 +79,7 @@ async def test_an_expensive_structure_is_refused(pool, name):
     assert time.monotonic() - started < 0.1
 
 
-async def test_a_divisor_is_left_to_the_reader_unless_strict(pool, demo):
+async def test_pool_leaves_a_divisor_to_the_reader_unless_strict(pool, demo):
     """43 bytes that took minutes and gigabytes; now the number is any, or the answer a 400."""
     definition = {"type": "integer", "multipleOf": 99_999_989}
     walk = demo.walk(await pool.compile(schema(definition)), most=5)
@@ -97,7 +97,7 @@ async def test_a_divisor_is_left_to_the_reader_unless_strict(pool, demo):
     ],
     ids=lambda structure: structure.definition,
 )
-async def test_a_fault_on_the_way_is_the_completions_own(pool, demo, structure):
+async def test_pool_gives_a_fault_on_the_way_to_its_own_completion(pool, demo, structure):
     """It says what is wrong; another completion of another grammar goes on."""
     other = await pool.compile(schema(PERSON))
     walk = demo.walk(await pool.compile(structure))
@@ -107,7 +107,7 @@ async def test_a_fault_on_the_way_is_the_completions_own(pool, demo, structure):
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_a_walk_follows_the_schema(pool, demo, seed):
+async def test_pool_walk_follows_the_schema(pool, demo, seed):
     """In the spaced form that models have learnt, and without keys that nobody asked for."""
     walk = demo.walk(await pool.compile(schema(PERSON)), seed=seed)
     assert walk.complete
@@ -131,7 +131,7 @@ def of_tools(*tools):
     return schema({"$defs": definitions, "anyOf": calls})
 
 
-async def test_one_bad_tool_does_not_spoil_the_others(pool, demo):
+async def test_pool_keeps_other_tools_when_one_is_bad(pool, demo):
     """It takes any object; the others are enforced. A strict one is refused by its name."""
     number = {"type": "integer", "minimum": 5, "maximum": 3}
     bad = {"type": "object", "properties": {"a": number}, "required": ["a"]}
@@ -160,12 +160,12 @@ async def test_one_bad_tool_does_not_spoil_the_others(pool, demo):
     ],
     ids=lambda definition: json.dumps(definition)[:60],
 )
-async def test_what_generators_of_schemas_write_compiles(pool, definition):
+async def test_pool_compiles_what_generators_of_schemas_write(pool, definition):
     """Records, sets, unions and formats of pydantic and Zod."""
     assert (await pool.compile(schema(definition))).fault is None
 
 
-async def test_strict_refuses_what_the_compiler_leaves_out(pool):
+async def test_pool_refuses_if_strict_what_the_compiler_leaves_out(pool):
     """Also what only the compiler knows of."""
     definition = {
         "type": "object",
@@ -178,7 +178,7 @@ async def test_strict_refuses_what_the_compiler_leaves_out(pool):
     await pool.compile(schema({"type": "string", "format": "uuid4"}, strict=True))
 
 
-async def test_one_grammar_is_compiled_once(pool):
+async def test_pool_compiles_one_grammar_once(pool):
     """For as many as ask at the same time, and later."""
     structure = schema({**PERSON, "title": "once"})
     several = await asyncio.gather(*(pool.compile(structure) for _ in range(20)))
@@ -186,7 +186,7 @@ async def test_one_grammar_is_compiled_once(pool):
     assert (await pool.compile(structure)).pid == several[0].pid
 
 
-async def test_completions_walk_apart(pool, demo):
+async def test_pool_lets_completions_walk_apart(pool, demo):
     """Many at a time in one worker, each at a place of its own."""
     worker = await pool.compile(Structure("choice", '["alpha", "beta", "gamma"]'))
     matchers = worker.open(3)
@@ -205,7 +205,7 @@ async def test_completions_walk_apart(pool, demo):
     assert worker.completions == 0
 
 
-async def test_a_token_outside_the_grammar_is_a_fault(pool, demo):
+async def test_pool_takes_a_token_outside_the_grammar_as_a_fault(pool, demo):
     """Whoever ignored the mask hears of it."""
     worker = await pool.compile(Structure("choice", '["alpha"]'))
     (matcher,) = worker.open()
@@ -216,7 +216,7 @@ async def test_a_token_outside_the_grammar_is_a_fault(pool, demo):
     matcher.close()
 
 
-async def test_a_worker_that_dies_takes_its_completions_and_nobody_else(demo):
+async def test_pool_loses_with_a_worker_its_own_completions_alone(demo):
     """The next request that has the structure gets another worker."""
     with closing(demo.pool()) as pool:
         worker = await pool.compile(schema(PERSON))
@@ -234,7 +234,7 @@ async def test_a_worker_that_dies_takes_its_completions_and_nobody_else(demo):
         assert demo.walk(again).complete
 
 
-async def test_a_worker_that_hangs_is_late_and_then_ended(demo, monkeypatch):
+async def test_pool_ends_a_worker_that_hangs(demo, monkeypatch):
     """A step goes on without it; a process that answers nothing does not live for ever."""
     monkeypatch.setattr("serve_app.engine.grammar.matcher.MASK_TIMEOUT_S", 0.3)
     with closing(demo.pool()) as pool:
@@ -272,7 +272,7 @@ async def _anything(pool):
         await pool.compile(Structure("regex", f"x{time.monotonic_ns()}"))
 
 
-async def test_compiling_takes_bounded_memory(demo):
+async def test_pool_compiles_in_bounded_memory(demo):
     """A process at its limit ends; the refusal speaks of memory."""
     limits = Limits(compile_cpu_s=20.0, compile_bytes=16 << 20)
     with closing(demo.pool(limits=limits)) as pool:
@@ -281,7 +281,7 @@ async def test_compiling_takes_bounded_memory(demo):
             await pool.compile(many)
 
 
-async def test_masks_take_bounded_time_together(demo):
+async def test_pool_bounds_the_time_of_all_masks_of_a_completion(demo):
     """A completion whose every mask is slow is ended, not computed for ever."""
     limits = Limits(walk_cpu_s=-1.0)
     with closing(demo.pool(limits=limits)) as pool:
@@ -289,7 +289,7 @@ async def test_masks_take_bounded_time_together(demo):
     assert walk.fault == "its masks take too much processor time"
 
 
-async def test_the_one_that_compiles_longest_makes_room(demo, monkeypatch):
+async def test_pool_makes_room_by_ending_the_longest_compilation(demo, monkeypatch):
     """Slow structures fill every place; a quick one does not wait for their limits."""
     monkeypatch.setattr(pools, "EVICTABLE_AFTER_S", 0.0)
     limits = Limits(compile_cpu_s=60.0)
@@ -311,7 +311,7 @@ async def test_the_one_that_compiles_longest_makes_room(demo, monkeypatch):
             task.cancel()
 
 
-async def test_too_many_at_once_are_asked_to_come_back(demo, monkeypatch):
+async def test_pool_asks_too_many_at_once_to_come_back(demo, monkeypatch):
     """The line for a place is bounded."""
     monkeypatch.setattr(pools, "MAX_QUEUED_PER_CLIENT", 0)
     with closing(demo.pool()) as pool:
@@ -325,7 +325,7 @@ async def test_too_many_at_once_are_asked_to_come_back(demo, monkeypatch):
     assert not isinstance(results[-1], BaseException)
 
 
-async def test_slow_structures_of_one_client_do_not_hold_up_those_of_another(demo, monkeypatch):
+async def test_pool_does_not_hold_up_a_client_for_the_slow_structures_of_another(demo, monkeypatch):
     """They take no more than half of the places, and have an answer themselves before long."""
     monkeypatch.setattr(pools, "MAX_WAIT_S", 4.0)
     limits = Limits(compile_cpu_s=60.0)
@@ -345,7 +345,7 @@ async def test_slow_structures_of_one_client_do_not_hold_up_those_of_another(dem
         assert {type(end) for end in ends} == {Overloaded}
 
 
-async def test_idle_workers_make_room(demo, monkeypatch):
+async def test_pool_makes_room_by_ending_idle_workers(demo, monkeypatch):
     """There are never more processes than the bound; those in use stay."""
     monkeypatch.setattr(pools, "MAX_WORKERS", pools.COMPILERS + 2)
     monkeypatch.setattr(pools, "IDLE_S", 0.0)
@@ -364,7 +364,7 @@ async def test_idle_workers_make_room(demo, monkeypatch):
         assert (await pool.compile(Structure("regex", "third"))).fault is None
 
 
-async def test_memory_of_all_together_is_bounded(demo, monkeypatch):
+async def test_pool_bounds_the_memory_of_all_together(demo, monkeypatch):
     """Beyond it those that nobody uses go first, then the largest."""
     with closing(demo.pool()) as pool:
         first = await pool.compile(Structure("regex", "first"))
@@ -379,7 +379,7 @@ async def test_memory_of_all_together_is_bounded(demo, monkeypatch):
         assert matcher.fault == second.fault
 
 
-async def test_a_server_that_dies_is_started_again(demo):
+async def test_pool_starts_a_server_that_dies_again(demo):
     """The grammars that are compiled go on; the next one finds a new server."""
     with closing(demo.pool()) as pool:
         worker = await pool.compile(schema(PERSON))
@@ -390,7 +390,7 @@ async def test_a_server_that_dies_is_started_again(demo):
         assert demo.walk(worker).complete
 
 
-async def test_nothing_is_left_behind(demo):
+async def test_pool_leaves_nothing_behind(demo):
     """Neither the server nor a worker outlives the pool; no descriptor stays open."""
     gc.collect()
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -405,7 +405,7 @@ async def test_nothing_is_left_behind(demo):
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
-async def test_a_secret_of_our_environment_is_not_handed_down(demo, monkeypatch):
+async def test_pool_hands_down_no_secret_of_our_environment(demo, monkeypatch):
     """The processes that run a client's grammar know no token."""
     monkeypatch.setenv("HF_TOKEN", "not-for-workers")
     with closing(demo.pool()) as pool:
@@ -414,7 +414,7 @@ async def test_a_secret_of_our_environment_is_not_handed_down(demo, monkeypatch)
             assert b"not-for-workers" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-async def test_a_tokenizer_that_cannot_be_used(demo):
+async def test_pool_of_a_tokenizer_that_cannot_be_used(demo):
     """Structures are refused with the reason; nothing else is touched."""
     with closing(
         pools.GrammarPool(lambda: "{}", vocab_size=10, eos_token_ids=frozenset({2}), slots=4)
@@ -424,7 +424,7 @@ async def test_a_tokenizer_that_cannot_be_used(demo):
                 await pool.compile(Structure("regex", "a"))
 
 
-async def test_a_model_without_an_end(demo):
+async def test_pool_of_a_model_without_an_end(demo):
     """Nothing that is complete could end."""
     nothing = pools.GrammarPool(
         lambda: demo.json, vocab_size=10, eos_token_ids=frozenset(), slots=4

@@ -17,7 +17,7 @@ def prepared(schema, *, strict=False):
     return prepare(schema, strict=strict, is_regular=_is_regular)
 
 
-def test_an_object_that_lists_its_keys_is_closed():
+def test_prepared_closes_an_object_that_lists_its_keys():
     """At every level, in definitions and in lists; what says so itself stays open."""
     schema = {
         "type": "object",
@@ -40,7 +40,7 @@ def test_an_object_that_lists_its_keys_is_closed():
         assert "additionalProperties" not in got["properties"][name]
 
 
-def test_parts_of_one_object_do_not_close_each_other():
+def test_prepared_does_not_let_parts_of_one_object_close_each_other():
     """The members of allOf list the keys together, also through references; one closes it."""
     schema = {
         "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": STRING}}],
@@ -58,7 +58,7 @@ def test_parts_of_one_object_do_not_close_each_other():
     assert "additionalProperties" not in got["$defs"][open_twins[0]]
 
 
-def test_one_member_of_all_of_is_an_object_of_its_own():
+def test_prepared_takes_one_member_of_all_of_as_an_object_of_its_own():
     """As pydantic 1 writes a field with a default."""
     got = prepared(
         {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"properties": {"x": STRING}}}}
@@ -67,7 +67,7 @@ def test_one_member_of_all_of_is_an_object_of_its_own():
     assert got["$defs"]["a"]["additionalProperties"] is False
 
 
-def test_alternatives_beside_properties_stay_open():
+def test_prepared_leaves_alternatives_beside_properties_open():
     """Keys of a branch would be forbidden by the others' list."""
     schema = {
         "properties": {"kind": STRING},
@@ -78,7 +78,7 @@ def test_alternatives_beside_properties_stay_open():
     assert all("additionalProperties" not in branch for branch in got["oneOf"])
 
 
-def test_alternatives_that_only_require_do_not_open():
+def test_prepared_closes_beside_alternatives_that_only_require():
     """`anyOf` of `required` says nothing of further keys."""
     got = prepared(
         {"properties": {"a": STRING}, "anyOf": [{"required": ["a"]}, {"maxProperties": 0}]}
@@ -95,7 +95,7 @@ def test_alternatives_that_only_require_do_not_open():
     ],
     ids=lambda beside: next(iter(beside)),
 )
-def test_a_closed_object_has_room_for_every_key_that_is_required(beside):
+def test_prepared_leaves_room_for_every_key_that_is_required(beside):
     """A key that is required and not listed may be anything; closed without it nothing is valid."""
     schema = {"type": "object", "properties": {"a": STRING}, **beside}
     got = prepared(schema)
@@ -120,7 +120,7 @@ def test_a_closed_object_has_room_for_every_key_that_is_required(beside):
         ({}, "#/$defs/%79"),
     ],
 )
-def test_references_become_pointers(root, reference):
+def test_prepared_makes_references_pointers(root, reference):
     """Whatever a schema calls a part of itself."""
     schema = {
         **root,
@@ -136,7 +136,7 @@ def test_references_become_pointers(root, reference):
     assert "$schema" not in got
 
 
-def test_a_subschema_is_the_root_of_its_references():
+def test_prepared_takes_a_subschema_as_the_root_of_its_references():
     """Two tools with definitions of one name, and even of one `$id`, do not meet."""
     mark = {"id": "https://x.test/tool"}
     tool = {
@@ -178,7 +178,7 @@ NOT_ENFORCED = [
 
 
 @pytest.mark.parametrize("extra", NOT_ENFORCED, ids=lambda extra: next(iter(extra)))
-def test_what_cannot_be_enforced(extra):
+def test_prepared_leaves_to_the_reader_what_cannot_be_enforced(extra):
     """Left to the reader; with `strict` refused with the place."""
     schema = {"type": "object", "properties": {"deep": {"title": "t", **extra}}}
     keyword = next(iter(extra))
@@ -189,7 +189,7 @@ def test_what_cannot_be_enforced(extra):
         prepared(schema, strict=True)
 
 
-def test_strict_of_one_tool_does_not_touch_another():
+def test_prepared_refuses_for_one_strict_tool_without_touching_another():
     """The error names the tool; the lenient one beside it would compile."""
     bad = {"properties": {"to": {"type": "string", "pattern": "^(?!x)"}}}
     mark = {"strict": True, "name": "tools[1].function.parameters"}
@@ -212,7 +212,7 @@ def test_strict_of_one_tool_does_not_touch_another():
     ],
     ids=lambda extra: next(iter(extra)),
 )
-def test_what_says_nothing_is_fine_with_strict(extra):
+def test_prepared_takes_with_strict_what_says_nothing(extra):
     """Records of Zod, and defaults that a generator writes out."""
     prepared({"type": "object", **extra}, strict=True)
 
@@ -221,7 +221,7 @@ def test_what_says_nothing_is_fine_with_strict(extra):
     "reference",
     ["#/$defs/none", "#none", "https://elsewhere.test/schema", "other.json", "#/$defs/y/0"],
 )
-def test_a_reference_that_leads_nowhere(reference):
+def test_prepared_follows_no_reference_that_leads_nowhere(reference):
     """Nothing is fetched; it is left out, or, with `strict`, named with its place."""
     schema = {"properties": {"a": {"title": "t", "$ref": reference}}, "$defs": {"y": STRING}}
     assert prepared(schema)["properties"]["a"] == {"title": "t"}
@@ -229,7 +229,7 @@ def test_a_reference_that_leads_nowhere(reference):
         prepared(schema, strict=True)
 
 
-def test_a_schema_that_is_too_deep():
+def test_prepared_refuses_a_schema_that_is_too_deep():
     """Before Python's own limit."""
     schema: dict = {}
     for _ in range(400):
@@ -238,7 +238,7 @@ def test_a_schema_that_is_too_deep():
         prepared(schema)
 
 
-def test_a_schema_that_refers_to_itself():
+def test_prepared_takes_a_schema_that_refers_to_itself():
     """Trees and lists are data's usual shapes."""
     tree = {
         "$defs": {"node": {"properties": {"kids": {"items": {"$ref": "#/$defs/node"}}}}},
@@ -248,7 +248,7 @@ def test_a_schema_that_refers_to_itself():
     assert got["allOf"][-1]["additionalProperties"] is False
 
 
-def test_values_are_not_schemas():
+def test_prepared_takes_no_value_for_a_schema():
     """What stands in enum, const, default and examples is not looked into."""
     value = {"properties": {"a": 1}, "$ref": "#/nowhere", "pattern": "(?!x)"}
     schema = {"enum": [value], "const": value, "default": value, "examples": [value]}

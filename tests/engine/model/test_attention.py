@@ -125,7 +125,7 @@ def test_varlen_asks_for_what_sdpa_does(heads, spans, scoring):
 
 
 @pytest.mark.parametrize("window", [None, 4, 100])
-def test_single_queries_get_the_fast_kernel(window):
+def test_varlen_gives_single_queries_the_fast_kernel(window):
     """A call of their own and no window: then heads share K and V, and long rows are split."""
     calls = []
 
@@ -142,7 +142,7 @@ def test_single_queries_get_the_fast_kernel(window):
     assert calls == [([1, 1], 1, (-1, -1), used), ([6, 4], 6, (left, 0), [6, 17])]
 
 
-def test_this_torch_has_varlen_attn_as_it_is_called():
+def test_find_varlen_attn_in_this_torch():
     """The installed torch takes every argument that the backend passes."""
     found = find_varlen_attn()
     assert found is not None
@@ -151,7 +151,7 @@ def test_this_torch_has_varlen_attn_as_it_is_called():
 
 
 @pytest.mark.parametrize("missing", ["module", "function", "seqused_k"])
-def test_a_torch_without_varlen_attn_falls_back(monkeypatch, missing):
+def test_find_varlen_attn_falls_back_without_it(monkeypatch, missing):
     """An older torch computes by SDPA instead of failing."""
 
     class Module:
@@ -170,7 +170,7 @@ def test_a_torch_without_varlen_attn_falls_back(monkeypatch, missing):
 
 
 @pytest.mark.parametrize("found", [None, documented_varlen_attn])
-def test_a_gpu_without_varlen_attn_is_warned_of(monkeypatch, found):
+def test_choose_backend_warns_of_a_gpu_without_varlen_attn(monkeypatch, found):
     """It works, and it is slow; a CPU and an old GPU have nothing to gain by a newer torch."""
     monkeypatch.setattr(interface, "find_varlen_attn", lambda: found)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
@@ -183,13 +183,13 @@ def test_a_gpu_without_varlen_attn_is_warned_of(monkeypatch, found):
     assert warned == ([] if found else [("engine.varlen_unavailable", "warning")])
 
 
-def test_the_cpu_computes_by_sdpa():
+def test_choose_backend_takes_sdpa_on_a_cpu():
     """FlashAttention is for CUDA."""
     shape = LayerShape(2, 64, 64, torch.device("cpu"), torch.bfloat16, softcap=False)
     assert choose_backend([shape]).name == "sdpa"
 
 
-def test_sinks_are_refused():
+def test_attend_refuses_sinks():
     """An attention that would be computed wrongly is an error, not another answer."""
     part = torch.zeros(1, 2, 1, 8)
     with pytest.raises(ModelLoadError, match="sinks"):

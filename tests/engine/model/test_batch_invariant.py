@@ -25,13 +25,15 @@ def build(directory, *, dtype="float32", deterministic=True):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2-softcap-window"])
 @torch.inference_mode()
-def test_a_result_is_bitwise_the_same_in_any_company_and_any_chunks(model_dir, name, dtype):
+def test_batch_invariant_result_is_bitwise_the_same_in_any_company_and_any_chunks(
+    model_dir, name, dtype
+):
     """Alone, then in random batches, chunks and places."""
     assert_invariant(build(model_dir(name), dtype=dtype), VOCAB, ROWS)
 
 
 @torch.inference_mode()
-def test_without_it_company_changes_the_bits(model_dir):
+def test_batch_invariant_fails_without_it(model_dir):
     """The test above could fail: the same model in batches of any size does."""
     forward = build(model_dir("llama"), dtype="float32", deterministic=False)
     with pytest.raises(AssertionError):
@@ -39,7 +41,7 @@ def test_without_it_company_changes_the_bits(model_dir):
 
 
 @torch.inference_mode()
-def test_the_logits_asked_for_are_those_of_an_eager_step(model_dir):
+def test_batch_invariant_logits_are_those_of_an_eager_step(model_dir):
     """Chunks, rows without logits, whole prompts and guesses, over several batches."""
     fixed = build(model_dir("llama"))
     assert isinstance(fixed, FixedForward)

@@ -29,7 +29,7 @@ def assemble(directory, *, name="llama", **changes):
 
 
 @pytest.mark.parametrize(("native_cpu", "per_token"), [(True, NATIVE), (False, GENERAL)])
-def test_the_window_is_the_least_of_three(model_dir, native_cpu, per_token):
+def test_window_is_the_least_of_three(model_dir, native_cpu, per_token):
     """Configured, trained, or what the cache can hold in whole blocks."""
 
     def window(**engine):
@@ -43,7 +43,7 @@ def test_the_window_is_the_least_of_three(model_dir, native_cpu, per_token):
 
 
 @pytest.mark.parametrize(("native_cpu", "per_token"), [(True, NATIVE), (False, GENERAL)])
-def test_the_cache_is_not_larger_than_the_batch_can_use(model_dir, native_cpu, per_token):
+def test_assemble_makes_no_larger_cache_than_the_batch_can_use(model_dir, native_cpu, per_token):
     """Memory beyond window times requests would never be touched."""
     made = assemble(model_dir, native_cpu=native_cpu, max_running_requests=2, kv_cache_cpu_gib=1)
     assert made.kv_tokens == 2 * WINDOW
@@ -54,12 +54,12 @@ def test_the_cache_is_not_larger_than_the_batch_can_use(model_dir, native_cpu, p
     ("name", "attention"),
     [("llama", "native"), ("qwen3", "native"), ("gemma2-softcap-window", "sdpa")],
 )
-def test_llama_like_models_are_compiled(model_dir, name, attention):
+def test_assemble_compiles_llama_like_models(model_dir, name, attention):
     """Others run transformers' own forward."""
     assert assemble(model_dir, name=name).attention == attention
 
 
-def test_without_a_compiler_the_general_forward_runs(model_dir, monkeypatch):
+def test_assemble_runs_the_general_forward_without_a_compiler(model_dir, monkeypatch):
     """The log says why; the deterministic steps are then those of the general forward."""
 
     def refuse():
@@ -70,7 +70,7 @@ def test_without_a_compiler_the_general_forward_runs(model_dir, monkeypatch):
     assert isinstance(assemble(model_dir, deterministic=True).forward, FixedForward)
 
 
-def test_packing_keeps_no_second_copy(model_dir):
+def test_assemble_keeps_no_second_copy_of_packed_weights(model_dir):
     """The transformers model is empty afterwards, but for what is used as it is."""
     loaded = load(model_dir("llama"), ModelConfig(path="/m"), num_gpus=0, num_cpus=2)
     before = sum(p.numel() for p in loaded.model.parameters())
@@ -124,7 +124,7 @@ def card(monkeypatch):
     return Card(monkeypatch)
 
 
-def test_a_whole_gpu_gives_what_the_fraction_leaves(card):
+def test_budget_of_a_whole_gpu_is_what_the_fraction_leaves(card):
     """Less the weights, the largest step, and what anybody else holds."""
     card.weights = 16
     assert card.gib() == pytest.approx(72 - 16 - 0.5 - 1)
@@ -134,7 +134,7 @@ def test_a_whole_gpu_gives_what_the_fraction_leaves(card):
 
 @pytest.mark.parametrize("shares", [(0.45, 0.45), (0.5, 0.5), (0.25, 0.25, 0.25, 0.25), (0.7, 0.3)])
 @pytest.mark.parametrize("weights", [2.5, 4.0])
-def test_replicas_that_share_a_gpu_each_get_their_share(card, shares, weights):
+def test_budget_of_replicas_that_share_a_gpu_is_a_share_each(card, shares, weights):
     """Whoever comes first; all of them together leave what the fraction leaves."""
     card.weights = weights
     held = []
@@ -146,7 +146,7 @@ def test_replicas_that_share_a_gpu_each_get_their_share(card, shares, weights):
     assert sum(held) + len(shares) <= 0.9 * 80  # a step each
 
 
-def test_replicas_that_start_together_do_not_count_each_others_memory_as_free(card):
+def test_budget_of_replicas_that_start_together_counts_no_ones_memory_as_free(card):
     """Both see the same free bytes; each is held to its share."""
     card.weights = 16
     card.others = 16.5  # the other one has loaded its weights and has no cache yet
@@ -155,7 +155,7 @@ def test_replicas_that_start_together_do_not_count_each_others_memory_as_free(ca
     assert 2 * (16 + 0.5 + 1) + first + second <= 80
 
 
-def test_who_holds_more_than_a_share_leaves_less(card):
+def test_budget_is_less_for_who_holds_more_than_a_share(card):
     """Free memory is a limit too, and the words name it."""
     card.weights, card.others = 16, 55
     budget = card.budget(num_gpus=0.5)
@@ -171,7 +171,7 @@ def test_who_holds_more_than_a_share_leaves_less(card):
         (1, 75, "replica.num_gpus 1 is 72.0 of the GPU's 80.0 GiB"),
     ],
 )
-def test_a_share_that_is_too_small_says_what_to_raise(card, num_gpus, weights, words):
+def test_budget_of_a_share_that_is_too_small_says_what_to_raise(card, num_gpus, weights, words):
     """And never to raise what is not the limit."""
     card.weights = weights
     budget = card.budget(num_gpus=num_gpus)
@@ -183,14 +183,14 @@ def test_a_share_that_is_too_small_says_what_to_raise(card, num_gpus, weights, w
         build._sizes(-1, SimpleNamespace(window=100), EngineConfig(), budget.advice)
 
 
-def test_an_estimate_that_is_off_blames_nobody(card):
+def test_budget_of_an_estimate_that_is_off_blames_nobody(card):
     """A CUDA context a little larger than assumed is not another process."""
     card.weights, card.context = 75, 0.8
     assert "others" not in card.budget().advice
     assert card.gib() == pytest.approx(72 - 75 - 0.8 - 1)
 
 
-def test_the_replicas_share_reaches_the_budget(model_dir, monkeypatch):
+def test_budget_has_the_replicas_share(model_dir, monkeypatch):
     """From the engine's num_gpus on."""
     asked = []
     real = build._budgets
@@ -213,7 +213,7 @@ def test_the_replicas_share_reaches_the_budget(model_dir, monkeypatch):
     assert asked == [0.45]
 
 
-def test_two_gpus_are_two_whole_ones(card):
+def test_budget_of_two_gpus_is_two_whole_ones(card):
     """A share is of one GPU."""
     card.weights = 16
     assert card.gib(num_gpus=2) == card.gib(num_gpus=1)

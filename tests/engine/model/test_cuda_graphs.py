@@ -83,7 +83,7 @@ def sequence(key, tokens):
         (27, (1, 2, 4, 8, 16, 24, 27)),
     ],
 )
-def test_graphs_are_close_together_and_hold_every_batch(max_rows, expected):
+def test_sizes_are_close_together_and_hold_every_batch(max_rows, expected):
     """No step is padded by more than seven rows; the largest graph is the largest batch."""
     assert sizes(max_rows) == expected
 
@@ -101,7 +101,7 @@ def assert_same_steps(graphed, eager, **tolerance):
 
 
 @torch.inference_mode()
-def test_replayed_steps_equal_eager_ones(made):
+def test_cuda_graphs_replayed_equal_eager_steps(made):
     """Step by step, for every number of rows, each with its own length; the cache likewise."""
     graphed, eager, recorder, cache = made
     assert recorder.recorded == len(sizes(ROWS))
@@ -114,7 +114,7 @@ def test_replayed_steps_equal_eager_ones(made):
 
 
 @torch.inference_mode()
-def test_padding_stays_out_of_the_pool(made):
+def test_cuda_graphs_keep_padding_out_of_the_pool(made):
     """Rows that nobody asked for touch only their own places, never a sequence's."""
     graphed, _, recorder, cache = made
     for keys, values in cache._layers.values():
@@ -131,7 +131,7 @@ def test_padding_stays_out_of_the_pool(made):
     "row", [{"count": 2, "kept": 1}, {"count": 1, "kept": 0}], ids=["chunk", "no logits"]
 )
 @torch.inference_mode()
-def test_what_is_no_decode_row_runs_eagerly(made, row):
+def test_cuda_graphs_leave_eager_what_is_no_decode_row(made, row):
     """A chunk of a prompt in the step, or a row that samples nothing, keeps it off the graphs."""
     graphed, eager, recorder, _ = made
     one, other = sequence(1, 9), sequence(2, 9)

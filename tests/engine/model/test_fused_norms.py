@@ -20,7 +20,7 @@ EXPECTED = dict.fromkeys(ARCHITECTURES, 7) | {
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_models_compute_the_same(name, model_dir):
+def test_fuse_norms_computes_the_same(name, model_dir):
     """In float32 within its rounding, in bf16 within that; a Gemma's norm is another function."""
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.1)):
         config = ModelConfig(path="/m", dtype=dtype)
@@ -96,7 +96,7 @@ class LayerNorm(LlamaRMSNorm):
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
-def test_a_norm_like_llamas_is_replaced(epsilon):
+def test_fuse_norms_replaces_a_norm_like_llamas(epsilon):
     """It keeps its weight and its epsilon."""
     model = torch.nn.Sequential(LlamaRMSNorm(epsilon))
     weight = model[0].weight
@@ -119,7 +119,7 @@ def test_a_norm_like_llamas_is_replaced(epsilon):
         LayerNorm,
     ],
 )
-def test_what_is_not_surely_the_same_stays(kind):
+def test_fuse_norms_leaves_what_is_not_surely_the_same(kind):
     """Whatever its weights are now: ones, or zeros as a Gemma's."""
     for fill in (0.0, 1.0):
         model = torch.nn.Sequential(kind())

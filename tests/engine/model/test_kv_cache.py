@@ -13,7 +13,7 @@ SHAPES = {
 }
 
 
-def test_writes_land_in_their_slots():
+def test_kv_cache_writes_land_in_their_slots():
     """Each token's K and V stand where its slot says, in its layer alone."""
     cache = KVCache(SHAPES, 20)
     key, value = torch.randn(3, 1, 8), torch.randn(3, 1, 4)
@@ -28,7 +28,7 @@ def test_writes_land_in_their_slots():
     assert not any(pool.any() for pool in untouched)
 
 
-def test_moves_copy_every_layer_in_order():
+def test_kv_cache_moves_copy_every_layer_in_order():
     """A second move may use the place that the first one left."""
     cache = KVCache(SHAPES, 20)
     slots = torch.arange(20)
@@ -39,7 +39,7 @@ def test_moves_copy_every_layer_in_order():
     assert torch.equal(keys, values)
 
 
-def test_the_smallest_device_decides():
+def test_kv_cache_is_as_large_as_the_smallest_device_allows():
     """Layers share their device's budget; every layer needs every token."""
     other = torch.device("meta")
     shapes = {**SHAPES, 2: LayerShape(2, 8, 8, other, torch.float32, softcap=False)}

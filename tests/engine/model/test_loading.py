@@ -46,7 +46,7 @@ def shard(directory):
     (directory / "model.safetensors").unlink()
 
 
-def test_the_tokenizers_end_is_an_end(copy):
+def test_load_takes_the_tokenizers_end_as_an_end(copy):
     """Fine-tunes keep their base model's config and teach another end, as a chat template shows."""
     edit(copy / "generation_config.json", eos_token_id=5)
     edit(copy / "config.json", eos_token_id=5)
@@ -57,13 +57,13 @@ def test_the_tokenizers_end_is_an_end(copy):
     assert load_here(copy).eos_token_ids == {5}
 
 
-def test_an_end_outside_of_the_vocabulary_is_none(copy):
+def test_load_takes_no_end_outside_of_the_vocabulary(copy):
     """No token could ever be sampled as it."""
     edit(copy / "generation_config.json", eos_token_id=[0, VOCAB, -1])
     assert load_here(copy).eos_token_ids == {0}
 
 
-def test_sampling_defaults_are_read(copy):
+def test_load_reads_sampling_defaults(copy):
     """What the authors publish beside the ends."""
     assert load_here(copy).defaults == {}
     edit(copy / "generation_config.json", temperature=0.6, top_p=0.9, max_new_tokens=7)
@@ -75,7 +75,7 @@ def with_template(copy, path):
     return load(copy, config, num_gpus=0, num_cpus=1).tokenizer.chat_template
 
 
-def test_a_chat_template_of_ones_own_replaces_the_models(copy, tmp_path, monkeypatch):
+def test_load_replaces_the_models_chat_template(copy, tmp_path, monkeypatch):
     """Of any path, also one from the home directory or where the replica runs."""
     path = tmp_path / "own.jinja"
     path.write_text("{{ messages | length }} messages, ü", encoding="utf-8")
@@ -96,7 +96,7 @@ def test_a_chat_template_of_ones_own_replaces_the_models(copy, tmp_path, monkeyp
         (b"{{ messages | nonsense }}", "No filter named 'nonsense'"),
     ],
 )
-def test_a_chat_template_that_is_none_stops_the_start(copy, tmp_path, content, words):
+def test_load_stops_at_a_chat_template_that_is_none(copy, tmp_path, content, words):
     """In one sentence that names the key and the file."""
     path = tmp_path / "own.jinja"
     if content is not None:
@@ -106,14 +106,14 @@ def test_a_chat_template_that_is_none_stops_the_start(copy, tmp_path, content, w
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_parameter_has_the_asked_dtype(copy, dtype):
+def test_load_gives_every_parameter_the_asked_dtype(copy, dtype):
     """The dtype is the config's, not the file's."""
     loaded = load_here(copy, dtype=dtype)
     assert {p.dtype for p in loaded.model.parameters()} == {getattr(torch, dtype)}
     assert not loaded.model.training
 
 
-def test_what_is_learned_of_a_model(copy):
+def test_load_learns_window_vocabulary_ends_and_layers(copy):
     """Window, vocabulary, ends and layers come from the model; threads from the replica."""
     edit(copy / "generation_config.json", eos_token_id=[0, 9])
     edit(copy / "config.json", eos_token_id=7)
@@ -125,7 +125,7 @@ def test_what_is_learned_of_a_model(copy):
     assert torch.get_num_threads() == 2
 
 
-def test_a_rope_that_depends_on_the_batch_is_kept_in_its_trained_window(tmp_path):
+def test_load_keeps_a_rope_that_depends_on_the_batch_in_its_trained_window(tmp_path):
     """Beyond it a neighbour's length would change a request's tokens."""
     rope = {
         "rope_type": "dynamic",
@@ -137,7 +137,7 @@ def test_a_rope_that_depends_on_the_batch_is_kept_in_its_trained_window(tmp_path
     assert load_here(directory).window == 128
 
 
-def test_shards_are_loaded_and_a_missing_one_is_named(copy):
+def test_load_reads_shards_and_names_a_missing_one(copy):
     """An index names its shards; each must be there before anything is read."""
     shard(copy)
     assert load_here(copy).vocab_size == VOCAB
@@ -146,7 +146,7 @@ def test_shards_are_loaded_and_a_missing_one_is_named(copy):
         load_here(copy)
 
 
-def test_a_damaged_index_is_named(copy):
+def test_load_names_a_damaged_index(copy):
     """A cut index is not a Python error."""
     shard(copy)
     (copy / "model.safetensors.index.json").write_text('{"weight_map": [')
@@ -155,7 +155,7 @@ def test_a_damaged_index_is_named(copy):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -50])
-def test_a_cut_or_overwritten_weight_file_is_named(copy, keep):
+def test_load_names_a_cut_or_overwritten_weight_file(copy, keep):
     """Header or data cut off: the file's name, not a parser's words alone."""
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep] if keep else b"\xff" * 64)
@@ -163,7 +163,7 @@ def test_a_cut_or_overwritten_weight_file_is_named(copy, keep):
         load_here(copy)
 
 
-def test_pickled_weights_are_refused(copy):
+def test_load_refuses_pickled_weights(copy):
     """Formats that can run code are not loaded, even when they are all there is."""
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
@@ -171,7 +171,7 @@ def test_pickled_weights_are_refused(copy):
         load_here(copy)
 
 
-def test_an_absent_tensor_is_named(copy):
+def test_load_names_an_absent_tensor(copy):
     """Transformers would fill it with random numbers and warn."""
     tensors = load_file(copy / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -180,14 +180,14 @@ def test_an_absent_tensor_is_named(copy):
         load_here(copy)
 
 
-def test_a_tensor_of_another_shape_is_an_error(copy):
+def test_load_refuses_a_tensor_of_another_shape(copy):
     """Weights of another size of the model."""
     edit(copy / "config.json", intermediate_size=48)
     with pytest.raises(ModelLoadError, match="cannot be loaded"):
         load_here(copy)
 
 
-def test_the_repositorys_own_code_does_not_run(copy):
+def test_load_does_not_run_the_repositorys_own_code(copy):
     """`auto_map` points at code of the repository; it stays unread."""
     edit(
         copy / "config.json",
@@ -199,13 +199,13 @@ def test_the_repositorys_own_code_does_not_run(copy):
         load_here(copy)
 
 
-def test_a_directory_without_a_model_says_so(tmp_path):
+def test_load_says_that_a_directory_has_no_model(tmp_path):
     """No config.json is the first thing seen."""
     with pytest.raises(ModelLoadError, match=r"no config\.json"):
         load_here(tmp_path)
 
 
-def test_a_missing_tokenizer_says_so(copy):
+def test_load_says_that_a_tokenizer_is_missing(copy):
     """Weights alone cannot answer."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
@@ -214,7 +214,7 @@ def test_a_missing_tokenizer_says_so(copy):
 
 
 @pytest.mark.parametrize("kind", ["bloom", "mamba"])
-def test_architectures_without_the_interface_are_refused(tmp_path, kind):
+def test_load_refuses_architectures_without_the_interface(tmp_path, kind):
     """Attention of their own, or none: named, not computed wrongly."""
     if kind == "bloom":
         model = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=1, n_head=2))
@@ -228,7 +228,7 @@ def test_architectures_without_the_interface_are_refused(tmp_path, kind):
         load_here(tmp_path)
 
 
-def test_other_kinds_of_layers_are_refused(copy):
+def test_load_refuses_other_kinds_of_layers(copy):
     """A layer that keeps something else than K and V of all or the last tokens."""
     edit(copy / "config.json", layer_types=["full_attention", "linear_attention", "full_attention"])
     with pytest.raises(ModelLoadError, match="linear_attention"):
@@ -236,14 +236,14 @@ def test_other_kinds_of_layers_are_refused(copy):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_a_gpu_that_is_not_there_is_said(copy):
+def test_load_says_that_a_gpu_is_not_there(copy):
     """The config asks for a GPU, torch sees none: what to check, and how to do without."""
     with pytest.raises(ModelLoadError, match=r"num_gpus.*no CUDA device"):
         load_here(copy, num_gpus=1)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_weights_that_give_no_numbers_fail_the_warm_up(copy, poison):
+def test_load_fails_the_warm_up_of_weights_that_give_no_numbers(copy, poison):
     """NaN or infinite logits are seen before the first request."""
     tensors = load_file(copy / "model.safetensors")
     tensors["model.norm.weight"][3] = poison
@@ -252,7 +252,7 @@ def test_weights_that_give_no_numbers_fail_the_warm_up(copy, poison):
         load_engine(copy)
 
 
-def test_a_model_that_says_nothing_fails_the_warm_up(copy):
+def test_load_fails_the_warm_up_of_a_model_that_says_nothing(copy):
     """Only special tokens: an empty text is not an answer."""
     tensors = load_file(copy / "model.safetensors")
     head = torch.zeros_like(tensors["lm_head.weight"])
@@ -262,7 +262,7 @@ def test_a_model_that_says_nothing_fails_the_warm_up(copy):
         load_engine(copy)
 
 
-async def test_a_model_without_a_chat_template_loads(copy):
+async def test_load_takes_a_model_without_a_chat_template(copy):
     """Completions work; a conversation is refused with the reason."""
     (copy / "chat_template.jinja").unlink()
     engine = load_engine(copy)
@@ -274,7 +274,7 @@ async def test_a_model_without_a_chat_template_loads(copy):
         engine.close()
 
 
-def test_the_report_tells_time_and_size_by_phase(load):
+def test_load_reports_time_and_size_by_phase(load):
     """Flat facts for one log line, phases that add up."""
     engine = load("llama", dtype="bfloat16")
     report = engine.load_report

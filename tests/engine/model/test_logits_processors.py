@@ -62,7 +62,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("settings", CASES, ids="+".join)
-def test_adjustments_are_their_definitions(settings):
+def test_adjust_follows_the_definitions(settings):
     """OpenAI's and vLLM's formulas; prompt tokens count for the repetition penalty alone."""
     some = sequence(**settings)
     row = logits()
@@ -71,7 +71,7 @@ def test_adjustments_are_their_definitions(settings):
     assert np.allclose(got, want, atol=1e-5)
 
 
-def test_counting_goes_on_and_starts_over():
+def test_adjust_counts_on_and_starts_over():
     """Step by step, or all at once after the state was lost: the same logits."""
     settings = CASES[-1]
     row = logits()
@@ -82,7 +82,7 @@ def test_counting_goes_on_and_starts_over():
     assert torch.equal(adjusted(row, [grown]), adjusted(row, [sequence(**settings)]))
 
 
-def test_a_mixed_batch_changes_only_rows_that_ask():
+def test_adjust_changes_only_rows_that_ask():
     """Neighbours stay as they are, the given logits too."""
     rows = logits(3)
     before = rows.clone()
@@ -93,7 +93,7 @@ def test_a_mixed_batch_changes_only_rows_that_ask():
     assert adjusted(rows, [sequence()] * 3) is rows
 
 
-def test_a_batch_is_its_rows():
+def test_adjust_of_a_batch_is_that_of_its_rows():
     """Together and alone the same bits, whatever each of them asks for and has used."""
     settings = [{}, *CASES, {"min_tokens": 90}, {"min_tokens": 90, **CASES[-1]}]
     some = [
@@ -131,7 +131,7 @@ def test_masks_leave_what_they_allow(columns):
     assert torch.equal(adjusted(rows[1:], some[1:]), adjusted(rows, some)[1:])
 
 
-def test_min_tokens_bans_the_ends_until_then():
+def test_min_tokens_ban_the_ends_until_then():
     """Neither an end-of-sequence id nor a stop id before."""
     row = logits()
     early = adjusted(row, [sequence(min_tokens=6)])[0]
@@ -151,7 +151,7 @@ def test_min_tokens_bans_the_ends_until_then():
     ],
     ids=str,
 )
-def test_drawn_tokens_follow_the_distribution(settings):
+def test_sample_draws_by_the_adjusted_distribution(settings):
     """Chi-squared over 20,000 draws against probabilities made by their definitions."""
     row = logits()[0] / 2
     draws = 20_000
@@ -178,7 +178,7 @@ def test_drawn_tokens_follow_the_distribution(settings):
     assert statistic < limit
 
 
-def test_scores_are_the_models_own():
+def test_score_is_the_models_own():
     """Log-softmax of the raw logits, alternatives in order."""
     rows = logits(2)
     want = rows.double().log_softmax(-1)
@@ -215,7 +215,7 @@ async def test_logprobs_of_completion_and_prompt_equal_a_forward(load, model_dir
         assert part.chosen.logprob == pytest.approx(want[place - 1, token].item(), abs=2e-3)
 
 
-async def test_asking_for_logprobs_changes_no_token(load):
+async def test_logprobs_change_no_token(load):
     """Beside others, sampled with a seed."""
     engine = load()
     hot = SamplingParams(temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
@@ -242,14 +242,14 @@ async def test_asking_for_logprobs_changes_no_token(load):
         ("logit_bias", ((1, math.nan),)),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(engine, name, value):
+async def test_sampling_that_cannot_be_done_is_refused_by_name(engine, name, value):
     """Before any work of the engine thread."""
     with pytest.raises(InvalidRequest) as refused:
         await run(engine, PROMPT, SamplingParams(**{name: value}))
     assert refused.value.param == name
 
 
-async def test_a_piece_has_its_bytes(engine):
+async def test_piece_has_its_bytes(engine):
     """Half characters can be joined from the bytes of their tokens."""
     text = "naïve 你好 😀 <|end|>"
     encoder = engine._encoder

@@ -39,7 +39,7 @@ def reference(logits, chosen):
     ],
     ids=str,
 )
-def test_draws_follow_the_reference_distribution(chosen):
+def test_sample_follows_the_reference_distribution(chosen):
     """χ² of 4,000 draws against transformers' order of temperature, top_k and top_p."""
     logits = torch.randn(40, generator=torch.Generator().manual_seed(2)) * 2
     expected = reference(logits, chosen) * DRAWS
@@ -52,7 +52,7 @@ def test_draws_follow_the_reference_distribution(chosen):
     assert chi2 <= freedom + 5 * math.sqrt(2 * freedom)
 
 
-def test_a_wide_nucleus_is_exact(monkeypatch):
+def test_sample_from_a_wide_nucleus_is_exact(monkeypatch):
     """A nucleus wider than what is sorted at first gives the same tokens as sorting all."""
     logits = torch.randn(64, 3000, generator=torch.Generator().manual_seed(4)) * 0.1
     plans = [plan(top_p=0.95, top_k=k % 3 * 1200, seed=k) for k in range(64)]
@@ -61,7 +61,7 @@ def test_a_wide_nucleus_is_exact(monkeypatch):
     assert sample(logits, plans, [0] * 64) == quick
 
 
-def test_only_rows_of_a_wide_nucleus_sort_everything(monkeypatch):
+def test_sample_sorts_everything_only_for_rows_of_a_wide_nucleus(monkeypatch):
     """One of them costs its neighbours nothing."""
     sorted_shapes = []
     floor = sampling._floor
@@ -79,20 +79,20 @@ def test_only_rows_of_a_wide_nucleus_sort_everything(monkeypatch):
     assert together == alone
 
 
-def test_greedy_is_the_first_largest():
+def test_sample_greedily_takes_the_first_largest():
     """Temperature 0 takes the maximum, the lowest id among equals."""
     logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0]])
     assert sample(logits, [plan(temperature=0)] * 2, [0, 0]) == [1, 0]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-6, 1e-3])
-def test_a_tiny_temperature_is_greedy(temperature):
+def test_sample_at_a_tiny_temperature_is_greedy(temperature):
     """No overflow, no NaN: the maximum wins."""
     logits = torch.tensor([[-400.0, 900.0, 899.0]])
     assert sample(logits, [plan(temperature=temperature)], [0]) == [1]
 
 
-def test_a_row_depends_on_its_seed_and_index_alone():
+def test_sample_depends_on_a_rows_seed_and_index_alone():
     """Neighbours, their rules and the order of rows change nothing."""
     logits = torch.randn(12, 500, generator=torch.Generator().manual_seed(5))
     rules = ((1.0, 0.9, 0), (0.7, 1.0, 20), (0, 1.0, 0), (1.5, 0.5, 5))
@@ -104,7 +104,7 @@ def test_a_row_depends_on_its_seed_and_index_alone():
     assert backwards[::-1] == together
 
 
-def test_noise_is_uniform_and_new_for_every_token():
+def test_uniform_noise_is_new_for_every_token():
     """A thousand seeds and indices: mean, spread and no repeats of a row by its neighbour."""
     values = torch.tensor([[uniform(seed, index) for index in range(50)] for seed in range(50)])
     assert values.min() >= 0
@@ -117,7 +117,7 @@ def test_noise_is_uniform_and_new_for_every_token():
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_a_row_that_is_not_finite_fails_alone(poison, temperature):
+def test_sample_fails_a_row_that_is_not_finite_alone(poison, temperature):
     """NaN or an infinity in one row leaves the others' tokens as they are."""
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(6))
     plans = [plan(temperature=temperature, top_p=0.9, seed=i) for i in range(3)]
@@ -127,7 +127,7 @@ def test_a_row_that_is_not_finite_fails_alone(poison, temperature):
     assert sample(logits, plans, [0] * 3)[::2] == clean[::2]
 
 
-def test_bfloat16_logits_are_sampled_in_float32():
+def test_sample_computes_bfloat16_logits_in_float32():
     """A token that is 2^-9 less likely in sum is not lost to bf16's eight bits."""
     logits = torch.zeros(DRAWS, 512, dtype=torch.bfloat16)
     tokens = sample(logits, [plan(seed=i) for i in range(DRAWS)], [0] * DRAWS)

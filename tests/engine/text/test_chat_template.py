@@ -73,7 +73,7 @@ def ours(source, messages=CHAT, *, final=False, cpu_s=5.0, **variables):
 
 
 @pytest.mark.parametrize("source", FEATURES)
-def test_the_text_is_that_of_transformers(source):
+def test_render_gives_the_text_of_transformers(source):
     """To the byte, whatever of Jinja a template uses."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = source
@@ -93,7 +93,7 @@ def test_the_text_is_that_of_transformers(source):
         ("{% for m in messages %}<{{ m.content }}>{% endfor %}", "hi"),
     ],
 )
-def test_a_message_is_continued_as_transformers_does(source, content):
+def test_render_continues_a_message_as_transformers_does(source, content):
     """The text ends with its last word, whatever the template does to spaces."""
     chat = [USER, {"role": "assistant", "content": content}]
     tokenizer = make_tokenizer()
@@ -102,7 +102,7 @@ def test_a_message_is_continued_as_transformers_does(source, content):
     assert ours(source, chat, final=True) == theirs
 
 
-def test_a_message_that_is_not_shown_cannot_be_continued():
+def test_render_refuses_to_continue_a_message_that_is_not_shown():
     """Whatever came out would be something else."""
     chat = [USER, {"role": "assistant", "content": "I am"}]
     with pytest.raises(TemplateRefusal, match="cannot be continued"):
@@ -126,7 +126,7 @@ def test_a_message_that_is_not_shown_cannot_be_continued():
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
-def test_whatever_a_template_does_is_a_refusal(source):
+def test_render_refuses_whatever_a_template_does(source):
     """On purpose or by mistake, in its own words; never an error of the engine."""
     with pytest.raises(TemplateRefusal) as caught:
         ours(source)
@@ -178,7 +178,7 @@ ENDLESS = [
 
 
 @pytest.mark.parametrize("source", ENDLESS)
-def test_no_template_runs_without_end(source):
+def test_render_stops_a_template_without_end(source):
     """Each stops within its processor time, or before it makes what no memory can hold."""
     began = time.thread_time()
     with pytest.raises(TemplateLimit):
@@ -186,7 +186,7 @@ def test_no_template_runs_without_end(source):
     assert time.thread_time() - began < 2
 
 
-def test_a_conversation_cannot_make_a_template_run_without_end():
+def test_render_stops_a_conversation_that_makes_a_template_run_without_end():
     """A template that looks at all messages for each of them, over a body of 2 MB."""
     source = (
         "{% for m in messages %}{% for n in messages %}{% if n.content == m.role %}x{% endif %}"
@@ -198,7 +198,7 @@ def test_a_conversation_cannot_make_a_template_run_without_end():
     assert time.thread_time() - began < 3
 
 
-def test_a_long_conversation_is_far_from_the_limit():
+def test_render_of_a_long_conversation_is_far_from_the_limit():
     """3,000 messages with tools, as no window holds them, take a fraction of a request's time."""
     chat = [USER, CHAT[4]] * 1500
     began = time.thread_time()
@@ -207,7 +207,7 @@ def test_a_long_conversation_is_far_from_the_limit():
     assert time.thread_time() - began < chat_template.RENDER_CPU_S / 3
 
 
-def test_renderings_at_the_same_time_do_not_share_a_budget():
+def test_render_does_not_share_its_budget_with_others_at_the_same_time():
     """One that is stopped stops no other."""
     slow = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
     outcomes = {}
@@ -230,7 +230,7 @@ def test_renderings_at_the_same_time_do_not_share_a_budget():
     assert outcomes == dict.fromkeys(range(4), "6")
 
 
-def test_a_fault_of_the_syntax_names_its_line():
+def test_check_template_names_the_line_of_a_fault():
     """For whoever writes a template of their own."""
     check_template("{{ messages }}")
     with pytest.raises(TemplateRefusal, match="line 2"):
@@ -239,7 +239,7 @@ def test_a_fault_of_the_syntax_names_its_line():
         check_template("{{ messages | nonsense }}")
 
 
-def test_a_template_cannot_change_what_others_see():
+def test_render_lets_no_template_change_what_others_see():
     """Data is copied or immutable, and a rendering leaves nothing behind."""
     before = json.dumps(CHAT)
     ours("{% set messages = [] %}{% set range = 1 %}{{ messages }}")

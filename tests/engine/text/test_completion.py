@@ -25,7 +25,7 @@ def updates(text, end=None):
     return [*made[:-1], Update(1, made[-1].token, end)] if end else made
 
 
-def test_updates_ready_together_are_one_delta():
+def test_completion_makes_one_delta_of_updates_ready_together():
     """Text, ids and totals of all of them."""
     some = completion()
     delta = some.take(updates("Hello, fox"))
@@ -36,7 +36,7 @@ def test_updates_ready_together_are_one_delta():
     assert not some.finished
 
 
-def test_held_ids_come_with_their_text():
+def test_completion_sends_held_ids_with_their_text():
     """Half a character or half a stop string is no delta; its ids are not lost."""
     some = completion("END")
     first, *rest = updates("𐎠 E")
@@ -49,7 +49,7 @@ def test_held_ids_come_with_their_text():
     assert last.usage.completion_tokens == len(delta.token_ids) + 1
 
 
-def test_the_ending_id_has_no_text():
+def test_completion_shows_no_text_of_the_ending_id():
     """An end of sequence with a text of its own is counted and not shown."""
     word = updates(" dog")[-1].token
     some = completion()
@@ -60,7 +60,7 @@ def test_the_ending_id_has_no_text():
     assert some.finished
 
 
-def test_a_stop_string_beats_the_limit_and_cuts_what_follows():
+def test_completion_cuts_at_a_stop_string_before_the_limit():
     """The last allowed token may complete a stop string; ids after it do not exist."""
     some = completion("fox")
     delta = some.take(updates("a fox", LENGTH))
@@ -72,7 +72,7 @@ def test_a_stop_string_beats_the_limit_and_cuts_what_follows():
     assert len(delta.token_ids) < len(everything)
 
 
-def test_held_text_is_shown_at_the_end():
+def test_completion_shows_held_text_at_the_end():
     """What began like a stop string and was none belongs to the text; half a character does not."""
     some = completion("fox hunt")
     assert some.take(updates("a fox hu", LENGTH)).text == "a fox hu"
@@ -80,7 +80,7 @@ def test_held_text_is_shown_at_the_end():
     assert completion().take([*half[:-1], Update(1, half[-1].token, LENGTH)]).text == "x"
 
 
-def test_what_stopped_a_text_can_be_its_end():
+def test_completion_can_end_with_what_stopped_it():
     """The stop string, or the text of the token that ended it if it has one."""
     assert completion("fox", include_stop=True).take(updates("a fox runs")).text == "a fox"
     word = updates(" dog")[-1].token
@@ -90,7 +90,7 @@ def test_what_stopped_a_text_can_be_its_end():
     assert completion(include_stop=True).take(end).text == "fox"  # a special token has no text
 
 
-def test_a_stop_string_that_is_a_token_without_a_text_can_be_shown():
+def test_completion_can_show_a_stop_string_that_is_a_token_without_a_text():
     """Once, whether its token has a text or not."""
     end = [*updates("fox"), Update(1, 0, STOP)]
     options = {"include_stop": True, "stop_strings": {0: END}}
@@ -103,7 +103,7 @@ def test_a_stop_string_that_is_a_token_without_a_text_can_be_shown():
     assert completion(END, decode=whole, stop_strings={0: END}).take(end).text == "fox"
 
 
-def test_thoughts_come_beside_the_text():
+def test_completion_sends_thoughts_beside_the_text():
     """In deltas of their own or together with it; a stop string ends the answer, no thought."""
     some = completion("fox", thinking=Thinking.OPEN)
     first = some.take(updates("a fox is"))
@@ -113,13 +113,13 @@ def test_thoughts_come_beside_the_text():
     assert (second.reasoning, second.text, second.finish_reason) == (" so", "The ", STOP)
 
 
-def test_thoughts_that_never_end_are_thoughts():
+def test_completion_sends_thoughts_that_never_end_as_thoughts():
     """The limit came first."""
     delta = completion(thinking=Thinking.OPEN).take(updates("a fox </th", LENGTH))
     assert (delta.reasoning, delta.text, delta.finish_reason) == ("a fox </th", "", LENGTH)
 
 
-def test_the_prompts_ids_come_once():
+def test_completion_sends_the_prompts_ids_once():
     """With the first delta, if they were asked for."""
     some = completion(shown_prompt=[7, 8])
     assert some.take(updates("fox")).prompt_token_ids == (7, 8)

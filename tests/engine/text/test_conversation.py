@@ -61,7 +61,7 @@ PARALLEL = (
 )
 
 
-def test_two_calls_of_an_answer_become_two_answers_with_their_own_results():
+def test_conversation_shows_two_calls_of_an_answer_as_two_answers():
     """Llama 3 shows one call a message; the words beside them are said once."""
     text = render(LLAMA_3, *PARALLEL)
     assert text == (
@@ -72,7 +72,7 @@ def test_two_calls_of_an_answer_become_two_answers_with_their_own_results():
     )
 
 
-def test_ids_become_what_the_template_wants():
+def test_conversation_gives_ids_the_form_that_the_template_wants():
     """Of calls and their results alike; ids that are right stay."""
     text = render(MISTRAL, *PARALLEL)
     a, b = history.short_id("a"), history.short_id("b")
@@ -96,13 +96,13 @@ SYSTEMS = [
 
 
 @pytest.mark.parametrize(("messages", "text"), SYSTEMS)
-def test_system_messages_are_joined_to_the_first(messages, text):
+def test_conversation_joins_system_messages_to_the_first(messages, text):
     """Those at the beginning, or all of them, in their order."""
     assert render(QWEN_3, *messages) == text
 
 
 @pytest.mark.parametrize("template", [MISTRAL, GEMMA_2, GEMMA_3])
-def test_roles_alternate_where_they_have_to(template):
+def test_conversation_alternates_roles_where_it_has_to(template):
     """Neighbours of one role are joined, in order and with nothing lost."""
     messages = (says("user", "a"), says("user", "b"), says("assistant", "c"), says("user", "d"))
     text = render(template, *messages)
@@ -111,19 +111,19 @@ def test_roles_alternate_where_they_have_to(template):
 
 
 @pytest.mark.parametrize("template", [MISTRAL, GEMMA_2, GEMMA_3, QWEN_3])
-def test_a_conversation_may_begin_with_a_greeting(template):
+def test_conversation_may_begin_with_a_greeting(template):
     """An empty message of the user stands before it."""
     assert "welcome" in render(template, says("assistant", "welcome"), says("user", "thanks"))
 
 
-def test_a_template_without_a_system_role_reads_it_from_the_user():
+def test_conversation_without_a_system_role_shows_it_as_the_user():
     """In front of the first words."""
     text = render(GEMMA_2, says("system", "be brief"), USER)
     assert text == "<user>be brief\n\nhi</><model>"
 
 
 @pytest.mark.parametrize("template", [GEMMA_2, GEMMA_3])
-def test_a_template_without_tools_reads_calls_and_results_as_text(template):
+def test_conversation_without_tools_shows_calls_and_results_as_text(template):
     """In a form that is read as a call again when the model repeats it."""
     text = render(template, says("system", "be brief"), *PARALLEL)
     assert '{"name": "f", "parameters": {"x": 1}}' in text
@@ -131,12 +131,12 @@ def test_a_template_without_tools_reads_calls_and_results_as_text(template):
     assert text.startswith("<user>be brief")
 
 
-def test_arguments_are_a_text_where_the_template_adds_them_to_one():
+def test_conversation_gives_arguments_as_text_where_the_template_adds_them_to_one():
     """DeepSeek's does; the others get an object."""
     assert '<call>function f {"x": 1}</call>' in render(DEEPSEEK, USER, calls({"x": 1}))
 
 
-def test_arguments_that_are_no_object_are_shown_in_one():
+def test_conversation_shows_arguments_that_are_no_object_in_one():
     """A model may have written them so; Qwen's template goes through their items."""
     assert "<parameter=text>{oops</parameter>" in render(QWEN_3, USER, calls("{oops"))
 
@@ -156,7 +156,7 @@ def test_arguments_that_are_no_object_are_shown_in_one():
         (result("z", "alone"),),
     ],
 )
-def test_no_template_refuses_for_ever(name, messages):
+def test_conversation_of_any_history_is_taken_by_every_family(name, messages):
     """Every family takes every history in some form."""
     assert render(TEMPLATES[name], *messages, tools=(TOOL,))
 
@@ -175,7 +175,9 @@ def test_no_template_refuses_for_ever(name, messages):
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"tools": (TOOL,)}])
-def test_what_a_template_takes_is_rendered_as_it_came(template, messages, options, monkeypatch):
+def test_conversation_that_a_template_takes_is_rendered_as_it_came(
+    template, messages, options, monkeypatch
+):
     """To the byte as transformers does it, and no other form is even looked at."""
 
     def never(_messages):
@@ -194,14 +196,14 @@ def test_what_a_template_takes_is_rendered_as_it_came(template, messages, option
     assert ChatRenderer(tokenizer).render(ChatPrompt(messages, **options)) == theirs
 
 
-def test_a_refusal_is_reported_in_the_templates_own_words():
+def test_conversation_refused_is_reported_in_the_templates_own_words():
     """Those about what the client sent, when no other form helps either."""
     stubborn = "{{ raise_exception(messages | length ~ ' are not enough') }}"
     with pytest.raises(InvalidRequest, match="refuses this conversation: 2 are not enough"):
         render(stubborn, USER, USER)
 
 
-def test_all_forms_share_one_budget():
+def test_conversation_forms_share_one_budget():
     """A template that takes long for each is stopped as soon as one that takes long once."""
     slow = (
         "{% for i in range(100000) %}{% if i == 99999 %}{{ raise_exception('no') }}{% endif %}"
@@ -214,14 +216,14 @@ def test_all_forms_share_one_budget():
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
-def test_the_renderer_cannot_be_steered(name):
+def test_conversation_cannot_steer_the_renderer(name):
     """A client chooses variables of the template, not another template or another output."""
     with pytest.raises(InvalidRequest, match=name) as caught:
         render(QWEN_2, USER, template_kwargs={name: "x"})
     assert caught.value.param == "chat_template_kwargs"
 
 
-def test_a_template_of_a_request_runs_only_where_it_is_trusted():
+def test_conversation_runs_a_requests_template_only_where_it_is_trusted():
     """It is a program; the refusal names the field and the setting."""
     prompt = ChatPrompt((USER,), chat_template="{{ messages[0].content }}!")
     with pytest.raises(UnsupportedParameter, match="trust_request_chat_template") as caught:
@@ -243,12 +245,12 @@ def test_a_template_of_a_request_runs_only_where_it_is_trusted():
         (None, False),
     ],
 )
-def test_whether_tools_are_shown_is_found_out(template, shows):
+def test_renderer_finds_out_whether_tools_are_shown(template, shows):
     """By rendering with one and without."""
     assert renderer(template).shows_tools() is shows
 
 
-def test_named_templates_are_chosen_as_transformers_does():
+def test_renderer_chooses_named_templates_as_transformers_does():
     """`tool_use` where there are tools, else `default`."""
     named = {"default": "plain", "tool_use": "{{ tools | tojson }}"}
     assert render(named, USER) == "plain"
@@ -257,7 +259,7 @@ def test_named_templates_are_chosen_as_transformers_does():
         render({"rag": "x"}, USER)
 
 
-def test_thoughts_reach_templates_by_every_name():
+def test_conversation_hands_thoughts_to_templates_by_every_name():
     """`reasoning_content`, and `thinking` as gpt-oss reads it."""
     thought = says("assistant", "so", reasoning_content="hm")
     assert "<think>hm</think>so" in render(QWEN_3, USER, thought)

@@ -21,7 +21,7 @@ def stream(ids, context=()):
 
 
 @given(st.text(st.characters(exclude_characters=REPLACEMENT, codec="utf-8"), max_size=40))
-def test_text_comes_back_whole(text):
+def test_detokenizer_gives_text_back_whole(text):
     """Pieces join to the text and none ends within a character."""
     pieces, rest = stream(BACKEND.encode(text).ids)
     assert "".join(pieces) + rest == text.replace("<|end|>", "").replace("<|start|>", "")
@@ -30,13 +30,13 @@ def test_text_comes_back_whole(text):
 
 @settings(max_examples=300)
 @given(st.lists(st.integers(2, VOCAB - 1), max_size=15))
-def test_random_ids_lose_nothing_but_the_unfinished_end(ids):
+def test_detokenizer_loses_of_random_ids_only_the_unfinished_end(ids):
     """Invalid bytes in the middle come as in one decoding of all; an unfinished end is left out."""
     pieces, rest = stream(ids)
     assert "".join(pieces) + rest == decode(ids).rstrip(REPLACEMENT)
 
 
-def test_an_emoji_of_several_ids_is_one_piece():
+def test_detokenizer_gives_an_emoji_of_several_ids_as_one_piece():
     """Nothing is shown until the last byte is there."""
     ids = BACKEND.encode("𐎠").ids
     assert len(ids) == 4
@@ -44,14 +44,14 @@ def test_an_emoji_of_several_ids_is_one_piece():
     assert stream(ids[:3]) == (["", "", ""], "")
 
 
-def test_special_tokens_have_no_text():
+def test_detokenizer_skips_special_tokens():
     """They are skipped, wherever they stand, and however many."""
     ids = [0, 1, *BACKEND.encode("fox").ids, *[0] * 50, *BACKEND.encode("dog").ids]
     pieces, rest = stream(ids)
     assert "".join(pieces) + rest == "foxdog"
 
 
-def test_the_context_decides_on_the_first_space():
+def test_detokenizer_decides_on_the_first_space_by_the_context():
     """A tokenizer that marks spaces before words gives one only after another word."""
     vocab = {"▁The": 0, "▁capital": 1, "▁Paris": 2}
     words = Tokenizer(models.WordLevel(vocab, unk_token="▁The"))
@@ -64,7 +64,7 @@ def test_the_context_decides_on_the_first_space():
     assert Detokenizer(join).push(2) == "Paris"
 
 
-def test_endless_invalid_bytes_are_not_held_for_ever():
+def test_detokenizer_does_not_hold_endless_invalid_bytes_for_ever():
     """A model that says nonsense is shown as nonsense, in bounded memory."""
     byte = BACKEND.encode("𐎠").ids[1]
     detokenizer = Detokenizer(decode)

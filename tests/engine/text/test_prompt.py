@@ -35,7 +35,7 @@ def encode(prompt, window=64, tokenizer=TOKENIZER, **sampling):
     return encoder(tokenizer, window).encode_now(request)
 
 
-def test_a_conversation_is_rendered_by_the_template():
+def test_encode_renders_a_conversation_by_the_template():
     """Ids are those of transformers' own `apply_chat_template`, ready for the answer."""
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
     expected = TOKENIZER.apply_chat_template(
@@ -46,14 +46,14 @@ def test_a_conversation_is_rendered_by_the_template():
     assert not encoded.continues
 
 
-def test_template_variables_reach_the_template():
+def test_encode_hands_template_variables_to_the_template():
     """`add_generation_prompt` may be switched off."""
     closed = encode(ChatPrompt(HELLO.messages, {"add_generation_prompt": False}))
     assert encode(HELLO).tokens[: len(closed.tokens)] == closed.tokens
     assert len(encode(HELLO).tokens) > len(closed.tokens)
 
 
-def test_tools_reach_the_template():
+def test_encode_hands_tools_to_the_template():
     """As the client defined them; without any, the template sees none."""
     showing = make_tokenizer()
     showing.chat_template = "{{ tools | tojson if tools else 'none' }}"
@@ -63,7 +63,7 @@ def test_tools_reach_the_template():
     assert showing.decode(encode(HELLO, tokenizer=showing).tokens) == "none"
 
 
-def test_a_final_message_can_be_continued():
+def test_encode_continues_a_final_message():
     """The prompt ends with its last word, and what follows continues that text."""
     messages = (*HELLO.messages, {"role": "assistant", "content": "I am"})
     encoded = encode(ChatPrompt(messages, continue_final_message=True))
@@ -74,21 +74,21 @@ def test_a_final_message_can_be_continued():
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
-def test_the_renderer_cannot_be_steered(name):
+def test_encode_cannot_be_steered(name):
     """A client chooses variables of the template, not another template or another output."""
     with pytest.raises(InvalidRequest, match=name) as caught:
         encode(ChatPrompt(HELLO.messages, {name: "x"}))
     assert caught.value.param == "chat_template_kwargs"
 
 
-def test_text_and_ids_are_taken_as_they_are():
+def test_encode_takes_text_and_ids_as_they_are():
     """A text gets the tokenizer's special tokens; ids are not touched."""
     assert encode(TextPrompt("Hello")).tokens == TOKENIZER("Hello").input_ids
     assert encode(TokenPrompt((7, 0, 7))).tokens == [7, 0, 7]
     assert encode(TextPrompt("Hello")).continues
 
 
-def test_an_empty_text_is_what_the_tokenizer_begins_a_text_with():
+def test_encode_of_an_empty_text_is_what_the_tokenizer_begins_a_text_with():
     """As vLLM and llama.cpp take it; a tokenizer that adds nothing leaves no prompt."""
     tokenizer = make_tokenizer()
     start = tokenizer.eos_token_id
@@ -113,7 +113,7 @@ def test_an_empty_text_is_what_the_tokenizer_begins_a_text_with():
     ],
     ids=str,
 )
-def test_bad_prompts_are_refused(prompt, words):
+def test_encode_refuses_bad_prompts(prompt, words):
     """Each gets one sentence and harms nobody."""
     if words == "refuses":  # jinja2 renders a missing content as nothing, unless asked not to
         strict = make_tokenizer()
@@ -125,7 +125,7 @@ def test_bad_prompts_are_refused(prompt, words):
         encode(prompt)
 
 
-def test_a_model_without_a_template_says_where_to_go():
+def test_encode_without_a_template_says_where_to_go():
     """Chat needs a template; the other endpoint does not."""
     bare = make_tokenizer()
     bare.chat_template = None
@@ -151,14 +151,14 @@ def test_a_model_without_a_template_says_where_to_go():
         ("stop_token_ids", (-1,)),
     ],
 )
-def test_sampling_out_of_range_is_refused(name, value):
+def test_encode_refuses_sampling_out_of_range(name, value):
     """The message and the error name the parameter."""
     with pytest.raises(InvalidRequest, match=name) as caught:
         encode(HELLO, **{name: value})
     assert caught.value.param == name
 
 
-def test_the_window_is_shared_by_prompt_and_completion():
+def test_encode_shares_the_window_between_prompt_and_completion():
     """What fits exactly is taken; one token more is refused with the numbers."""
     ids = TokenPrompt(tuple(range(2, 42)))
     assert encode(ids, max_tokens=24).max_tokens == 24
@@ -175,7 +175,7 @@ def test_the_window_is_shared_by_prompt_and_completion():
 
 
 @pytest.mark.parametrize("limit", [None, 5])
-def test_a_prompt_that_fills_the_window_is_refused(limit):
+def test_encode_refuses_a_prompt_that_fills_the_window(limit):
     """There must be room for one new token."""
     ids = TokenPrompt(tuple(range(2, 66)))
     with pytest.raises(ContextLengthExceeded, match=r"prompt resulted in 64 tokens"):
@@ -183,7 +183,7 @@ def test_a_prompt_that_fills_the_window_is_refused(limit):
     assert encode(TokenPrompt(ids.token_ids[:-1])).max_tokens == 1
 
 
-def test_defaults_are_resolved():
+def test_encode_resolves_defaults():
     """The model's own ends, a seed of its own, a top_k over the vocabulary off."""
     chosen = encode(HELLO, stop_token_ids=frozenset({9}), top_k=VOCAB, seed=-3).sampling
     assert chosen.stop_token_ids == {0, 5, 9}
@@ -195,7 +195,7 @@ def test_defaults_are_resolved():
     assert len({encode(HELLO).sampling.seed for _ in range(4)}) == 4
 
 
-async def test_long_prompts_leave_the_event_loop(monkeypatch):
+async def test_encode_takes_long_prompts_off_the_event_loop(monkeypatch):
     """A long text is encoded on another thread, a short one where it came."""
     threads = []
 

@@ -34,7 +34,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("start", "text", "parts"), CASES)
-def test_thoughts_stand_between_their_tags(start, text, parts):
+def test_thought_splitter_finds_thoughts_between_their_tags(start, text, parts):
     """White space around the tags belongs to neither; what never closes is all thoughts."""
     assert split([text], start) == parts
     assert split(text, start) == parts
@@ -49,14 +49,14 @@ near = st.sampled_from(["<think>", "</think>", "<", "</", "think>", "a", " ", "\
     st.lists(st.integers(0, 60), max_size=8),
     st.sampled_from(Thinking),
 )
-def test_any_cut_of_any_text_is_split_alike(text, ends, start):
+def test_thought_splitter_splits_any_cut_of_any_text_alike(text, ends, start):
     """Pieces are an accident of time."""
     ends = sorted(min(end, len(text)) for end in ends)
     pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
     assert split(pieces, start) == split([text], start) == split(text, start)
 
 
-def test_thoughts_are_reported_while_they_come():
+def test_thought_splitter_reports_thoughts_while_they_come():
     """What may be the closing tag is held, and white space before it."""
     splitter = ThoughtSplitter(Thinking.OPEN)
     seen = [splitter.push(piece) for piece in ["\nI", " see ", "<", "b", " </th", "ink>\n", "so"]]
@@ -75,6 +75,6 @@ def test_thoughts_are_reported_while_they_come():
         ("<assistant><think>hm</think>I am", True, Thinking.OVER),
     ],
 )
-def test_the_prompts_end_says_what_a_completion_begins_with(prompt, continues, state):
+def test_thinking_after_a_prompt_says_what_a_completion_begins_with(prompt, continues, state):
     """DeepSeek's template opens the thoughts, Qwen's may close them, others leave it open."""
     assert thinking_after(prompt, continues=continues) is state

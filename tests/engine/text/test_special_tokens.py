@@ -36,12 +36,12 @@ def names(made, text, **options):
         ("<s>", ["<s>"]),
     ],
 )
-def test_a_text_has_no_second_beginning(text, seen):
+def test_encode_gives_a_text_no_second_beginning(text, seen):
     """A prompt that is templated already brings its own."""
     assert names(tokenizer(), text) == seen
 
 
-def test_all_that_is_added_in_front_counts_as_the_beginning():
+def test_encode_counts_all_that_is_added_in_front_as_the_beginning():
     """Some models have two such tokens; what is added behind the text stays."""
     made = tokenizer("<s> </s> $A </s>")
     assert names(made, "a") == ["<s>", "</s>", "a", "</s>"]
@@ -49,7 +49,7 @@ def test_all_that_is_added_in_front_counts_as_the_beginning():
     assert names(made, "<s>a") == ["<s>", "</s>", "<s>", "a", "</s>"]
 
 
-def test_nothing_is_added_where_that_is_not_wanted():
+def test_encode_adds_nothing_where_that_is_not_wanted():
     """The text's own special tokens stay."""
     assert names(tokenizer(), "a", add=False) == ["a"]
     assert names(tokenizer(), "<s>a", add=False) == ["<s>", "a"]
@@ -65,20 +65,20 @@ def test_nothing_is_added_where_that_is_not_wanted():
         (1, ["<s>"]),
     ],
 )
-def test_a_text_is_cut_at_its_beginning(limit, seen):
+def test_encode_cuts_a_text_at_its_beginning(limit, seen):
     """The last tokens stay, and what was added in front of it."""
     made = tokenizer(added=[("a", False), ("b", False), ("c", False)])
     assert names(made, "abc", limit=limit) == seen
     assert names(made, "<s>abc", limit=limit) == seen
 
 
-def test_a_text_without_a_beginning_is_cut_to_its_last_tokens():
+def test_encode_cuts_a_text_without_a_beginning_to_its_last_tokens():
     """All of them count."""
     made = tokenizer(added=[("a", False), ("b", False), ("c", False)])
     assert names(made, "abc", limit=2, add=False) == ["b", "c"]
 
 
-def test_a_stop_string_that_is_one_added_token_is_an_id():
+def test_special_tokens_take_a_stop_string_that_is_one_added_token_as_an_id():
     """Special or not; a word of the vocabulary is none, a longer text neither."""
     made = tokenizer(added=[("<mark>", False)])
     special = SpecialTokens(made.backend_tokenizer)
@@ -107,7 +107,7 @@ def test_special_tokens_have_a_text_where_it_is_asked_for(skip, keep, text):
     assert SpecialTokens(made.backend_tokenizer).decoder(skip=skip, keep=keep)(ids) == text
 
 
-def test_the_tokenizer_is_described_as_json(tmp_path):
+def test_describe_tokenizer_as_json(tmp_path):
     """Its class, its special tokens and its template, and no place on the node's disk."""
     make_tokenizer().save_pretrained(tmp_path)
     seen = describe_tokenizer(PreTrainedTokenizerFast.from_pretrained(tmp_path))

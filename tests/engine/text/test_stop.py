@@ -20,7 +20,7 @@ def push_all(stop, pieces, **options):
 
 
 @given(LETTERS, STOPS, st.lists(st.integers(0, 30), max_size=8))
-def test_the_cut_does_not_matter(text, stop, cuts):
+def test_stop_matcher_does_not_depend_on_the_cut(text, stop, cuts):
     """Any pieces give what single characters give."""
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(edges)]
@@ -28,7 +28,7 @@ def test_the_cut_does_not_matter(text, stop, cuts):
 
 
 @given(LETTERS, STOPS)
-def test_the_earliest_end_wins(text, stop):
+def test_stop_matcher_ends_at_the_earliest(text, stop):
     """The text ends where the first complete stop string of the shortest prefix begins."""
     shown, matched = push_all(stop, [text])
     ends = [n for n in range(len(text) + 1) if any(text[:n].endswith(s) for s in stop)]
@@ -41,7 +41,7 @@ def test_the_earliest_end_wins(text, stop):
 
 
 @given(LETTERS, STOPS)
-def test_no_more_is_held_than_needed(text, stop):
+def test_stop_matcher_holds_no_more_than_needed(text, stop):
     """What is held back is a proper prefix of a stop string."""
     matcher = StopMatcher(stop)
     shown = matcher.push(text)
@@ -51,7 +51,7 @@ def test_no_more_is_held_than_needed(text, stop):
 
 
 @pytest.mark.parametrize("after", ["", "more"])
-def test_nothing_is_shown_after_a_match(after):
+def test_stop_matcher_shows_nothing_after_a_match(after):
     """Text after the stop string belongs to nobody."""
     matcher = StopMatcher(["END"])
     assert matcher.push("one E") == "one "
@@ -61,7 +61,7 @@ def test_nothing_is_shown_after_a_match(after):
 
 
 @given(LETTERS, STOPS, st.lists(st.integers(0, 30), max_size=8))
-def test_the_stop_string_can_be_shown(text, stop, cuts):
+def test_stop_matcher_can_show_the_stop_string(text, stop, cuts):
     """The text ends with it instead of before it, in any pieces."""
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(edges)]
@@ -70,7 +70,7 @@ def test_the_stop_string_can_be_shown(text, stop, cuts):
     assert (shown, matched) == (text[: ends[0]] if ends else text, bool(ends))
 
 
-def test_many_long_stop_strings_cost_no_more_than_one():
+def test_stop_matcher_of_many_long_strings_costs_no_more_than_one():
     """Each character is looked at once: text that nearly matches all of them, all the time."""
     stop = ["a" * 200 + chr(ord("b") + n) for n in range(64)]
     began = time.thread_time()

@@ -17,7 +17,7 @@ BACKEND = make_tokenizer().backend_tokenizer
 LONG = text_work.INLINE_CHARS + 1
 
 
-async def test_a_few_at_a_time():
+async def test_text_work_runs_a_few_at_a_time():
     """As many as there are threads; the others wait their turn."""
     work = TextWork()
     running, most = 0, 0
@@ -37,7 +37,7 @@ async def test_a_few_at_a_time():
     work.close()
 
 
-async def test_what_waits_is_bounded(monkeypatch):
+async def test_text_work_bounds_what_waits(monkeypatch):
     """More is asked to come back; when the line is empty, any size gets its turn."""
     monkeypatch.setattr(text_work, "MAX_PENDING_CHARS", 3 * LONG)
     work = TextWork()
@@ -54,7 +54,7 @@ async def test_what_waits_is_bounded(monkeypatch):
     work.close()
 
 
-async def test_cancelled_and_failed_work_is_not_counted(monkeypatch):
+async def test_text_work_does_not_count_cancelled_and_failed_work(monkeypatch):
     """Whether it had begun or not."""
     monkeypatch.setattr(text_work, "MAX_PENDING_CHARS", 4 * LONG)
     work = TextWork()
@@ -123,7 +123,7 @@ def test_require_tokens_never_refuses_what_fits(text):
     ],
     ids=["words", "one word", "messages"],
 )
-async def test_a_text_far_over_the_window_costs_its_neighbours_nothing(engine, prompt):
+async def test_text_work_far_over_the_window_costs_its_neighbours_nothing(engine, prompt):
     """Many at once: each is refused, and no stream stands still for it."""
     gaps = []
     last = time.monotonic()
@@ -149,7 +149,7 @@ async def test_a_text_far_over_the_window_costs_its_neighbours_nothing(engine, p
     assert max(gaps) < 1.5  # generous: other things share the machine
 
 
-async def test_tokenize_has_the_same_limits(engine, monkeypatch):
+async def test_text_work_limits_tokenize_too(engine, monkeypatch):
     """A text that fits nothing is refused, a full line is a 429, ids of any number are read."""
     with pytest.raises(ContextLengthExceeded):
         await engine.tokenize(TextPrompt("a" * 2_000_000))

@@ -90,7 +90,7 @@ async def test_adapters_answer_as_their_merged_models(base, tmp_path):
             await greedy(engine, "z")
 
 
-def test_an_adapter_for_another_model_is_refused(base, tmp_path):
+def test_adapters_for_another_model_are_refused(base, tmp_path):
     """Before vLLM starts, which would take it and answer nonsense."""
     adapter, _ = make_adapter(base, tmp_path, 3)
     tensors = load_file(adapter / "adapter_model.safetensors")

@@ -35,7 +35,7 @@ def made(num_gpus=0.0, *, window=4096, splits_thoughts=False, loras=NONE, **engi
     )
 
 
-def test_a_cpu_computes_prompts_whole():
+def test_arguments_on_a_cpu_compute_prompts_whole():
     """In a cache of the size that is asked for."""
     found = made(kv_cache_cpu_gib=0.5, max_batch_tokens=512, max_running_requests=7)
     assert found.model == "/m"
@@ -51,7 +51,7 @@ def test_a_cpu_computes_prompts_whole():
     )
 
 
-def test_adapters_get_room_for_the_largest():
+def test_arguments_of_adapters_have_room_for_the_largest():
     """Of vLLM's steps of ranks; without adapters nothing is set."""
     assert made().enable_lora is False
     loras = Loras({str(number): object() for number in range(9)}, rank=20)
@@ -61,7 +61,7 @@ def test_adapters_get_room_for_the_largest():
     assert made(loras=loras, vllm={"max_loras": 2}).max_loras == 2
 
 
-def test_gpus_are_tensor_parallel_and_a_share_is_a_share():
+def test_arguments_of_gpus_are_tensor_parallel_and_a_share_is_a_share():
     """One, several, or a part of one."""
     four = made(4, max_batch_tokens=1024, prefill_chunk_tokens=256, speculative_tokens=3)
     assert (four.tensor_parallel_size, four.distributed_executor_backend) == (4, "mp")
@@ -72,7 +72,7 @@ def test_gpus_are_tensor_parallel_and_a_share_is_a_share():
     assert (half.tensor_parallel_size, half.gpu_memory_utilization) == (1, 0.4)
 
 
-def test_own_arguments_win_and_unknown_ones_are_named():
+def test_arguments_of_ones_own_win_and_unknown_ones_are_named():
     """By vLLM's own names, with the nearest that it has; a value of no sense is told as well."""
     assert made(vllm={"enforce_eager": True, "block_size": 64}).block_size == 64
     assert made(splits_thoughts=True).structured_outputs_config["reasoning_parser"]
@@ -82,7 +82,7 @@ def test_own_arguments_win_and_unknown_ones_are_named():
         made(vllm={"compilation_config": {"nonsense": 1}})
 
 
-def test_every_owned_argument_is_one_of_vllms():
+def test_arguments_that_are_owned_are_all_vllms():
     """A name that vLLM has dropped protects nothing."""
     with pytest.raises(ConfigError):
         arguments.check_names({"no_such_thing": 1})
@@ -103,7 +103,7 @@ def test_validate_asks_the_vllm_that_is_here(tmp_path, capsys):
     assert "not installed" not in capsys.readouterr().out
 
 
-def test_children_are_offline_and_have_no_token(monkeypatch):
+def test_for_children_is_offline_and_has_no_token(monkeypatch):
     """This process keeps both as they were."""
     monkeypatch.setenv("HF_TOKEN", "a secret")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -115,7 +115,7 @@ def test_children_are_offline_and_have_no_token(monkeypatch):
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_importing_vllm_leaves_log_handlers_alone():
+def test_vllm_imported_leaves_log_handlers_alone():
     """By itself it closes all that are there, Serve's file of the replica among them."""
     script = (
         "import logging; handler = logging.StreamHandler(); logger = logging.getLogger('vllm')\n"

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_that_is_killed_while_vllm_loads_leaves_none_of_it(tmp_path):
+def test_guard_leaves_nothing_of_vllm_when_killed_while_it_loads(tmp_path):
     """The core is guarded as soon as it is there, and not only when it is ready."""
     make_model(tmp_path / "model", hidden_size=128, head_dim=32)
     (tmp_path / "load.py").write_text(LOAD)

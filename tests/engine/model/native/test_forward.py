@@ -85,7 +85,7 @@ def reference(model, some: Sequence) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_packed_step_equals_transformers(kind, dtype):
+def test_native_step_equals_transformers(kind, dtype):
     """Logits of every token of mixed prompts in one step, within the dtype's rounding."""
     some = prompts(1, 33, 130, 7, 64)
     got = make_native(kind, dtype).logits([Row(s, 0, len(s.tokens), len(s.tokens)) for s in some])
@@ -98,7 +98,7 @@ def test_a_packed_step_equals_transformers(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_result_is_bitwise_the_same_in_any_company_and_any_chunks(dtype):
+def test_native_result_is_bitwise_the_same_in_any_company_and_any_chunks(dtype):
     """A hundred sequences alone, then in random batches, chunks and places."""
     forward = make_native("window", dtype, kv_tokens=100 * PLACES)
     assert_invariant(forward, SIZES["vocab_size"], 100)
@@ -106,7 +106,7 @@ def test_a_result_is_bitwise_the_same_in_any_company_and_any_chunks(dtype):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", ["llama", "wide-heads", "window"])
-def test_every_kernel_computes_the_same_model(kernel, kind):
+def test_native_kernels_all_compute_the_same_model(kernel, kind):
     """Those of other processors too: near the exact sums, and bitwise in any company."""
     flags = KERNELS[kernel]
     assert library.kernel_of(library.load(*flags)) == kernel.partition(",")[0]
@@ -122,7 +122,7 @@ def test_every_kernel_computes_the_same_model(kernel, kind):
 
 
 @pytest.mark.parametrize("target", ["sapphirerapids", "cooperlake", "icelake-server", "haswell"])
-def test_every_class_of_processor_compiles(target, tmp_path):
+def test_native_compiles_for_every_class_of_processor(target, tmp_path):
     """AMX, AVX512-BF16, AVX-512 and AVX2, whatever this machine is."""
     compiler = os.environ.get("CXX", "g++")
     made = tmp_path / "forward.so"
@@ -138,7 +138,7 @@ def test_every_class_of_processor_compiles(target, tmp_path):
     assert ("zmm" in code) == (target != "haswell")
 
 
-def test_threads_do_not_change_a_bit():
+def test_native_threads_do_not_change_a_bit():
     """One thread or two: work is divided between results, never inside one."""
     forward = make_native("llama", torch.bfloat16)
     some = prompts(50, 3)
@@ -153,7 +153,7 @@ def test_threads_do_not_change_a_bit():
         torch.set_num_threads(threads)
 
 
-def test_a_moved_sequence_goes_on_as_if_nothing_was():
+def test_native_sequence_that_was_moved_goes_on():
     """K and V are copied block by block; the last one is not whole."""
     forward = make_native("llama", torch.float32)
     (some,) = prompts(77)
@@ -164,7 +164,7 @@ def test_a_moved_sequence_goes_on_as_if_nothing_was():
     assert torch.equal(forward.logits([Row(some, 76, 1, 1)]), stayed)
 
 
-def test_what_an_earlier_sequence_left_behind_does_not_matter():
+def test_native_ignores_what_an_earlier_sequence_left_behind():
     """Not even NaN: a poisoned request's place is clean for the next one."""
     forward = make_native("llama", torch.bfloat16)
     (some,) = prompts(70)
@@ -173,7 +173,7 @@ def test_what_an_earlier_sequence_left_behind_does_not_matter():
     assert torch.equal(forward.logits([Row(some, 0, 70, 1)]), clean)
 
 
-def test_poison_stays_in_its_row():
+def test_native_poison_stays_in_its_row():
     """A row that is not a number does not touch its neighbours."""
     forward = make_native("llama", torch.bfloat16)
     some = prompts(40, 40)
@@ -187,7 +187,7 @@ def test_poison_stays_in_its_row():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packing_is_a_permutation(dtype):
+def test_pack_is_a_permutation(dtype):
     """Panel, pair of inputs, column, input: every weight stands where the kernel reads it."""
     weight = torch.randn(70, 10).to(dtype)
     depth = 2 if dtype is torch.bfloat16 else 1
@@ -199,7 +199,7 @@ def test_packing_is_a_permutation(dtype):
     assert (packed[2, :, 70 % 32 :] == 0).all()
 
 
-def test_unlike_models_are_left_alone():
+def test_unsupported_leaves_unlike_models_alone():
     """An architecture, an activation or a dtype that the kernel does not know."""
     config = AutoConfig.for_model(**SIZES, model_type="llama", hidden_act="gelu")
     assert "gelu" in unsupported(AutoModelForCausalLM.from_config(config))
@@ -211,7 +211,7 @@ def test_unlike_models_are_left_alone():
     assert "float16" in unsupported(model.half())
 
 
-def test_a_machine_without_a_compiler_is_reported(monkeypatch, tmp_path):
+def test_load_reports_a_machine_without_a_compiler(monkeypatch, tmp_path):
     """Nothing found, or something that fails: one sentence, no traceback."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
@@ -226,7 +226,7 @@ def test_a_machine_without_a_compiler_is_reported(monkeypatch, tmp_path):
         library.load()
 
 
-def test_the_library_is_compiled_once_and_only_where_nobody_else_writes(monkeypatch, tmp_path):
+def test_load_compiles_the_library_once_and_only_where_nobody_else_writes(monkeypatch, tmp_path):
     """A second load takes the first one's file; a directory open to others is not used."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert isinstance(library.load(), ctypes.CDLL)
