@@ -30,13 +30,13 @@ def index(*shards, **more):
         ([SINGLE], None, SINGLE),
     ],
 )
-def test_the_single_file_wins_over_an_index(names, config, entry):
+def test_weights_entry_prefers_the_single_file_to_an_index(names, config, entry):
     """And config.json over both, as in transformers."""
     assert weights_entry(names, config) == entry
 
 
 @pytest.mark.parametrize("named", ["../x.safetensors", "/x.safetensors", "x.bin", "", 1, [], {}])
-def test_config_json_cannot_name_just_anything(named):
+def test_weights_entry_lets_config_json_name_not_just_anything(named):
     """A file of the repository, in the one format."""
     with pytest.raises(ModelLoadError, match="transformers_weights"):
         weights_entry([SINGLE], {"transformers_weights": named})
@@ -61,7 +61,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_the_model_is_its_weights_and_the_small_files_at_the_top():
+def test_model_files_are_the_weights_and_the_small_files_at_the_top():
     """No checkpoints of the training, no copies, no other formats, nothing huge beside it."""
     assert set(model_files(LISTING, SINGLE, None)) == SMALL | {SINGLE}
     sharded = model_files(LISTING, INDEX, Index(SHARDS))
@@ -69,14 +69,14 @@ def test_the_model_is_its_weights_and_the_small_files_at_the_top():
     assert sharded == sorted(sharded)
 
 
-def test_a_shard_in_a_folder_is_taken_if_the_index_names_it():
+def test_model_files_in_a_folder_if_the_index_names_them():
     """Transformers joins the names."""
     listing = {"config.json": 1, INDEX: 1, "weights/a.safetensors": 1, "weights/b.safetensors": 1}
     chosen = model_files(listing, INDEX, Index(("weights/a.safetensors",)))
     assert chosen == ["config.json", INDEX, "weights/a.safetensors"]
 
 
-def test_a_shard_that_is_not_listed_is_named():
+def test_model_files_names_a_shard_that_is_not_listed():
     """Before anything is fetched."""
     with pytest.raises(ModelLoadError, match=SHARDS[1]):
         model_files({INDEX: 1, SHARDS[0]: 1}, INDEX, Index(SHARDS))
@@ -87,7 +87,7 @@ def test_a_shard_that_is_not_listed_is_named():
     [("config.json", files.CONFIG_BYTES), ("tokenizer.json", files.TOKENIZER_BYTES),
      ("chat_template.jinja", files.TEMPLATE_BYTES), ("tokenizer_config.json", files.SMALL_BYTES)],
 )  # fmt: skip
-def test_what_is_read_whole_has_a_limit(name, limit):
+def test_model_files_bounds_what_is_read_whole(name, limit):
     """What the model needs is refused over it, what it does not need is left out."""
     assert name in model_files({SINGLE: 1, name: limit}, SINGLE, None)
     with pytest.raises(ModelLoadError, match=name):
@@ -96,7 +96,7 @@ def test_what_is_read_whole_has_a_limit(name, limit):
     assert files.size_limit(SINGLE) is None
 
 
-def test_an_index_is_read_with_its_size():
+def test_parse_index_with_its_size():
     """Each shard once, in order."""
     parsed = parse_index(index(SHARDS[1], SHARDS[0], SHARDS[1]))
     assert (parsed.shards, parsed.total_bytes, parsed.has_metadata) == (SHARDS, 64, True)
@@ -107,7 +107,7 @@ def test_an_index_is_read_with_its_size():
     [({"total_size": 5.0}, 5), ({"total_size": "5"}, None), ({"total_size": -1}, None),
      ({"total_size": 1e999}, None), ({}, None), (None, None), ("x", None)],
 )  # fmt: skip
-def test_the_size_in_an_index_is_a_hint(metadata, total):
+def test_parse_index_treats_the_size_as_a_hint(metadata, total):
     """Nonsense is no size."""
     parsed = parse_index(index("a.safetensors", metadata=metadata))
     assert parsed.total_bytes == total
@@ -121,13 +121,13 @@ def test_the_size_in_an_index_is_a_hint(metadata, total):
      b'{"weight_map": {"a": 7}}', b'{"weight_map": {"a": ["x"]}}', b"9" * 10_000, b"\xff"],
     ids=lambda raw: repr(raw[:30]),
 )  # fmt: skip
-def test_an_index_that_is_none_is_one_sentence(raw):
+def test_parse_index_refuses_what_is_none_in_one_sentence(raw):
     """Cut, nested without end, or naming what lies elsewhere."""
     with pytest.raises(ModelLoadError, match=INDEX):
         parse_index(raw)
 
 
-def test_a_file_is_read_up_to_its_limit(tmp_path):
+def test_read_limited_reads_up_to_its_limit(tmp_path):
     """One byte more, and it is refused unread; none at all is empty."""
     (tmp_path / "a.json").write_bytes(b"12345")
     assert files.read_limited(tmp_path / "a.json", 5) == b"12345"

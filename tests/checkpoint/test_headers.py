@@ -24,7 +24,7 @@ def tensor(shape, start, stop, dtype="BF16"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
-def test_a_sound_file_tells_its_tensors(tmp_path):
+def test_check_weights_file_gives_the_tensors_of_a_sound_one(tmp_path):
     """With its metadata left out, and with empty tensors."""
     (tmp_path / "w.safetensors").write_bytes(safetensors({"a": [4, 2], "b": [0, 3], "c": []}))
     assert set(check_weights_file(tmp_path / "w.safetensors")) == {"a", "b", "c"}
@@ -59,7 +59,7 @@ def test_a_sound_file_tells_its_tensors(tmp_path):
         (b"\xff\xfe", b""),
     ],
 )
-def test_a_header_that_makes_no_sense_is_one_sentence(tmp_path, header, body):
+def test_check_weights_file_names_a_header_that_makes_no_sense(tmp_path, header, body):
     """Places outside the file, over each other, of another size; types of any kind."""
     with pytest.raises(ModelLoadError, match=r"w\.safetensors is damaged") as caught:
         check_weights_file(written(tmp_path, header, body=body))
@@ -67,13 +67,13 @@ def test_a_header_that_makes_no_sense_is_one_sentence(tmp_path, header, body):
 
 
 @pytest.mark.parametrize("length", [0, 1, 99, 2**32, 2**63, 2**64 - 1])
-def test_a_length_that_is_not_the_headers_is_not_believed(tmp_path, length):
+def test_check_weights_file_does_not_believe_a_length_that_is_not_the_headers(tmp_path, length):
     """Nothing of that size is ever read."""
     with pytest.raises(ModelLoadError, match="is damaged"):
         check_weights_file(written(tmp_path, {}, length=length))
 
 
-def test_a_header_has_a_limit_before_it_is_parsed(tmp_path, monkeypatch):
+def test_check_weights_file_bounds_a_header_before_it_is_parsed(tmp_path, monkeypatch):
     """Whatever the file's own size."""
     monkeypatch.setattr(headers, "HEADER_BYTES", 100)
     with pytest.raises(ModelLoadError, match="more than 100"):
@@ -81,7 +81,7 @@ def test_a_header_has_a_limit_before_it_is_parsed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", b"12345678"])
-def test_a_file_without_a_header_is_cut_off(tmp_path, content):
+def test_check_weights_file_without_a_header_is_cut_off(tmp_path, content):
     """Down to none at all."""
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(ModelLoadError, match="is damaged"):
@@ -103,7 +103,7 @@ JUNK = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5), JUNK, max_size=4), st.binary(max_size=64))
-def test_any_header_is_sound_or_one_sentence(tmp_path_factory, header, body):
+def test_check_weights_file_takes_any_header_or_says_one_sentence(tmp_path_factory, header, body):
     """Nothing else ever comes out."""
     file = written(tmp_path_factory.mktemp("w"), header, body=body)
     try:

@@ -13,7 +13,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_names_of_real_repositories_are_taken(name):
+def test_store_fault_takes_names_of_real_repositories(name):
     """Spaces, other scripts, dots within a name."""
     assert escape_fault(name) is None
     assert store_fault(name) is None
@@ -24,7 +24,7 @@ def test_names_of_real_repositories_are_taken(name):
     ["", "/", "/etc/passwd", "..", ".", "../x", "x/..", "x/../y", "./x", "x/./y", "x//y", "x/",
      "x\0", "\0", "\ud800", None, 3, b"x", ["x"], "//server/share", "x/../../../../etc/cron.d/y"],
 )  # fmt: skip
-def test_names_that_lead_out_are_faults_of_the_listing(name):
+def test_escape_fault_of_names_that_lead_out(name):
     """No Git repository holds one."""
     assert escape_fault(name)
 
@@ -35,7 +35,7 @@ def test_names_that_lead_out_are_faults_of_the_listing(name):
      "CON.json", "nul.txt", "COM1", "lpt9.json", "x/aux/y", ".hidden", "x/.git/config", ".tmp-1",
      "~x", "x.", "x ", " x", "n" * 256, "é" * 128, "/".join(["d"] * 17), "/".join(["d" * 200] * 6)],
 )  # fmt: skip
-def test_odd_names_are_stored_nowhere(name):
+def test_store_fault_of_odd_names(name):
     """They may be in a repository, and then they are left alone."""
     assert store_fault(name)
 
@@ -45,20 +45,20 @@ def test_odd_names_are_stored_nowhere(name):
     [["a", "A"], ["a.json", "A.JSON"], ["é", "e\u0301"], ["ß", "SS"], ["ﬁ", "FI"], ["a", "a"],
      ["a", "a/b"], ["A", "a/b"], ["x/y", "x/y/z", "q"], ["K.json", "\u212a.json"]],
 )  # fmt: skip
-def test_names_that_exclude_each_other(names):
+def test_conflict_of_names_that_exclude_each_other(names):
     """One file system holds both for one; or a file would have to be a folder."""
     assert conflict(names)
     assert conflict(reversed(names))
 
 
-def test_names_beside_each_other():
+def test_conflict_of_names_beside_each_other_is_none():
     """A real repository."""
     assert conflict(GOOD) is None
     assert conflict(["a/b", "a/c", "ab", "b"]) is None
 
 
 @given(st.text(max_size=30))
-def test_what_is_taken_stays_below_its_folder(name):
+def test_store_fault_takes_only_what_stays_below_its_folder(name):
     """Whatever the letters."""
     if store_fault(name) is not None:
         return
@@ -69,7 +69,7 @@ def test_what_is_taken_stays_below_its_folder(name):
 
 
 @given(st.text() | st.integers() | st.none())
-def test_a_name_in_a_message_is_short_and_printable(name):
+def test_shown_is_short_and_printable(name):
     """Whatever it is, it moves no cursor and breaks no line."""
     assert len(shown(name)) <= 80
     assert shown(name).isascii()

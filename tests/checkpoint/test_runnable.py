@@ -38,7 +38,7 @@ def refused(config, names=NAMES, installed=()):
     ],
     ids=str,
 )
-def test_dense_text_decoders_are_loaded(config):
+def test_refusal_of_dense_text_decoders_is_none(config):
     """With the odd entries that published configs have."""
     assert refused(config) is None
 
@@ -63,7 +63,7 @@ def test_dense_text_decoders_are_loaded(config):
     ids=str,
 )
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
-def test_quantised_weights_are_refused_by_method(quantisation, method, key):
+def test_refusal_of_quantised_weights_by_method(quantisation, method, key):
     """Whichever tool made them, wherever it says so; with what to do instead."""
     for config in (LLAMA | {key: quantisation}, LLAMA | {"text_config": {key: quantisation}}):
         found = refused(config)
@@ -85,7 +85,7 @@ def test_quantised_weights_are_refused_by_method(quantisation, method, key):
         (LLAMA, NAMES | {"quant_config.json"}),
     ],
 )
-def test_other_signs_of_quantised_weights(config, names):
+def test_refusal_of_other_signs_of_quantised_weights(config, names):
     """A dtype, or the file that a tool leaves."""
     assert "quantised" in refused(config, names).message
 
@@ -119,7 +119,7 @@ def test_other_signs_of_quantised_weights(config, names):
     ],
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
-def test_other_models_are_refused_by_kind(config, words):
+def test_refusal_of_other_models_by_kind(config, words):
     """Each with what is served instead."""
     found = refused(config)
     assert words in found.message
@@ -127,13 +127,13 @@ def test_other_models_are_refused_by_kind(config, words):
 
 
 @pytest.mark.parametrize("config", [None, [], "x", 7, True])
-def test_what_is_no_config_is_refused(config):
+def test_refusal_of_what_is_no_config(config):
     """By every engine."""
     assert "no JSON object" in refused(config).message
     assert refusal(config, NAMES, Loader("vllm")) is not None
 
 
-def test_another_engine_has_rules_of_its_own():
+def test_refusal_of_another_engine_has_rules_of_its_own():
     """What the builtin one refuses, vLLM loads."""
     for config in (
         LLAMA | {"quantization_config": {"quant_method": "fp8"}},
@@ -151,13 +151,13 @@ def test_another_engine_has_rules_of_its_own():
 @pytest.mark.parametrize(
     "value", [-1, 2**40, 10**30, 1.5, float("nan"), float("inf"), "9", {}, True]
 )
-def test_numbers_that_no_model_has_are_refused(key, value):
+def test_refusal_of_numbers_that_no_model_has(key, value):
     """Modules, tables and labels of that size would be made before a weight is looked at."""
     assert key in refused(LLAMA | {key: value}).message
 
 
 @pytest.mark.parametrize("version", ["5.24.0", "5.24.1.dev0", "6.0"])
-def test_a_newer_transformers_may_know_more(monkeypatch, version):
+def test_refusal_leaves_more_to_a_newer_transformers(monkeypatch, version):
     """Then what is not in the table is left to loading; what is known to fail is not."""
     monkeypatch.setattr(runnable, "version", lambda _: version)
     assert refused({"model_type": "brand-new"}) is None
@@ -182,7 +182,7 @@ def test_a_newer_transformers_may_know_more(monkeypatch, version):
         (set(), (), "no tokenizer.json"),
     ],
 )
-def test_a_tokenizer_has_to_be_made_of_what_is_here(names, installed, words):
+def test_refusal_of_a_tokenizer_that_needs_what_is_not_here(names, installed, words):
     """tokenizer.model needs a package that nobody has by default: said before the download."""
     found = refused(LLAMA, {"config.json", "model.safetensors"} | names, installed)
     assert (found is None) if words is None else (words in found.message)
@@ -195,7 +195,7 @@ def test_a_tokenizer_has_to_be_made_of_what_is_here(names, installed, words):
      ("bfloat16", "float32", 2), ("float32", "float32", 1), (None, "bfloat16", 1),
      (7, "float32", 2)],
 )  # fmt: skip
-def test_the_size_in_memory_follows_the_dtype(stored, held, factor):
+def test_weights_bytes_follow_the_dtype(stored, held, factor):
     """Of the checkpoint, and of the engine."""
     config = LLAMA | {"dtype": stored}
     assert weights_bytes(1000, config, Loader(dtype=held)) == 1000 * factor
@@ -217,7 +217,7 @@ def test_the_size_in_memory_follows_the_dtype(stored, held, factor):
         ),
     )
 )  # fmt: skip
-def test_any_config_is_loaded_or_one_sentence(config):
+def test_refusal_of_any_config_is_none_or_one_sentence(config):
     """Nothing is raised over what a stranger wrote, and nothing of it moves a cursor."""
     found = refused(config)
     if found is not None:
@@ -226,7 +226,7 @@ def test_any_config_is_loaded_or_one_sentence(config):
         assert len(found.message) < 400
 
 
-def test_vllm_takes_quantised_weights_as_they_are_stored():
+def test_refusal_for_vllm_takes_quantised_weights_as_they_are_stored():
     """What it refuses it says itself; numbers that no model has are refused for both."""
     quantised = LLAMA | {"quantization_config": {"quant_method": "fp8"}, "dtype": "bfloat16"}
     loader = Loader(backend="vllm", dtype="auto", num_gpus=4)

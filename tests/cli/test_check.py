@@ -38,13 +38,13 @@ def verdict(*outcomes):
     ("text", "seconds"),
     [("1h", 3600), ("30m", 1800), ("90s", 90), ("90", 90), ("1h30m", 5400), ("0", 0)],
 )
-def test_durations(text, seconds):
+def test_parse_duration_takes_hours_minutes_and_seconds(text, seconds):
     """Hours, minutes and seconds, alone or together."""
     assert check.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "h", "1d", "-1", "1.5h", "soon"])
-def test_other_durations_are_refused(text):
+def test_parse_duration_refuses_others(text):
     """The message shows how to write one."""
     with pytest.raises(ValueError, match="write it as 1h"):
         check.parse_duration(text)
@@ -59,14 +59,14 @@ def test_other_durations_are_refused(text):
         ([verdict()], 4),
     ],
 )
-def test_the_worst_application_decides(capsys, verdicts, code):
+def test_check_exits_as_the_worst_application_decides(capsys, verdicts, code):
     """Blocked is worse than unknown, unknown is worse than granted."""
     answers = iter(verdicts)
     assert check.run([APP] * len(verdicts), lambda app: next(answers), check.Output()) == code
     assert capsys.readouterr().out.count("acme/tiny") >= len(verdicts)
 
 
-def test_waiting_ends_as_soon_as_the_request_is_decided(capsys, monkeypatch):
+def test_check_waits_until_the_request_is_decided(capsys, monkeypatch):
     """A pending request is asked for again; a decision, either way, ends the wait."""
     monkeypatch.setattr(check, "POLL_S", 0.01)
     answers = iter([verdict(Outcome.REQUEST_PENDING)] * 2 + [verdict(Outcome.GRANTED)])
@@ -76,7 +76,7 @@ def test_waiting_ends_as_soon_as_the_request_is_decided(capsys, monkeypatch):
     assert "granted" in out
 
 
-def test_waiting_ends_at_its_limit(monkeypatch):
+def test_check_waits_no_longer_than_its_limit(monkeypatch):
     """A request that stays pending is a refusal in the end."""
     monkeypatch.setattr(check, "POLL_S", 0.01)
     calls = []
@@ -85,7 +85,7 @@ def test_waiting_ends_at_its_limit(monkeypatch):
     assert len(calls) >= 2
 
 
-def test_a_refusal_is_not_waited_for():
+def test_check_does_not_wait_for_a_refusal():
     """Only a request under review is worth waiting for."""
     calls = []
     gate = lambda app: calls.append(app) or verdict(Outcome.NO_TOKEN)  # noqa: E731
@@ -93,7 +93,7 @@ def test_a_refusal_is_not_waited_for():
     assert len(calls) == 1
 
 
-def test_json_is_one_object_per_application(capsys):
+def test_check_prints_one_json_object_per_application(capsys):
     """Machines read the public keys, and nothing else is on stdout."""
     check.run([APP], lambda app: verdict(Outcome.GRANTED), check.Output(as_json=True))
     (line,) = capsys.readouterr().out.splitlines()
@@ -122,7 +122,7 @@ def test_json_is_one_object_per_application(capsys):
     }
 
 
-def test_junit_has_a_case_for_each_node(tmp_path):
+def test_check_writes_a_junit_case_for_each_node(tmp_path):
     """CI systems show each node; texts are escaped."""
     path = tmp_path / "j.xml"
     gate = lambda app: verdict(Outcome.GRANTED, Outcome.NO_TOKEN)  # noqa: E731
@@ -133,7 +133,7 @@ def test_junit_has_a_case_for_each_node(tmp_path):
     assert suite[1][0].get("message") == "fix <it> & go"
 
 
-def test_a_deferred_place_is_skipped_in_junit(tmp_path):
+def test_check_writes_a_deferred_place_as_skipped_in_junit(tmp_path):
     """It neither failed nor passed."""
     path = tmp_path / "j.xml"
     nowhere = replace(verdict(Outcome.PROBE_FAILED).nodes[0], deferred=True)
@@ -144,7 +144,7 @@ def test_a_deferred_place_is_skipped_in_junit(tmp_path):
     assert [child.tag for child in suite[0]] == ["skipped"]
 
 
-def test_junit_without_nodes_is_a_failure(tmp_path):
+def test_check_writes_a_failure_in_junit_without_nodes(tmp_path):
     """Nothing checked must not look like success."""
     path = tmp_path / "j.xml"
     check.run([APP], lambda app: verdict(), check.Output(junit=path))
@@ -152,7 +152,7 @@ def test_junit_without_nodes_is_a_failure(tmp_path):
     assert suite.get("failures") == "1"
 
 
-def test_no_application_of_ours_is_nothing_to_prove():
+def test_check_of_no_application_of_ours_has_nothing_to_prove():
     """Such as going back with somebody else's; nothing was refused and nothing is unknown."""
     assert check.run([], lambda _app: None, check.Output(as_json=False)) == 0
 
@@ -165,7 +165,7 @@ def test_no_application_of_ours_is_nothing_to_prove():
         ({}, {"identity": True}, "identity_refused", "sub somebody"),
     ],
 )
-def test_what_the_config_refuses_blocks_with_exit_3(hub, tmp_path, capsys, case):
+def test_check_exits_3_for_what_the_config_refuses(hub, tmp_path, capsys, case):
     """The whole command on this machine: a license, a digest, an identity."""
     model, access, outcome, words = case
     identity, token = tmp_path / "identity", tmp_path / "token"

@@ -22,20 +22,20 @@ def starts(monkeypatch):
     return known
 
 
-def test_without_a_cluster_it_says_how_to_name_one(monkeypatch, capsys):
+def test_coldstart_without_a_cluster_says_how_to_name_one(monkeypatch, capsys):
     """A config error, exit 2."""
     monkeypatch.setattr(connection, "find_cluster", lambda address: None)
     assert main(["coldstart"]) == 2
     assert "--address" in capsys.readouterr().err
 
 
-def test_a_cluster_without_a_start_is_no_success(starts, capsys):
+def test_coldstart_without_a_start_is_no_success(starts, capsys):
     """Scripts see that there is nothing to read."""
     assert main(["coldstart"]) == 4
     assert "No replica has started" in capsys.readouterr().err
 
 
-def test_every_start_is_shown(starts, capsys):
+def test_coldstart_shows_every_start(starts, capsys):
     """For people as a row, for machines as one object a line."""
     starts += [START, START]
     assert main(["coldstart"]) == 0
@@ -46,7 +46,7 @@ def test_every_start_is_shown(starts, capsys):
     assert first["weights_bytes"] == {"hub": 1}
 
 
-def test_table_has_a_column_for_each_phase(starts, capsys):
+def test_coldstart_table_has_a_column_for_each_phase(starts, capsys):
     """A start that spared a phase, such as the download, shows a dash there."""
     fetched = replace(
         START,

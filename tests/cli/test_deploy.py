@@ -57,7 +57,7 @@ def cluster(monkeypatch):
     return there
 
 
-def test_without_a_memory_nothing_is_started_and_nothing_gone_back_to(cluster):
+def test_former_starts_nothing_without_a_memory(cluster):
     """Asking Serve would start it on a cluster that has none."""
     with pytest.raises(ConfigError, match=r"^no earlier config that served is remembered"):
         deploy.former(None)
@@ -66,7 +66,7 @@ def test_without_a_memory_nothing_is_started_and_nothing_gone_back_to(cluster):
     assert cluster.asked == 0
 
 
-def test_an_application_without_a_former_version_names_those_that_may_have_one(cluster):
+def test_former_names_the_applications_that_may_have_one(cluster):
     """Nobody else's is gone back with by guess."""
     cluster.versions = [version("a", app("a", 1), 1), version("b", app("b", 1), 2)]
     cluster.serving = {name: app(name, 1) for name in "ab"}
@@ -74,7 +74,7 @@ def test_an_application_without_a_former_version_names_those_that_may_have_one(c
         deploy.former(None)
 
 
-def test_the_gate_asks_for_what_goes_back_alone(cluster):
+def test_former_asks_the_gate_for_what_goes_back_alone(cluster):
     """What others serve needs no grant of whoever goes back."""
     cluster.versions = [
         version("a", app("a", 1), 1),
@@ -101,7 +101,7 @@ def ours(version, **model):
         ("new", "v1", None),  # nothing is known of another branch
     ],
 )
-def test_a_branch_that_moved_is_not_followed_back(cluster, commit, revision, goes_back_to):
+def test_good_version_does_not_follow_a_branch_that_moved(cluster, commit, revision, goes_back_to):
     """A rollout that fails because of a new commit must not go back to that commit."""
     cluster.versions = [version("a", ours(1), 1, "old")]
     scope = scope_of({"applications": [ours(2, revision=revision)]}, {"applications": [ours(1)]})
@@ -110,7 +110,7 @@ def test_a_branch_that_moved_is_not_followed_back(cluster, commit, revision, goe
     assert app["args"]["model"].get("revision") == goes_back_to
 
 
-def test_from_a_version_that_fails_the_way_back_is_to_a_good_one(cluster):
+def test_good_version_is_the_way_back_from_one_that_fails(cluster):
     """At the commit that it served; others' applications stay, failing or not."""
     other = {"name": "b", "import_path": "x:y", "route_prefix": "/b"}
     cluster.versions = [version("a", ours(1), 1, "old"), version("b", app("b", 1), 1)]
@@ -123,7 +123,7 @@ def test_from_a_version_that_fails_the_way_back_is_to_a_good_one(cluster):
 @pytest.mark.parametrize(
     ("resolved", "revision"), [("old", None), ("moved", "old"), (None, "old"), ("", "old")]
 )
-def test_going_back_by_hand_loads_the_commit_that_served(cluster, resolved, revision):
+def test_former_by_hand_loads_the_commit_that_served(cluster, resolved, revision):
     """By its branch while that means it, and pinned when the branch has moved."""
     cluster.versions = [version("a", ours(1), 1, "old"), version("a", ours(2), 2, "new")]
     cluster.serving = {"a": ours(2)}
@@ -135,7 +135,7 @@ def test_going_back_by_hand_loads_the_commit_that_served(cluster, resolved, revi
     assert good.moved == ({"a"} if revision else frozenset())
 
 
-def test_what_the_gate_says_nothing_of_is_not_pinned(cluster):
+def test_return_does_not_pin_what_the_gate_says_nothing_of(cluster):
     """An application of others, and one whose commit nobody noted."""
     cluster.versions = [version("a", ours(1), 1), version("b", app("b", 1), 1)]
     good = deploy.Return(tuple(cluster.versions))
@@ -146,9 +146,7 @@ def test_what_the_gate_says_nothing_of_is_not_pinned(cluster):
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "DEPLOY_FAILED"])
-def test_a_former_version_that_does_not_serve_any_more_gives_way(
-    cluster, kv_store, monkeypatch, status
-):
+def test_former_that_does_not_serve_any_more_gives_way(cluster, kv_store, monkeypatch, status):
     """To what served well until somebody went back; what failed already is left as it failed."""
     cluster.versions = [version("a", app("a", 1), 1)]
     cluster.serving = {"a": app("a", 2)}
@@ -174,7 +172,7 @@ def test_a_former_version_that_does_not_serve_any_more_gives_way(
     assert given["former"] == (served if status == "RUNNING" else None)
 
 
-def test_a_rollout_that_ends_at_the_gate_is_recorded(kv_store):
+def test_blocked_rollout_is_recorded(kv_store):
     """With the first line of the table; an application that passed has no entry."""
     args = {"model": {"repo_id": "acme/tiny"}}
     apps = [ServedApp(name, parse_args(args), {}) for name in "ab"]
@@ -191,7 +189,9 @@ def test_a_rollout_that_ends_at_the_gate_is_recorded(kv_store):
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_a_script_gets_each_entry_as_a_line(kv_store, monkeypatch, capsys, is_terminal):
+def test_rollout_options_give_a_script_each_entry_as_a_line(
+    kv_store, monkeypatch, capsys, is_terminal
+):
     """On stderr; a person at a terminal has read how it ended already."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     given = SimpleNamespace(timeout="1m", json=False, dry_run=False, remove=[])
@@ -205,7 +205,7 @@ def test_a_script_gets_each_entry_as_a_line(kv_store, monkeypatch, capsys, is_te
         assert (line["event"], line["what"], line["who"]) == ("history.recorded", "done", "me")
 
 
-def test_a_token_that_serves_already_is_not_printed(monkeypatch, capsys):
+def test_run_prints_no_token_that_serves_already(monkeypatch, capsys):
     """A file with one is refused; what came by `serve deploy` was never looked at."""
     token = "hf_" + "a" * 34
     app = {"name": "llm", "import_path": IMPORT_PATH, "args": {}}

@@ -43,7 +43,7 @@ def recorded(kept, monkeypatch):
         )
 
 
-def test_the_table_has_a_row_for_each_entry_in_order(recorded, capsys):
+def test_history_table_has_a_row_for_each_entry_in_order(recorded, capsys):
     """Of all applications, by time."""
     assert main(["history"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
@@ -62,7 +62,7 @@ def test_the_table_has_a_row_for_each_entry_in_order(recorded, capsys):
     ]
 
 
-def test_one_application_by_its_name_for_machines(recorded, capsys):
+def test_history_of_one_application_for_machines(recorded, capsys):
     """One object a line; a config is not shown, since its variables may hold anything."""
     assert main(["history", "llm", "--json"]) == 0
     text = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_one_application_by_its_name_for_machines(recorded, capsys):
 
 
 @pytest.mark.parametrize("words", [[], ["nobody"], ["nobody", "--json"]])
-def test_nothing_recorded_is_an_answer(kept, capsys, words):
+def test_history_of_nothing_recorded_is_an_answer(kept, capsys, words):
     """Exit 0, and no line that a script could take for an entry."""
     assert main(["history", *words]) == 0
     shown = capsys.readouterr()
@@ -91,14 +91,14 @@ def test_nothing_recorded_is_an_answer(kept, capsys, words):
     assert f"Nothing{' of nobody' if words else ''} is recorded" in shown.err
 
 
-def test_without_a_cluster_it_says_how_to_name_one(monkeypatch, capsys):
+def test_history_without_a_cluster_says_how_to_name_one(monkeypatch, capsys):
     """A config error, exit 2."""
     monkeypatch.setattr(connection, "find_cluster", lambda address: None)
     assert main(["history"]) == 2
     assert "--address" in capsys.readouterr().err
 
 
-def test_a_cluster_that_does_not_answer_is_a_config_error(kept, capsys):
+def test_history_of_a_cluster_that_does_not_answer_is_a_config_error(kept, capsys):
     """And no traceback."""
     kept.is_lost = True
     assert main(["history"]) == 2

@@ -33,7 +33,7 @@ def test_validate_says_what_it_could_not_check(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["validate", "check"])
-def test_a_config_error_exits_2(tmp_path, capsys, command):
+def test_main_exits_2_for_a_config_error(tmp_path, capsys, command):
     """The fix is on stderr, nothing on stdout."""
     path = write(
         tmp_path, "applications: [{import_path: 'serve_app.app:build_app', args: {modl: 1}}]"
@@ -44,7 +44,7 @@ def test_a_config_error_exits_2(tmp_path, capsys, command):
     assert "args.modl: unknown key; did you mean model?" in err
 
 
-def test_a_token_in_the_yaml_is_not_printed(tmp_path, capsys):
+def test_main_prints_no_token_of_the_yaml(tmp_path, capsys):
     """The fault is reported, the value is not."""
     path = write(tmp_path, f"applications: [{{args: {{access: {{token: {TOKEN}}}}}}}]")
     assert main(["validate", path]) == 2
@@ -58,14 +58,14 @@ def test_schema_is_json_schema(capsys):
     assert set(schema["properties"]) == {"model", "access", "replica", "engine", "api", "logging"}
 
 
-def test_no_command_is_a_usage_error():
+def test_main_without_a_command_is_a_usage_error():
     """Argparse's own exit code 2."""
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
 
 
-def test_a_revision_without_its_repository_is_refused(capsys):
+def test_check_refuses_a_revision_without_its_repository(capsys):
     """A flag that would do nothing is an error."""
     assert main(["check", str(CONFIGS / "llama-3.2-1b.yaml"), "--revision", "v1"]) == 2
     assert "--revision goes with --repo-id" in capsys.readouterr().err

@@ -38,19 +38,19 @@ BARE = NodeReceipt("id-b", "b", None, "nothing proven yet")
 
 
 @pytest.mark.parametrize(("nodes", "code"), [([GOOD], 0), ([GOOD, BARE], 4), ([BARE], 4), ([], 4)])
-def test_the_exit_code_says_whether_every_node_has_one(capsys, nodes, code):
+def test_receipt_exits_0_only_if_every_node_has_one(capsys, nodes, code):
     """No node at all is not success."""
     assert receipt.run([APP], lambda _app: nodes) == code
     assert f"proven on {nodes.count(GOOD)} of {len(nodes)} node" in capsys.readouterr().out
 
 
-def test_the_worst_application_decides():
+def test_receipt_exits_as_the_worst_application_decides():
     """One complete application does not hide another one."""
     answers = iter([[BARE], [GOOD]])
     assert receipt.run([APP, APP], lambda _app: next(answers)) == 4
 
 
-def test_the_table_answers_an_auditor(capsys):
+def test_receipt_table_answers_an_auditor(capsys):
     """Commit, license, token, account and dates of each node; why another has none."""
     receipt.run([APP], lambda _app: [GOOD, BARE])
     text = capsys.readouterr().out
@@ -69,7 +69,7 @@ def test_the_table_answers_an_auditor(capsys):
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
-def test_json_is_one_object_with_the_whole_proof(capsys):
+def test_receipt_json_is_one_object_with_the_whole_proof(capsys):
     """For scripts, with full hashes."""
     receipt.run([APP], lambda _app: [GOOD, BARE], as_json=True)
     (line,) = capsys.readouterr().out.splitlines()
@@ -108,7 +108,7 @@ def written(hub, tmp_path):
     return str(path)
 
 
-def test_a_check_leaves_what_receipt_shows(hub, written, tmp_path, monkeypatch, capsys):
+def test_receipt_shows_what_a_check_leaves(hub, written, tmp_path, monkeypatch, capsys):
     """Before the check there is nothing; after it the proof; another token has its own."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     assert main(["receipt", written, "--this-node"]) == 4
@@ -127,14 +127,14 @@ def test_a_check_leaves_what_receipt_shows(hub, written, tmp_path, monkeypatch, 
     assert "; 1 of other tokens, revisions or Hubs" in capsys.readouterr().out
 
 
-def test_a_broken_token_is_named(written, tmp_path, capsys):
+def test_receipt_names_a_broken_token(written, tmp_path, capsys):
     """Without a token it is unknown whose receipt counts."""
     (tmp_path / "token").write_text("'quoted'")
     assert main(["receipt", written, "--this-node"]) == 4
     assert "quotes" in capsys.readouterr().out
 
 
-def test_a_local_directory_has_none(capsys, tmp_path):
+def test_receipt_of_a_local_directory_is_none(capsys, tmp_path):
     """Nobody's license is involved that the Hub could know of."""
     app = {"import_path": "serve_app.app:build_app", "args": {"model": {"path": str(tmp_path)}}}
     path = tmp_path / "config.yaml"
@@ -143,7 +143,7 @@ def test_a_local_directory_has_none(capsys, tmp_path):
     assert "a local directory (model.path) needs no receipt" in capsys.readouterr().out
 
 
-def test_without_a_cluster_this_machine_is_looked_at_and_said_so(written, tmp_path):
+def test_receipt_without_a_cluster_looks_at_this_machine_and_says_so(written, tmp_path):
     """As a person runs it."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
@@ -172,7 +172,7 @@ def attested(capsys, *nodes):
     return code, statements, err
 
 
-def test_a_statement_is_what_in_toto_tools_read(capsys):
+def test_attest_writes_what_in_toto_tools_read(capsys):
     """One line for each node that proved something; the others are named beside them."""
     code, (statement,), err = attested(capsys, GOOD, BARE)
     assert code == 4
@@ -186,7 +186,7 @@ def test_a_statement_is_what_in_toto_tools_read(capsys):
     assert err == "No receipt on b: nothing proven yet\n"
 
 
-def test_a_digest_and_a_license_that_were_checked_are_in_it(capsys):
+def test_attest_has_the_digest_and_the_license_that_were_checked(capsys):
     """The digest names the subject for tools that compare hashes."""
     proof = replace(PROOF, digest="sha256:" + "12" * 32, license_id="llama3.2", fingerprint=None)
     code, (statement,), _ = attested(capsys, NodeReceipt("id-a", "a", proof))

@@ -54,7 +54,7 @@ def run(serving, goal, timeout_s=20):
     return deploy(serving, goal, timeout_s=timeout_s, former=serving.goal())
 
 
-def test_a_good_rollout_is_done_when_it_answered(capsys):
+def test_deploy_is_done_when_it_answered(capsys):
     """Running is not enough; nobody is rolled back; each phase of a replica is reported once."""
     serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
     assert (run(serving, config()).status, len(serving.applied)) == ("done", 1)
@@ -63,7 +63,7 @@ def test_a_good_rollout_is_done_when_it_answered(capsys):
     assert "killed" not in reported
 
 
-def test_the_old_state_is_not_taken_for_the_new_one():
+def test_deploy_does_not_take_the_old_state_for_the_new_one():
     """An old DEPLOY_FAILED, seen before Serve took the new goal, fails nothing."""
     serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")], goal=config())
     serving._shown = ("DEPLOY_FAILED", "of the goal before")
@@ -74,7 +74,7 @@ def upscale_delay_s(goal):
     return goal["applications"][0]["deployments"][0]["autoscaling_config"]["upscale_delay_s"]
 
 
-def test_a_failed_build_goes_back_and_says_why():
+def test_deploy_goes_back_from_a_failed_build_and_says_why():
     """Exit 5, the former config with its autoscaler registered anew."""
     before = config(least=1, most=4)
     serving = Scripted([("DEPLOY_FAILED", "no such file")], [("RUNNING", "")], goal=before)
@@ -84,7 +84,7 @@ def test_a_failed_build_goes_back_and_says_why():
     assert 30 < upscale_delay_s(serving.applied[1]) < 30.1
 
 
-def test_running_without_an_answer_is_a_failure():
+def test_deploy_fails_when_it_runs_without_an_answer():
     """The canary decides."""
     serving = Scripted([("RUNNING", "")], [("RUNNING", "")], goal=config(), answers={1: "nothing"})
     result = run(serving, config(least=2, most=2))
@@ -92,7 +92,7 @@ def test_running_without_an_answer_is_a_failure():
     assert "does not answer: nothing" in result.reason
 
 
-def test_a_controller_that_restarts_meanwhile_is_asked_again(capsys):
+def test_deploy_asks_a_controller_that_restarts_meanwhile_again(capsys):
     """Its silence is reported and is no failure of the rollout."""
     serving = Scripted([("DEPLOYING", ""), ("RUNNING", "")])
     answers, silent = serving.states, [False, True, False, True]
@@ -107,13 +107,13 @@ def test_a_controller_that_restarts_meanwhile_is_asked_again(capsys):
     assert "controller does not answer" in capsys.readouterr().err
 
 
-def test_a_first_rollout_that_fails_has_nothing_to_go_back_to():
+def test_deploy_has_nothing_to_go_back_to_the_first_time():
     """Its message stays for whoever looks."""
     serving = Scripted([("DEPLOY_FAILED", "why")])
     assert (run(serving, config()).status, len(serving.applied)) == ("failed", 1)
 
 
-def test_a_build_that_never_ends_is_given_up():
+def test_deploy_gives_up_a_build_that_never_ends():
     """Ray has no limit; the names of what is missing are reported."""
     serving = Scripted([("DEPLOYING", "")], [("RUNNING", "")], goal=config())
     result = run(serving, config(least=2, most=2), timeout_s=0)
@@ -135,7 +135,7 @@ def together(ours):
     }
 
 
-def test_how_somebody_elses_application_fares_is_theirs(capsys):
+def test_deploy_leaves_somebody_elses_application_alone(capsys):
     """Neither waited for nor asked nor shown, and going back does not touch it."""
     before = together(config(least=1, most=4))
     serving = Shared([("DEPLOYING", ""), ("RUNNING", "")], goal=before)
@@ -152,7 +152,7 @@ def test_how_somebody_elses_application_fares_is_theirs(capsys):
     assert ours != before["applications"][1]
 
 
-def test_a_new_application_that_fails_goes_and_is_not_waited_for():
+def test_deploy_removes_a_new_application_that_fails_and_does_not_wait_for_it():
     """What served beside it is what serves again."""
     before = config("theirs")
     serving = Shared([("DEPLOY_FAILED", "why")], [], goal=before)
@@ -160,7 +160,7 @@ def test_a_new_application_that_fails_goes_and_is_not_waited_for():
     assert (result.status, serving.applied[1]) == ("rolled_back", before)
 
 
-def test_a_nudge_changes_nothing_but_one_delay_and_each_time_again():
+def test_nudged_changes_one_delay_and_each_time_again():
     """Never twice alike from the same config, never more; fixed sizes and others' stay."""
     once = nudged(config(most=3))
     goal, delays = once, {upscale_delay_s(once)}

@@ -15,7 +15,7 @@ def scaled(**fields):
     return config(deployments=[{"name": "LLMServer", **fields}])
 
 
-def test_applications_come_stay_and_go():
+def test_changes_of_applications_that_come_stay_and_go():
     """One line each."""
     before = {"applications": config("a")["applications"] + config("b")["applications"]}
     goal = {"applications": config("b")["applications"] + config("c")["applications"]}
@@ -27,7 +27,7 @@ def test_applications_come_stay_and_go():
     assert list(changes(None, goal)) == ["b: new", "c: new"]
 
 
-def test_only_the_applications_of_the_rollout_are_compared():
+def test_changes_of_the_rollouts_own_applications_alone():
     """What others run beside it is theirs; one that goes is always named."""
     before = {"applications": [{"name": "a"}, {"name": "b", "args": {"x": 1}}, {"name": "c"}]}
     goal = {"applications": [{"name": "a", "args": {"y": 1}}, {"name": "b"}]}
@@ -37,7 +37,7 @@ def test_only_the_applications_of_the_rollout_are_compared():
     assert not any(line.startswith("a:") for line in changes(before, goal, {"b"}))
 
 
-def test_every_changed_leaf_is_named_with_both_values():
+def test_changes_name_every_leaf_with_both_values():
     """What stands on one side alone was or becomes the default."""
     before = config(args={"engine": {"max_context_tokens": 8192}, "api": {"a": 1}})
     goal = config(args={"engine": {"max_context_tokens": 16384}, "model": {"revision": "x" * 99}})
@@ -50,7 +50,7 @@ def test_every_changed_leaf_is_named_with_both_values():
     ]
 
 
-def test_many_changes_are_counted():
+def test_changes_are_counted_when_they_are_many():
     """The plan stays on the screen."""
     goal = config(args={"engine": {str(n): n for n in range(SHOWN + 3)}})
     *_, last = changes(config(args={}), goal)
@@ -92,19 +92,19 @@ def test_many_changes_are_counted():
         (scaled(num_replicas=2), scaled(num_replicas=2) | {"x": 1}, "unchanged"),
     ],
 )
-def test_what_restarts_is_said(before, goal, effect):
+def test_changes_say_what_restarts(before, goal, effect):
     """By what Serve 2.60 does with each kind of change."""
     first, *_ = changes(before, goal)
     assert effect in first
 
 
-def test_a_value_in_the_place_of_a_tree_is_a_change_of_its_own():
+def test_changes_of_a_tree_into_a_value():
     """Nothing is compared for ever."""
     *_, line = changes(config(args={"engine": {"a": 1}}), config(args={"engine": 5}))
     assert line == 'llm: args.engine: {"a": 1} -> 5'
 
 
-def test_no_variables_value_is_repeated():
+def test_changes_repeat_no_variables_value():
     """What a plain `serve deploy` put there may be a key of any form."""
     secret = "Zx" * 12
     before = config(runtime_env={"env_vars": {"KEY": secret, "GONE": secret}})

@@ -96,7 +96,7 @@ def remembered(name):
     return [*found, None] if versions and versions[-1].removed else found
 
 
-def test_the_newest_that_does_not_serve_is_the_former():
+def test_former_is_the_newest_that_does_not_serve():
     """Whether the newest one serves, or something that nobody remembers."""
     assert history.former("a", None) is None
     for version in (1, 2):
@@ -107,14 +107,14 @@ def test_the_newest_that_does_not_serve_is_the_former():
     assert history.former("b", None) is None
 
 
-def test_the_same_again_is_no_new_version(cluster):
+def test_former_is_not_the_same_again(cluster):
     """A second deploy of the same file must not make it its own former."""
     cluster.deploy(a=1)
     cluster.deploy(a=1)
     assert remembered("a") == [1]
 
 
-def test_going_back_twice_goes_further_back(cluster):
+def test_former_goes_further_back_the_second_time(cluster):
     """Never to and fro between two."""
     for version in (1, 2, 3):
         cluster.deploy(a=version)
@@ -124,7 +124,7 @@ def test_going_back_twice_goes_further_back(cluster):
     assert remembered("a") == [1]
 
 
-def test_going_back_is_about_the_last_rollout_alone(cluster):
+def test_former_is_about_the_last_rollout_alone(cluster):
     """Somebody else's application on the same cluster stays at its version."""
     cluster.deploy(a=1)
     cluster.deploy(b=1)
@@ -134,7 +134,7 @@ def test_going_back_is_about_the_last_rollout_alone(cluster):
     assert remembered("b") == [1, 2]
 
 
-def test_one_application_goes_back_by_its_name(cluster):
+def test_former_of_one_application_by_its_name(cluster):
     """Whoever deployed last, and the other's own history is whole afterwards."""
     cluster.deploy(a=1)
     cluster.deploy(b=1)
@@ -144,14 +144,14 @@ def test_one_application_goes_back_by_its_name(cluster):
     assert cluster.back("b") == {"a": 1, "b": 1}
 
 
-def test_the_applications_of_one_file_go_back_together(cluster):
+def test_former_of_the_applications_of_one_file_together(cluster):
     """Those that it changed; one that it brought has nothing to go back to and stays."""
     cluster.deploy(a=1, b=1, c=1)
     cluster.deploy(a=2, b=2, c=1, d=1)
     assert cluster.back() == {"a": 1, "b": 1, "c": 1, "d": 1}
 
 
-def test_what_went_past_this_command_is_what_goes_back(cluster):
+def test_former_of_what_went_past_this_command(cluster):
     """Such as a plain `serve deploy` of something worse, whoever deployed last here."""
     cluster.deploy(a=1)
     cluster.deploy(b=1)
@@ -159,7 +159,7 @@ def test_what_went_past_this_command_is_what_goes_back(cluster):
     assert cluster.back() == {"a": 1, "b": 1}
 
 
-def test_what_was_removed_comes_back(cluster):
+def test_former_of_what_was_removed(cluster):
     """With its last version, whether it was taken away here or past this command."""
     cluster.deploy(a=1, b=1)
     cluster.deploy(b=None)
@@ -169,7 +169,7 @@ def test_what_was_removed_comes_back(cluster):
     assert cluster.back() == {"a": 1, "b": 1}
 
 
-def test_the_last_rollout_is_the_last_whatever_a_clock_says(cluster, monkeypatch):
+def test_last_rollout_is_the_last_whatever_a_clock_says(cluster, monkeypatch):
     """It may have been made on a machine whose clock is behind, or was set back since."""
     cluster.deploy(a=1, b=1)
     cluster.deploy(a=2)
@@ -180,7 +180,7 @@ def test_the_last_rollout_is_the_last_whatever_a_clock_says(cluster, monkeypatch
 
 
 @pytest.mark.parametrize("is_pinned", [False, True])
-def test_a_rollout_that_went_back_by_itself_leaves_the_way_back_open(is_pinned):
+def test_rolled_back_leaves_the_way_back_open(is_pinned):
     """To the version before the one that serves again, which is not quite as it was."""
     first, second = ours(1), ours(2)
     deployed({"a": first}, ["a"], {"a": "c" * 40})
@@ -196,7 +196,7 @@ def test_a_rollout_that_went_back_by_itself_leaves_the_way_back_open(is_pinned):
     assert [version.config_commit for version in history.read()["a"]] == ["c" * 40, "d" * 40]
 
 
-def test_going_back_to_what_nobody_remembers_changes_no_memory():
+def test_former_that_nobody_remembers_changes_no_memory():
     """Such as what a plain `serve deploy` had put there."""
     deployed({"a": ours(1)}, ["a"])
     rolled_back({"a": ours(9)}, ["a", "b"], {"a": ours(9), "b": ours(1) | {"name": "b"}})
@@ -205,7 +205,7 @@ def test_going_back_to_what_nobody_remembers_changes_no_memory():
     assert history.former("a", None).config == ours(1)
 
 
-def test_many_failures_push_no_good_version_out(monkeypatch, cluster):
+def test_rolled_back_pushes_no_good_version_out(monkeypatch, cluster):
     """The entries of what served well stay, however many of failed rollouts come after them."""
     monkeypatch.setattr(rollout_history, "KEPT", 5)
     cluster.deploy(a=1)
@@ -230,7 +230,7 @@ def test_commits_of_a_good_version():
     assert history.commits_of("b", ours(1)) == {}
 
 
-def test_an_entry_says_what_was_tried_and_why_it_ended():
+def test_record_says_what_was_tried_and_why_it_ended():
     """Of one that went back: the reason, the commit and the config that did not serve."""
     deployed({"a": ours(1)}, ["a"], {"a": "c" * 40})
     rollout = Rollout(Scope(goal({"a": ours(2)}), frozenset("a")), None, {"a": {"": "e" * 40}})
@@ -242,7 +242,7 @@ def test_an_entry_says_what_was_tried_and_why_it_ended():
     assert done.config_hash != failed.config_hash
 
 
-def test_the_hash_is_of_the_args_as_the_gate_of_a_build_reads_them():
+def test_config_hash_is_of_the_args_as_the_gate_of_a_build_reads_them():
     """So a default that is written out is the same config, and a nudge of Serve's is too."""
     config = parse_args(ours(1)["args"])
     deployed({"a": {**ours(1), "deployments": [{"name": "LLMServer"}]}}, ["a"])
@@ -250,7 +250,7 @@ def test_the_hash_is_of_the_args_as_the_gate_of_a_build_reads_them():
     assert entry.config_hash == config_hash(config.model_dump(mode="json"))
 
 
-def test_a_removal_is_recorded_with_what_served(cluster):
+def test_record_of_a_removal_has_what_served(cluster):
     """Also of what this command never set; it can come back."""
     cluster.past_us(theirs=7)
     cluster.deploy(theirs=None)
@@ -261,7 +261,7 @@ def test_a_removal_is_recorded_with_what_served(cluster):
     assert rollout_history.entries("theirs")[-1].why == "gone back to the version of entry 1"
 
 
-def test_only_the_latest_are_kept(cluster):
+def test_record_keeps_only_the_latest(cluster):
     """The cluster's memory is not a log; one busy application takes no other's place in it."""
     cluster.deploy(b=1)
     for version in range(30):

@@ -15,13 +15,13 @@ def course(*reported):
     return lines
 
 
-def test_each_phase_is_reported_once():
+def test_progress_reports_each_phase_once():
     """However often it is asked."""
     reported = [(0.0, "check", None, None), (0.5, "check", None, None), (9.0, "check", None, None)]
     assert course(*reported, (9.5, "load", None, None)) == ["abc: check", "abc: load"]
 
 
-def test_a_download_tells_bytes_rate_and_what_is_left():
+def test_progress_of_a_download_has_bytes_rate_and_what_is_left():
     """Every five seconds, by the bytes since the line before."""
     total = 16_100_000_000
     lines = course(
@@ -40,7 +40,7 @@ def test_a_download_tells_bytes_rate_and_what_is_left():
     ]
 
 
-def test_a_download_that_stands_still_is_reported_and_one_that_waits_is_not():
+def test_progress_reports_a_download_that_stands_still_and_none_that_waits():
     """Nothing comes: that is worth a line. Somebody else fetches, or all is here: it is not."""
     half, whole = ("download", 5_000_000, 10_000_000), ("download", 10_000_000, 10_000_000)
     assert course((0.0, *half), (5.0, *half), (10.0, *half)) == [
@@ -53,7 +53,7 @@ def test_a_download_that_stands_still_is_reported_and_one_that_waits_is_not():
     assert course((0.0, *whole), (5.0, *whole), (10.0, *whole)) == ["abc: download"]
 
 
-def test_replicas_are_distinguished():
+def test_progress_distinguishes_replicas():
     """Each has its own line."""
     lines = Progress().lines({"b": Phase("load", 1.0), "a": Phase("check", 1.0)})
     assert lines == ["a: check", "b: load"]

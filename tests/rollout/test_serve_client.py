@@ -11,7 +11,7 @@ from serve_app.rollout import serve_client
 from serve_app.rollout.serve_client import Instance
 
 
-def test_a_model_that_never_answers_is_a_fault_and_not_a_wait(monkeypatch):
+def test_canary_takes_a_model_that_never_answers_for_a_fault(monkeypatch):
     """A rollout whose model hangs must end, so that it can go back."""
     hangs = threading.Event()
     monkeypatch.setattr(serve_client, "_canary", lambda _name: hangs.wait(5) or None)
@@ -21,7 +21,7 @@ def test_a_model_that_never_answers_is_a_fault_and_not_a_wait(monkeypatch):
 
 
 @pytest.mark.parametrize("ask", [Instance.goal, Instance.states])
-def test_a_controller_that_hangs_is_reported_and_not_waited_for(monkeypatch, ask):
+def test_ask_reports_a_controller_that_hangs(monkeypatch, ask):
     """Within a limit, in one sentence."""
     limits = []
 
@@ -36,7 +36,7 @@ def test_a_controller_that_hangs_is_reported_and_not_waited_for(monkeypatch, ask
 
 
 @pytest.mark.parametrize(("given", "applied"), [({}, 40.0), ({"target_capacity": 100}, 100)])
-def test_the_clusters_capacity_stays_where_a_file_says_nothing(monkeypatch, given, applied):
+def test_goal_keeps_the_clusters_capacity_where_a_file_says_nothing(monkeypatch, given, applied):
     """KubeRay sets it while it moves the traffic; it is of all applications."""
     reported = []
     serving = object.__new__(Instance)

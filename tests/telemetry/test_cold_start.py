@@ -29,7 +29,7 @@ def start_of(*spans, ready_s=10.0):
     return Start("llm", "abc", "node-a", spans, ready_s, {"hub": 5, "peer": 0, "cache": 7})
 
 
-def test_a_start_begins_with_the_process(asked):
+def test_ledger_begins_with_the_process(asked):
     """Without Serve's word the first phase is the interpreter's, as the system says."""
     book = Ledger("llm", "abc")
     with book.span("check"):
@@ -41,7 +41,7 @@ def test_a_start_begins_with_the_process(asked):
     assert start.ready_s == pytest.approx(time.time() - start.started_at, abs=0.5)
 
 
-def test_the_schedule_lasts_until_the_process_is_there(asked):
+def test_ledger_has_the_schedule_until_the_process_is_there(asked):
     """From Serve's decision to the first phase, without a gap."""
     book = Ledger("llm", "abc")
     asked["at"] = cold_start._process_started_at() - 2.0
@@ -52,7 +52,7 @@ def test_the_schedule_lasts_until_the_process_is_there(asked):
     assert first.started_at + first.duration_s == pytest.approx(second.started_at)
 
 
-def test_a_worker_that_was_there_before_costs_no_interpreter(asked):
+def test_ledger_has_no_interpreter_for_a_worker_that_was_there_before(asked):
     """Ray keeps some at hand; their start belongs to nobody."""
     book = Ledger("llm", "abc")
     asked["at"] = cold_start.IMPORTED_AT - 0.001
@@ -60,7 +60,7 @@ def test_a_worker_that_was_there_before_costs_no_interpreter(asked):
     assert [span.phase for span in start.spans] == ["schedule", "imports"]
 
 
-def test_a_clock_that_runs_ahead_does_not_break_the_ledger(asked):
+def test_ledger_survives_a_clock_that_runs_ahead(asked):
     """The controller's node may live in our future; then nothing is said of the schedule."""
     asked["at"] = time.time() + 60
     start = close(Ledger("llm", "abc"))
@@ -69,7 +69,7 @@ def test_a_clock_that_runs_ahead_does_not_break_the_ledger(asked):
 
 
 @pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
-def test_a_clock_that_is_set_meanwhile_moves_no_phase(asked, monkeypatch, jump_s):
+def test_ledger_moves_no_phase_when_a_clock_is_set_meanwhile(asked, monkeypatch, jump_s):
     """All phases are from one clock that only goes on, and the start lasts as long as it did."""
     book = Ledger("llm", "abc")
     with book.span("check"):
@@ -88,7 +88,7 @@ def test_a_clock_that_is_set_meanwhile_moves_no_phase(asked, monkeypatch, jump_s
     assert ordered[-1] - reported.published_at < 5
 
 
-def test_phases_that_were_timed_elsewhere_follow_each_other(asked):
+def test_ledger_places_phases_that_were_timed_elsewhere_one_after_another(asked):
     """The engine reports seconds, the ledger places them."""
     book = Ledger("llm", "abc")
     book.follow({"weights": 2.0, "warm_up": 1.0}, started_at=100.0)
@@ -97,7 +97,7 @@ def test_phases_that_were_timed_elsewhere_follow_each_other(asked):
     assert phases(start)["warm_up"] == Span("warm_up", 102.0, 1.0)
 
 
-def test_the_cluster_sees_the_phase_that_runs(asked):
+def test_ledger_shows_the_cluster_the_phase_that_runs(asked):
     """Until the replica is ready; what an earlier one left behind does not count."""
     book = Ledger("llm", "abc")
     before = cold_start.now()  # the wall clock may be set meanwhile
@@ -111,7 +111,7 @@ def test_the_cluster_sees_the_phase_that_runs(asked):
     assert asked["kept"] == {}
 
 
-def test_a_phase_that_fails_is_in_the_ledger_too(asked):
+def test_ledger_has_a_phase_that_fails(asked):
     """Its seconds were spent."""
     book = Ledger("llm", "abc")
     with pytest.raises(ValueError, match="no"), book.span("check"):
@@ -119,13 +119,13 @@ def test_a_phase_that_fails_is_in_the_ledger_too(asked):
     assert "check" in phases(close(book))
 
 
-def test_the_log_has_every_phase_with_its_unit():
+def test_facts_have_every_phase_with_its_unit():
     """One flat line."""
     start = start_of(Span("check", 1.0, 0.25), Span("download", 1.25, 4.0))
     assert start.facts() == {"ready_s": 10.0, "check_s": 0.25, "download_s": 4.0}
 
 
-def test_the_first_token_counts_after_the_start_however_late_it_came():
+def test_with_first_token_counts_after_the_start_however_late_it_came():
     """It came with the first request, which may be tomorrow's."""
     start = cold_start.with_first_token(
         start_of(Span("check", 100.0, 10.0)), asked_at=86_500.0, ttft_s=0.1
@@ -138,7 +138,7 @@ def test_the_first_token_counts_after_the_start_however_late_it_came():
     }
 
 
-def test_the_cluster_remembers_the_latest_starts_only(monkeypatch, kv_store):
+def test_keep_remembers_the_latest_starts_only(monkeypatch, kv_store):
     """Each start once, oldest first; a start that answered replaces itself."""
     monkeypatch.setattr(cold_start, "KEPT", 3)
     for second in range(5):
@@ -151,13 +151,13 @@ def test_the_cluster_remembers_the_latest_starts_only(monkeypatch, kv_store):
     assert found[0] == start_of(Span("check", 1002.0, 1.0))
 
 
-def test_a_store_that_does_not_answer_fails_no_start(kv_store):
+def test_keep_fails_no_start_when_the_store_does_not_answer(kv_store):
     """The ledger is for people; the replica serves without."""
     kv_store.is_lost = True
     cold_start.keep(start_of(Span("check", 100.0, 1.0)))
 
 
-def test_a_replica_that_was_killed_while_it_started_is_forgotten_after_a_day(asked, monkeypatch):
+def test_keep_forgets_after_a_day_a_replica_killed_while_it_started(asked, monkeypatch):
     """By the next start that is kept; one that still starts is not."""
     for name, ago_s in (("lost", cold_start.LOST_S + 1), ("slow", cold_start.LOST_S - 60)):
         with monkeypatch.context() as patch:

@@ -61,7 +61,7 @@ def test_scrub_keeps_facts():
     assert logs.scrub(facts) == facts
 
 
-def test_facts_are_keys_of_the_record(serve_stream):
+def test_record_has_facts_as_keys(serve_stream):
     """In a replica the event and every fact are keys of the record, and one readable line."""
     _, handler = serve_stream
     records = []
@@ -81,7 +81,7 @@ def test_console_format_is_one_readable_line(serve_stream):
     assert stream.getvalue() == "engine.started max_context_tokens=8192\n"
 
 
-def test_the_net_catches_other_libraries_and_tracebacks(serve_stream):
+def test_scrub_reaches_other_libraries_and_tracebacks(serve_stream):
     """A library's line and an exception's text are scrubbed before they are written."""
     stream, _ = serve_stream
     logs.configure_serve(LoggingConfig())
@@ -96,7 +96,7 @@ def test_the_net_catches_other_libraries_and_tracebacks(serve_stream):
     assert "RuntimeError: [secret]" in text
 
 
-def test_levels_are_honoured(serve_stream):
+def test_logging_honours_levels(serve_stream):
     """Below the configured level nothing is written."""
     stream, _ = serve_stream
     logs.configure_serve(LoggingConfig(level="error"))
@@ -104,7 +104,7 @@ def test_levels_are_honoured(serve_stream):
     assert stream.getvalue() == ""
 
 
-def test_the_command_line_writes_json_to_stderr(capsys):
+def test_configure_cli_writes_json_to_stderr(capsys):
     """Without a terminal one JSON object per event."""
     logs.configure_cli(LoggingConfig())
     structlog.get_logger().info("rollout.approved", nodes=2, token=TOKEN)
@@ -118,7 +118,7 @@ def test_the_command_line_writes_json_to_stderr(capsys):
     )
 
 
-def test_every_event_in_the_code_is_in_the_catalogue():
+def test_events_in_the_code_are_those_of_the_catalogue():
     """The catalogue lists exactly what the code logs."""
     source = "\n".join(path.read_text() for path in Path(serve_app.__file__).parent.rglob("*.py"))
     used = set(re.findall(r"\blog\.(?:debug|info|warning|error)\(\s*\"([a-z_.]+)\"", source))

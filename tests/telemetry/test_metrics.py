@@ -20,7 +20,7 @@ def published(monkeypatch):
     return seen
 
 
-async def test_a_verdict_is_published_until_the_next_one(published, monkeypatch):
+async def test_access_metrics_publish_a_verdict_until_the_next_one(published, monkeypatch):
     """An alert over a grant that was lost an hour ago still sees it."""
     monkeypatch.setattr(metrics, "REPEAT_S", 0.01)
     access = metrics.AccessMetrics()
@@ -45,7 +45,7 @@ def node(number, outcome=Outcome.GRANTED, **facts):
     return NodeVerdict(f"id-{number}", f"node-{number}", outcome, "fix", **facts)
 
 
-def test_adapters_have_series_of_their_own(published):
+def test_access_metrics_have_series_of_their_own_for_adapters(published):
     """One node, two repositories."""
     lost = Verdict("acme/legal", "main", None, "https://hub", 0.1, (node(1, Outcome.NO_TOKEN),))
     whole = replace(verdict_of(node(1)), adapters={"legal": lost})
@@ -59,7 +59,7 @@ def series(published):
     return {(tags["node"], tags["outcome"]) for _, tags in published}
 
 
-def test_nodes_that_come_and_go_leave_no_series(published):
+def test_access_metrics_leave_no_series_of_nodes_that_come_and_go(published):
     """After a thousand of them, each refused before it left, only the one that is there counts."""
     access = metrics.AccessMetrics()
     for number in range(1000):
@@ -69,7 +69,7 @@ def test_nodes_that_come_and_go_leave_no_series(published):
     assert series(published) == {("node-7", "granted"), ("node-7", "expired_token")}
 
 
-def test_a_node_that_stays_shows_what_it_had_before(published):
+def test_access_metrics_show_what_a_node_that_stays_had_before(published):
     """Else the series of an outcome that has passed would end at 1."""
     access = metrics.AccessMetrics()
     access.show(verdict_of(node(1, Outcome.NO_TOKEN)))
@@ -81,7 +81,9 @@ def test_a_node_that_stays_shows_what_it_had_before(published):
     }
 
 
-async def test_a_node_that_left_is_forgotten_before_the_next_verdict(published, monkeypatch):
+async def test_access_metrics_forget_a_node_that_left_before_the_next_verdict(
+    published, monkeypatch
+):
     """Its last outcome may have been a refusal, and the next round may be a quarter hour away."""
     monkeypatch.setattr(metrics, "REPEAT_S", 0.01)
     alive = {"id-1", "id-2"}
@@ -99,7 +101,9 @@ async def test_a_node_that_left_is_forgotten_before_the_next_verdict(published, 
     assert series(published) == {("node-1", "granted")}
 
 
-async def test_while_the_cluster_does_not_answer_nothing_is_forgotten(published, monkeypatch):
+async def test_access_metrics_forget_nothing_while_the_cluster_does_not_answer(
+    published, monkeypatch
+):
     """A head that restarts must not resolve an alert."""
     monkeypatch.setattr(metrics, "REPEAT_S", 0.01)
 
@@ -118,7 +122,7 @@ async def test_while_the_cluster_does_not_answer_nothing_is_forgotten(published,
     assert series(published) == {("node-1", "granted"), ("node-1", "no_token")}
 
 
-def test_no_node_is_no_node(published):
+def test_access_metrics_of_no_node(published):
     """While all nodes are scaled away, and where none was asked yet, nobody is woken."""
     nobody = NodeVerdict("", "(no node)", Outcome.PROBE_FAILED, "fix")
     access = metrics.AccessMetrics()
@@ -126,7 +130,7 @@ def test_no_node_is_no_node(published):
     assert published == []
 
 
-def test_a_start_is_published_with_every_sample(published):
+def test_server_metrics_publish_a_start_with_every_sample(published):
     """The cold start is on the page for as long as its replica runs."""
     server = metrics.ServerMetrics()
     server.started({"load_s": 2.0}, {})

@@ -30,7 +30,7 @@ def families(text):
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
-def test_two_nodes_make_one_page_that_prometheus_reads():
+def test_merge_makes_one_page_of_two_nodes_that_prometheus_reads():
     """Every header stands once, and each sample names its node."""
     page = prometheus.merge({"a": NODE_A, "b": NODE_B})
     assert page.count("# TYPE ray_serve_app_seconds ") == 1
@@ -41,7 +41,7 @@ def test_two_nodes_make_one_page_that_prometheus_reads():
     assert {sample.labels["route"] for sample in found["ray_serve_app_seconds"].samples} == {"a b}"}
 
 
-def test_a_node_that_serve_named_keeps_that_name():
+def test_merge_keeps_a_nodes_name_that_serve_gave():
     """A label that is there is not put a second time."""
     found = families(prometheus.merge({"a": NODE_A, "b": NODE_B}))
     assert [sample.labels for sample in found["ray_serve_up"].samples] == [
@@ -50,12 +50,12 @@ def test_a_node_that_serve_named_keeps_that_name():
     ]
 
 
-def test_what_is_not_serves_is_left_out():
+def test_merge_leaves_out_what_is_not_serves():
     """Ray's hundreds of own metrics stay on its own pages."""
     assert "ray_node_cpu" not in prometheus.merge({"a": NODE_A})
 
 
-async def test_a_silent_node_is_counted_and_holds_nothing_up(monkeypatch):
+async def test_exposition_counts_a_silent_node_and_does_not_wait(monkeypatch):
     """The page says whose metrics are missing; a dead node is not asked."""
 
     async def page(_request):
@@ -127,7 +127,7 @@ async def shown(page):
     return {sample.labels["replica"] for sample in found["ray_serve_app_checks"].samples}
 
 
-async def test_a_dead_replicas_counts_go_after_a_while(node, monkeypatch):
+async def test_exposition_drops_a_dead_replicas_counts_after_a_while(node, monkeypatch):
     """Each try of a refused replica is a replica, and Ray's own page keeps all of them."""
     now = 1000.0
     living = {"new"}
@@ -146,7 +146,7 @@ async def test_a_dead_replicas_counts_go_after_a_while(node, monkeypatch):
     assert await shown(page) == {"new"}
 
 
-async def test_while_nobody_tells_who_lives_every_count_stays(node, monkeypatch):
+async def test_exposition_keeps_every_count_while_nobody_says_who_lives(node, monkeypatch):
     """A page without half of its series would look like a service that broke down."""
 
     def silent():
@@ -159,7 +159,7 @@ async def test_while_nobody_tells_who_lives_every_count_stays(node, monkeypatch)
         assert await shown(page) == {"new", "old", "old-too"}
 
 
-def test_ten_thousand_dead_replicas_cost_no_time():
+def test_merge_of_ten_thousand_dead_replicas_costs_no_time():
     """The page is made while the ingress serves."""
     dead = {f"replica{number}" for number in range(10_000)}
     lines = [f'ray_serve_app_checks_total{{replica="{each}"}} 1.0' for each in sorted(dead)]

@@ -45,7 +45,7 @@ def test_totals_count_each_kind_of_each_application():
 
 
 @pytest.mark.parametrize("name", ["a/b", "a", "ä b", "%2F", "a/b/00000001"])
-def test_an_application_may_have_any_name(name):
+def test_applications_may_have_any_name(name):
     """One whose name begins with another's and a slash is not mistaken for it."""
     record(What.DONE, "a")
     record(What.BLOCKED, name)
@@ -58,7 +58,7 @@ def test_an_application_may_have_any_name(name):
 
 
 @pytest.mark.parametrize("behind_s", [0.0, 300.0, 1e8])
-def test_the_later_entry_has_the_later_date_whatever_a_clock_says(monkeypatch, behind_s):
+def test_record_gives_the_later_entry_the_later_date_whatever_a_clock_says(monkeypatch, behind_s):
     """A build and a command record on machines of their own; an alert compares the dates."""
     monkeypatch.setattr(time, "time", lambda: 1e9)
     record(What.BLOCKED)
@@ -74,7 +74,7 @@ def test_the_later_entry_has_the_later_date_whatever_a_clock_says(monkeypatch, b
     assert dates == sorted(set(dates))
 
 
-def test_two_who_record_at_once_are_two(monkeypatch):
+def test_record_of_two_at_once_keeps_both(monkeypatch):
     """The number that somebody else took in between is not taken again, and both count."""
     record(What.DONE)
     put, raced = kv.put, []
@@ -95,7 +95,7 @@ def test_two_who_record_at_once_are_two(monkeypatch):
     assert counts() == {"done": 2, "blocked": 1}
 
 
-def test_what_is_dropped_still_counts(monkeypatch):
+def test_totals_count_what_is_dropped(monkeypatch):
     """The newest entries stay, and those of the versions to go back to; no count shrinks."""
     monkeypatch.setattr(rollout_history, "KEPT", 5)
     record(What.DONE, config={"v": 1})
@@ -109,7 +109,7 @@ def test_what_is_dropped_still_counts(monkeypatch):
     assert len(found) == len({e.at for e in found})
 
 
-def test_one_application_takes_no_other_ones_place(monkeypatch):
+def test_record_of_one_application_takes_no_other_ones_place(monkeypatch):
     """A busy one drops its own entries alone."""
     monkeypatch.setattr(rollout_history, "KEPT", 3)
     record(What.DONE, "quiet")
@@ -119,7 +119,7 @@ def test_one_application_takes_no_other_ones_place(monkeypatch):
     assert len(rollout_history.entries("busy")) == 3
 
 
-def test_each_entry_is_one_log_event():
+def test_record_logs_each_entry_once():
     """Whether the cluster took it or not; a config, whose variables may hold anything, is none."""
     config = {"runtime_env": {"env_vars": {"KEY": "secret"}}}
     with capture_logs() as logs:
@@ -136,7 +136,7 @@ def test_each_entry_is_one_log_event():
     assert "secret" not in json.dumps(logs)
 
 
-def test_a_cluster_that_does_not_answer_costs_the_entry_alone(kv_store):
+def test_record_loses_only_the_entry_when_the_cluster_does_not_answer(kv_store):
     """A rollout does not fail by being recorded; the log says that the entry is lost."""
     kv_store.is_lost = True
     with capture_logs() as logs:
@@ -146,7 +146,7 @@ def test_a_cluster_that_does_not_answer_costs_the_entry_alone(kv_store):
         rollout_history.totals("llm")
 
 
-def test_the_reason_is_one_clean_line():
+def test_record_makes_the_reason_one_clean_line():
     """A traceback's lines become one; a token is none."""
     token, key = "hf_" + "a" * 34, "Bearer " + "k" * 20
     entry = Entry(
@@ -164,7 +164,7 @@ def test_the_reason_is_one_clean_line():
     assert token not in json.dumps(logs)
 
 
-def test_an_entry_of_a_newer_version_of_the_package_is_read(kept):
+def test_entries_of_a_newer_version_of_the_package_are_read(kept):
     """A cluster outlives an upgrade, and while it lasts both versions read and write."""
     record(What.DONE)
     (key,) = kept
@@ -193,7 +193,7 @@ def grants(**outcomes):
 YES, NO, MAYBE = Outcome.GRANTED, Outcome.EXPIRED_TOKEN, Outcome.HUB_UNREACHABLE
 
 
-def test_a_lost_grant_is_recorded_once_whichever_ingress_saw_it():
+def test_record_grants_records_a_lost_grant_once_whichever_ingress_saw_it():
     """Each ingress watches, with rounds of its own, that may see a part of what changed."""
     assert grants(a=YES, b=YES) == []
     assert grants(a=NO, b=YES) == [("access_lost", "expired_token on a")]
@@ -205,14 +205,14 @@ def test_a_lost_grant_is_recorded_once_whichever_ingress_saw_it():
     assert (last.who, last.commit) == ("watch", "c" * 40)
 
 
-def test_an_outcome_that_is_neither_yes_nor_no_loses_and_regains_nothing():
+def test_record_grants_ignores_an_outcome_between_yes_and_no():
     """A Hub that is down for an hour is no lost grant, and no regained one."""
     assert grants(a=MAYBE, b=NO) == [("access_lost", "expired_token on b")]
     assert grants(a=YES, b=MAYBE) == []
     assert grants(a=YES, b=YES) == [("access_regained", "granted on b")]
 
 
-def test_one_round_may_lose_and_regain():
+def test_record_grants_in_one_round_may_lose_and_regain():
     """Two entries; a node that left is in neither."""
     grants(a=NO, b=YES, gone=NO)
     assert grants(a=YES, b=NO) == [
@@ -222,7 +222,7 @@ def test_one_round_may_lose_and_regain():
     assert rollout_history.entries("llm")[-1].refused == {"b": "expired_token"}
 
 
-def test_rollouts_between_two_rounds_forget_no_loss():
+def test_record_grants_forgets_no_loss_for_rollouts_between_two_rounds():
     """But an approval, for which every node proved its access."""
     grants(a=NO)
     record(What.BLOCKED)
@@ -231,7 +231,7 @@ def test_rollouts_between_two_rounds_forget_no_loss():
     assert grants(a=NO) == [("access_lost", "expired_token on a")]
 
 
-def test_no_node_and_a_deferred_one_are_no_lost_grant():
+def test_record_grants_of_no_node_or_a_deferred_one_are_no_loss():
     """Where no node is there yet, nothing was granted."""
     nodes = (
         NodeVerdict("", "(no node)", Outcome.PROBE_FAILED, "fix"),
@@ -241,14 +241,14 @@ def test_no_node_and_a_deferred_one_are_no_lost_grant():
     assert rollout_history.entries("llm") == []
 
 
-def test_many_nodes_are_counted_in_the_sentence():
+def test_record_grants_counts_many_nodes_in_the_sentence():
     """Their outcomes are kept all the same."""
     ((_, why),) = grants(**{f"n{number:02}": NO for number in range(20)})
     assert why == "expired_token on n00, n01, n02, n03, n04, n05, n06, n07 and 12 more"
     assert len(rollout_history.entries("llm")[-1].refused) == 20
 
 
-def test_a_watch_without_a_cluster_says_nothing(kv_store):
+def test_record_grants_without_a_cluster_says_nothing(kv_store):
     """It does not know what is new; the next round does."""
     kv_store.is_lost = True
     with capture_logs() as logs:
@@ -294,7 +294,7 @@ def test_config_hash_is_of_the_content():
     assert len(config_hash({})) == 12
 
 
-def test_the_counter_grows_by_what_is_new(monkeypatch):
+def test_rollout_metrics_counter_grows_by_what_is_new(monkeypatch):
     """A new ingress begins with all that was counted before; the gauges are set each time."""
     added, was_set = [], []
     monkeypatch.setattr(Counter, "inc", lambda _self, value, tags: added.append((value, tags)))

@@ -36,7 +36,7 @@ def collector():
         server.shutdown()
 
 
-def test_spans_reach_the_collector_that_the_environment_names(collector, monkeypatch):
+def test_otlp_spans_reach_the_collector_that_the_environment_names(collector, monkeypatch):
     """As Serve does it: a provider with our processors, then spans."""
     url, names = collector
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
@@ -50,7 +50,7 @@ def test_spans_reach_the_collector_that_the_environment_names(collector, monkeyp
     assert names == [("/v1/traces", "generate")]
 
 
-def test_a_missing_exporter_is_named(monkeypatch):
+def test_otlp_names_a_missing_exporter(monkeypatch):
     """One line that says what to install, and where."""
     name = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(sys.modules, name, None)

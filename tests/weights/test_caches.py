@@ -84,7 +84,9 @@ def read_only(hub, tmp_path, own_cache):
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_complete_cache_that_cannot_be_written_serves(hub, tmp_path, read_only, offline):
+def test_fetch_serves_from_a_complete_cache_that_cannot_be_written(
+    hub, tmp_path, read_only, offline
+):
     """No lock, no receipt, no notes are needed, and nothing is asked."""
     commit = commit_of(hub)
     config = AccessConfig(endpoint=hub.url, token_file=str(tmp_path / "token"))
@@ -94,7 +96,7 @@ def test_a_complete_cache_that_cannot_be_written_serves(hub, tmp_path, read_only
     assert hub.log == []
 
 
-def test_without_notes_it_is_hashed_and_serves(hub, tmp_path, read_only):
+def test_fetch_hashes_and_serves_a_cache_without_notes(hub, tmp_path, read_only):
     """An image's cache, that another user filled."""
     notes = read_only / ".serve-app"
     notes.chmod(0o755)
@@ -107,7 +109,7 @@ def test_without_notes_it_is_hashed_and_serves(hub, tmp_path, read_only):
     assert how == "done"
 
 
-def test_a_damaged_one_is_named_and_not_served(hub, tmp_path, read_only):
+def test_fetch_names_and_does_not_serve_a_damaged_cache(hub, tmp_path, read_only):
     """Nor can it be repaired."""
     blob = (Store(TINY_REPO, commit_of(hub)).snapshot / WEIGHTS).resolve()
     blob.chmod(0o644)
@@ -122,7 +124,7 @@ def test_a_damaged_one_is_named_and_not_served(hub, tmp_path, read_only):
         assert (WEIGHTS in words) if offline else ("cannot be used" in words)
 
 
-def test_an_incomplete_one_says_what_is_missing(hub, tmp_path, read_only):
+def test_fetch_says_what_is_missing_in_an_incomplete_cache(hub, tmp_path, read_only):
     """And that it cannot be written."""
     snapshot = Store(TINY_REPO, commit_of(hub)).snapshot
     blob = (snapshot / WEIGHTS).resolve()
@@ -139,7 +141,7 @@ def test_an_incomplete_one_says_what_is_missing(hub, tmp_path, read_only):
     assert WEIGHTS in words
 
 
-def test_a_path_inside_it_serves_offline(hub, read_only, monkeypatch):
+def test_fetch_of_a_path_inside_the_cache_serves_offline(hub, read_only, monkeypatch):
     """`model.path` names the snapshot."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     snapshot = Store(TINY_REPO, commit_of(hub)).snapshot
@@ -152,7 +154,7 @@ def test_a_path_inside_it_serves_offline(hub, read_only, monkeypatch):
     assert unprivileged(start) == ("done", (Outcome.GRANTED.value, str(snapshot)))
 
 
-def test_the_gate_grants_and_says_that_it_keeps_no_receipt(hub, tmp_path, read_only):
+def test_prove_here_grants_and_says_that_it_keeps_no_receipt(hub, tmp_path, read_only):
     """A warning, no failure."""
     config = AccessConfig(endpoint=hub.url, token_file=str(tmp_path / "token"))
 
@@ -167,7 +169,7 @@ def test_the_gate_grants_and_says_that_it_keeps_no_receipt(hub, tmp_path, read_o
 
 
 @pytest.mark.parametrize("files", [single_files(), sharded_files()], ids=["single", "sharded"])
-def test_a_copy_that_another_tool_made_serves_while_no_listing_is_to_be_had(
+def test_fetch_takes_another_tools_copy_while_no_listing_is_to_be_had(
     tmp_path, own_cache, monkeypatch, files
 ):
     """huggingface_hub's cache names contents by their hashes, so it is verified all the same."""
@@ -193,7 +195,7 @@ def test_a_copy_that_another_tool_made_serves_while_no_listing_is_to_be_had(
             fetch(MODEL, config, commit_of(hub), offline=True)
 
 
-def test_such_a_copy_that_cannot_be_written_serves_as_well(hub, tmp_path, own_cache):
+def test_fetch_takes_another_tools_copy_that_cannot_be_written(hub, tmp_path, own_cache):
     """Filled by an older huggingface_hub, mounted read-only: no lock, no listing kept."""
     above = [each for each in tmp_path.parents if each.is_relative_to(tempfile.gettempdir())]
     for folder in (tmp_path, *above[:-1]):
@@ -217,7 +219,9 @@ def test_such_a_copy_that_cannot_be_written_serves_as_well(hub, tmp_path, own_ca
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
-def test_without_links_the_files_themselves_are_there(hub, tmp_path, own_cache, monkeypatch, code):
+def test_fetch_puts_files_themselves_where_links_are_not_possible(
+    hub, tmp_path, own_cache, monkeypatch, code
+):
     """Object stores and shares: each name has its content, also where two have the same."""
     repo = hub._state.repos[TINY_REPO]
     same = {"special_tokens_map.json": b"{}", "generation_config.json": b"{}"}
@@ -253,7 +257,7 @@ def no_flock(monkeypatch):
 @pytest.mark.parametrize(
     "code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO]
 )
-def test_without_the_kernels_locks_it_goes_on(hub, tmp_path, own_cache, monkeypatch, code):
+def test_fetch_goes_on_without_the_kernels_locks(hub, tmp_path, own_cache, monkeypatch, code):
     """NFS mounted nolock, Lustre, object stores: a marker file, and then nothing of it is left."""
 
     def refuse(*_args):
@@ -266,7 +270,7 @@ def test_without_the_kernels_locks_it_goes_on(hub, tmp_path, own_cache, monkeypa
     assert not list(own_cache.rglob("*.soft"))
 
 
-def test_without_them_one_process_at_a_time_fetches(hub, tmp_path, no_flock):
+def test_fetch_of_one_process_at_a_time_without_the_kernels_locks(hub, tmp_path, no_flock):
     """As long as it gets on."""
     config = access(hub, tmp_path, hub.issue_token())
     found = []
@@ -282,7 +286,7 @@ def test_without_them_one_process_at_a_time_fetches(hub, tmp_path, no_flock):
     assert len([e for e in hub.log if e.origin == "cdn" and e.method == "GET"]) == 1
 
 
-def test_what_a_dead_process_left_behind_is_waited_for_only_so_long(
+def test_fetch_waits_only_so_long_for_a_dead_processs_marker(
     hub, tmp_path, own_cache, no_flock, monkeypatch
 ):
     """Of another machine that shares the cache: nobody can ask whether it lives."""

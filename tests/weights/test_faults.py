@@ -45,7 +45,7 @@ def cdn(hub):
     return [entry for entry in hub.log if entry.origin == "cdn" and entry.method == "GET"]
 
 
-def test_other_tools_share_the_cache(hub, tmp_path, own_cache):
+def test_fetch_shares_the_cache_with_other_tools(hub, tmp_path, own_cache):
     """huggingface_hub finds the whole commit offline, and nothing damaged or unfinished."""
     directory = fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub)).directory
     hub.clear_log()
@@ -63,7 +63,7 @@ def test_other_tools_share_the_cache(hub, tmp_path, own_cache):
     assert blob.name == hashlib.sha256(blob.read_bytes()).hexdigest()
 
 
-def test_a_warm_node_asks_nothing_and_hashes_nothing(hub, tmp_path, monkeypatch):
+def test_fetch_on_a_warm_node_asks_and_hashes_nothing(hub, tmp_path, monkeypatch):
     """The second replica of a node, and the next start of the first."""
     config = access(hub, tmp_path, hub.issue_token())
     first = fetch(MODEL, config, commit_of(hub))
@@ -76,7 +76,7 @@ def test_a_warm_node_asks_nothing_and_hashes_nothing(hub, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "lost"])
-def test_a_damaged_file_is_fetched_again_and_no_other(hub, tmp_path, how):
+def test_fetch_replaces_a_damaged_file_and_no_other(hub, tmp_path, how):
     """Other bytes of the same length are found as well as missing ones."""
     config = access(hub, tmp_path, hub.issue_token())
     directory = fetch(MODEL, config, commit_of(hub)).directory
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_fetched_again_and_no_other(hub, tmp_path, how):
     assert {entry.path.rpartition("/")[2] for entry in hub.log} == {WEIGHTS, blob.name}
 
 
-def test_a_damaged_copy_is_not_served_while_the_hub_is_down(hub, tmp_path):
+def test_fetch_serves_no_damaged_copy_while_the_hub_is_down(hub, tmp_path):
     """A receipt stands for the grant, not for the bytes."""
     config = access(hub, tmp_path, hub.issue_token())
     directory = fetch(MODEL, config, commit_of(hub)).directory
@@ -102,7 +102,7 @@ def test_a_damaged_copy_is_not_served_while_the_hub_is_down(hub, tmp_path):
         fetch(MODEL, config, commit_of(hub), offline=True)
 
 
-def test_a_killed_downloader_leaves_no_lock_and_its_bytes_count(tmp_path):
+def test_fetch_goes_on_after_a_killed_downloader(tmp_path):
     """Another process goes on where the first one died, and fetches the rest only."""
     files = single_files() | {WEIGHTS: os.urandom(1 << 20) * 32}
     with LocalHub([Repo(TINY_REPO, files)]) as hub:
@@ -138,7 +138,7 @@ def test_a_killed_downloader_leaves_no_lock_and_its_bytes_count(tmp_path):
         assert request.bytes_sent == weights.size - begun
 
 
-def test_what_was_left_behind_wrong_is_thrown_away(hub, tmp_path):
+def test_fetch_throws_away_what_was_left_behind_wrong(hub, tmp_path):
     """Half a file of rubbish costs one more download, never a wrong weight."""
     store = Store(TINY_REPO, commit_of(hub))
     store.blobs.mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_what_was_left_behind_wrong_is_thrown_away(hub, tmp_path):
     assert not list(store.blobs.glob("*.incomplete"))
 
 
-def test_a_hub_that_sends_other_bytes_is_reported_after_the_second_time(hub, tmp_path):
+def test_fetch_reports_a_hub_that_sends_other_bytes_after_the_second_time(hub, tmp_path):
     """Nothing of it is left under a name that anybody looks for."""
     file = hub_file(hub)
     size, _ = file.size, file.sha256
@@ -161,7 +161,7 @@ def test_a_hub_that_sends_other_bytes_is_reported_after_the_second_time(hub, tmp
     assert not (store.snapshot / WEIGHTS).exists()
 
 
-def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(hub, tmp_path, monkeypatch):
+def test_fetch_reports_a_disk_that_is_too_small_before_the_first_byte(hub, tmp_path, monkeypatch):
     """Bytes needed, bytes free, the place, and which old revisions could go."""
     config = access(hub, tmp_path, hub.issue_token())
     old = commit_of(hub)
@@ -182,7 +182,7 @@ def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(hub, tmp_pat
     assert cdn(hub) == []
 
 
-def test_old_revisions_are_reported_and_stay(hub, tmp_path, monkeypatch):
+def test_fetch_reports_old_revisions_and_leaves_them(hub, tmp_path, monkeypatch):
     """They make the rollback fast; what they share with others is not counted."""
     reported = []
     monkeypatch.setattr(
@@ -199,7 +199,7 @@ def test_old_revisions_are_reported_and_stay(hub, tmp_path, monkeypatch):
     assert (first / WEIGHTS).read_bytes() == single_files()[WEIGHTS]
 
 
-def test_a_connection_that_breaks_is_gone_on_with(tmp_path, monkeypatch):
+def test_fetch_goes_on_over_a_connection_that_breaks(tmp_path, monkeypatch):
     """A CDN that cuts every answer in half: what came stays, the next try fetches the rest."""
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 256)
@@ -215,7 +215,7 @@ def test_a_connection_that_breaks_is_gone_on_with(tmp_path, monkeypatch):
         assert (fetched.directory / WEIGHTS).read_bytes() == files[WEIGHTS]
 
 
-def test_a_hub_that_stumbles_is_asked_again(hub, tmp_path, monkeypatch):
+def test_fetch_asks_a_hub_that_stumbles_again(hub, tmp_path, monkeypatch):
     """Two 503s cost a moment, not the start."""
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
     token = hub.issue_token(Behaviour.flaky, on=[Route.resolve], failures=2)
@@ -223,7 +223,7 @@ def test_a_hub_that_stumbles_is_asked_again(hub, tmp_path, monkeypatch):
     assert (fetched.directory / WEIGHTS).is_file()
 
 
-def test_a_listing_made_without_access_is_not_believed(hub, tmp_path):
+def test_fetch_does_not_believe_a_listing_made_without_access(hub, tmp_path):
     """The Hub masks the hashes for strangers; whoever is granted later lists anew."""
     token = hub.issue_token(Behaviour.pending)
     config = access(hub, tmp_path, token)
@@ -236,7 +236,7 @@ def test_a_listing_made_without_access_is_not_believed(hub, tmp_path):
     assert fetch(MODEL, config, commit_of(hub)).hub_bytes > 0
 
 
-def test_what_the_chunk_store_sends_is_checked_and_fetched_over_http_if_wrong(
+def test_fetch_checks_the_chunk_stores_bytes_and_takes_http_if_they_are_wrong(
     hub, tmp_path, monkeypatch
 ):
     """Its client checks sizes only."""

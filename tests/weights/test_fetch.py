@@ -40,7 +40,7 @@ def commit_of(hub):
     return hub.commits()[TINY_REPO]["main"]
 
 
-def test_weights_configs_and_tokenizer_are_fetched_and_nothing_that_runs(hub, tmp_path):
+def test_fetch_takes_weights_configs_and_tokenizer_and_nothing_that_runs(hub, tmp_path):
     """No pickles, no code, no second copy in another format."""
     config = access(hub, tmp_path, hub.issue_token())
     directory = fetch(MODEL, config, commit_of(hub)).directory
@@ -51,7 +51,7 @@ def test_weights_configs_and_tokenizer_are_fetched_and_nothing_that_runs(hub, tm
     assert not any(entry.authorization_leaked for entry in hub.log)
 
 
-def test_replicas_of_one_node_share_the_download(hub, tmp_path):
+def test_fetch_is_shared_by_the_replicas_of_one_node(hub, tmp_path):
     """However many start at once, each shard is fetched once."""
     config = access(hub, tmp_path, hub.issue_token())
     found: list[Path] = []
@@ -80,7 +80,7 @@ def test_replicas_of_one_node_share_the_download(hub, tmp_path):
         (Behaviour.expired, "expired"),
     ],
 )
-def test_a_refusal_is_reported_in_the_hubs_words(hub, tmp_path, behaviour, words):
+def test_fetch_reports_a_refusal_in_the_hubs_words(hub, tmp_path, behaviour, words):
     """A 403 too, which huggingface_hub reports as `check your connection`; no secret goes along."""
     token = hub.issue_token(behaviour)
     with pytest.raises(AccessDenied, match=words) as caught:
@@ -90,7 +90,7 @@ def test_a_refusal_is_reported_in_the_hubs_words(hub, tmp_path, behaviour, words
     assert token.encode() not in pickle.dumps(caught.value)
 
 
-def test_a_hub_out_of_reach_is_no_denial(hub, tmp_path, monkeypatch):
+def test_fetch_reports_a_hub_out_of_reach_as_no_denial(hub, tmp_path, monkeypatch):
     """Another error, which may pass."""
     monkeypatch.setattr(time, "sleep", lambda _: None)  # huggingface_hub's own retries
     config = access(hub, tmp_path, hub.issue_token())
@@ -113,7 +113,9 @@ def test_a_hub_out_of_reach_is_no_denial(hub, tmp_path, monkeypatch):
         (Stalled("few bytes"), "stands still: few bytes"),
     ],
 )
-def test_other_failures_are_one_clean_sentence(hub, tmp_path, monkeypatch, error, words):
+def test_fetch_reports_other_failures_in_one_clean_sentence(
+    hub, tmp_path, monkeypatch, error, words
+):
     """Disk, connection, pace: no exception of another library leaves."""
 
     def fail(*_args, **_options):
@@ -125,26 +127,26 @@ def test_other_failures_are_one_clean_sentence(hub, tmp_path, monkeypatch, error
         fetch(MODEL, access(hub, tmp_path, hub.issue_token()), commit_of(hub))
 
 
-def test_a_broken_token_is_reported_before_the_download(hub, tmp_path):
+def test_fetch_reports_a_broken_token_before_the_download(hub, tmp_path):
     """The file may have been rotated to nonsense since the gate."""
     with pytest.raises(AccessDenied, match="quotes"):
         fetch(MODEL, access(hub, tmp_path, f"'{fake_token()}'"), "0" * 40)
 
 
-def test_no_commit_means_no_gate(hub, tmp_path):
+def test_fetch_without_a_commit_is_refused(hub, tmp_path):
     """A branch name is never downloaded."""
     with pytest.raises(ModelLoadError, match="the gate must come first"):
         fetch(MODEL, access(hub, tmp_path, None), None)
 
 
-def test_a_local_directory_is_taken_as_it_is(hub, tmp_path):
+def test_fetch_takes_a_local_directory_as_it_is(hub, tmp_path):
     """Nothing is asked or copied."""
     model = ModelConfig(path=str(tmp_path))
     assert fetch(model, access(hub, tmp_path, None), None).directory == tmp_path
     assert hub.log == []
 
 
-def test_the_bytes_are_reported_as_they_come(tmp_path, monkeypatch):
+def test_fetch_reports_the_bytes_as_they_come(tmp_path, monkeypatch):
     """Growing, from what was begun, of the right total; and no more when all is here."""
     monkeypatch.setattr(weights_bring, "TELL_S", 0.02)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)

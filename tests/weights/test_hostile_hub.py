@@ -73,7 +73,7 @@ def disk_bytes(folder):
     return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
 
 
-def test_an_honest_answer_is_taken(hub, config):
+def test_fetch_takes_an_honest_answer(hub, config):
     """The baseline: what the attacks change is what is refused."""
     directory = fetch(MODEL, config, COMMIT).directory
     assert {path.name for path in directory.iterdir()} == set(FILES)
@@ -89,7 +89,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:30])
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_names_that_lead_out_refuse_the_listing(hub, config, own_cache, tmp_path, name, kind):
+def test_listing_with_names_that_lead_out_is_refused(hub, config, own_cache, tmp_path, name, kind):
     """No repository holds such a name, so whoever lists it is no Hub."""
     before = tree(tmp_path)
     hub.listing.append(entry(name, b"{}", type=kind))
@@ -106,7 +106,7 @@ def test_names_that_lead_out_refuse_the_listing(hub, config, own_cache, tmp_path
      "a\nb.json", "a\u202eb.json", "a\x7f.json", " a.json", "~a.json", "LICENSE.", "LICENSE "],
     ids=lambda name: ascii(name)[:24],
 )  # fmt: skip
-def test_odd_names_are_stored_nowhere(hub, config, own_cache, tmp_path, name):
+def test_listing_with_odd_names_leaves_them(hub, config, own_cache, tmp_path, name):
     """Over-long, reserved, invisible: a model's own files have none of it."""
     hub.listing.append(entry(name))
     hub.files[name] = b"{}"
@@ -120,14 +120,16 @@ def test_odd_names_are_stored_nowhere(hub, config, own_cache, tmp_path, name):
      ("\u00e9.json", "e\u0301.json"), ("stra\u00dfe.txt", "STRASSE.txt")],
     ids=ascii,
 )  # fmt: skip
-def test_names_that_some_file_systems_hold_for_one_are_refused(hub, config, own_cache, names):
+def test_listing_with_names_that_some_file_systems_hold_for_one_is_refused(
+    hub, config, own_cache, names
+):
     """By letter case or composition: what is checked must be what is read later."""
     hub.listing += [entry(name) for name in names]
     message = refused(config, own_cache, hub)
     assert "twice" in message or "letter case" in message
 
 
-def test_a_file_that_is_a_folder_of_another_is_refused(hub, config, own_cache):
+def test_listing_with_a_file_that_is_a_folder_of_another_is_refused(hub, config, own_cache):
     """Whichever of them came first would be in the other's way."""
     weights = hub.files.pop("model.safetensors")
     index = {
@@ -152,7 +154,7 @@ def test_a_file_that_is_a_folder_of_another_is_refused(hub, config, own_cache):
      {"type": None}],
     ids=str,
 )  # fmt: skip
-def test_sizes_and_hashes_have_to_be_some(hub, config, own_cache, changes):
+def test_listing_with_impossible_sizes_and_hashes_is_refused(hub, config, own_cache, changes):
     """They become file names, allocations and limits."""
     hub.listing[0] |= changes
     assert "list of files" in refused(config, own_cache, hub)
@@ -164,20 +166,20 @@ def test_sizes_and_hashes_have_to_be_some(hub, config, own_cache, changes):
      b'[{"type":"file"}]', b"9" * 10_000],
     ids=lambda body: body[:12].decode("latin1"),
 )  # fmt: skip
-def test_what_is_no_listing_is_refused(hub, config, own_cache, body):
+def test_listing_that_is_none_is_refused(hub, config, own_cache, body):
     """Whatever it is instead."""
     hub.pages["/tree/"] = Page(body)
     refused(config, own_cache, hub)
 
 
-def test_a_listing_whose_next_page_is_itself_ends(hub, config, own_cache):
+def test_listing_whose_next_page_is_itself_ends(hub, config, own_cache):
     """At the second answer that is the first one again."""
     hub.next_link = f"{hub.url}/api/models/{REPO}/tree/{COMMIT}?cursor=1"
     assert "list of files" in refused(config, own_cache, hub)
     assert len(hub.seen) <= 3
 
 
-def test_a_listing_that_never_ends_is_bounded(hub, config, own_cache, monkeypatch):
+def test_listing_that_never_ends_is_bounded(hub, config, own_cache, monkeypatch):
     """In pages, whatever each of them says."""
     monkeypatch.setattr(listing, "PAGES", 20)
     count = iter(range(10_000))
@@ -194,7 +196,7 @@ def test_a_listing_that_never_ends_is_bounded(hub, config, own_cache, monkeypatc
     assert len(hub.seen) == 20
 
 
-def test_the_next_page_is_asked_for_at_the_hubs_own_place(hub, config):
+def test_listing_goes_on_at_the_hubs_own_place(hub, config):
     """A link to another origin gets neither the question nor the token."""
     both = list(hub.listing)
     hub.listing, rest = both[:1], both[1:]
@@ -212,7 +214,7 @@ def test_the_next_page_is_asked_for_at_the_hubs_own_place(hub, config):
 
 
 @pytest.mark.parametrize("link", ["http://[", "", "?", "ftp://x/?cursor", "x?cursor="])
-def test_a_next_page_without_a_place_ends_the_listing(hub, config, own_cache, link):
+def test_listing_ends_at_a_next_page_without_a_place(hub, config, own_cache, link):
     """Nothing is guessed."""
     hub.pages["/tree/"] = Page(
         json.dumps(hub.listing).encode(), headers={"link": f'<{link}>; rel="next"'}
@@ -222,7 +224,7 @@ def test_a_next_page_without_a_place_ends_the_listing(hub, config, own_cache, li
 
 @pytest.mark.parametrize("part", ["/tree/", "/resolve/"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_to_another_origin_does_not_get_the_token(hub, config, part, status):
+def test_fetch_sends_no_token_along_a_redirect_to_another_origin(hub, config, part, status):
     """Of a listing it is not followed, of a file it is, without the token."""
     answer = hub.answer
 
@@ -246,7 +248,7 @@ def test_a_redirect_to_another_origin_does_not_get_the_token(hub, config, part, 
     "location",
     ["/{path}", "file:///etc/passwd", "ftp://127.0.0.1/x", "http://", "http://[", "//", "gopher:x"],
 )
-def test_redirects_that_lead_nowhere_end(hub, config, own_cache, location):
+def test_fetch_ends_at_redirects_that_lead_nowhere(hub, config, own_cache, location):
     """In a circle, to another protocol, to no host."""
     answer = hub.answer
 
@@ -261,7 +263,7 @@ def test_redirects_that_lead_nowhere_end(hub, config, own_cache, location):
 
 
 @pytest.mark.parametrize("length", [None, "99999999999", "64"], ids=["none", "too much", "right"])
-def test_no_more_than_the_announced_bytes_of_a_file_are_taken(hub, config, own_cache, length):
+def test_fetch_takes_no_more_than_the_announced_bytes_of_a_file(hub, config, own_cache, length):
     """14 bytes announced, gigabytes sent."""
     headers = {} if length is None else {"content-length": length}
     page = Page(b"x" * 65_536, headers=headers, is_endless=True)
@@ -271,7 +273,7 @@ def test_no_more_than_the_announced_bytes_of_a_file_are_taken(hub, config, own_c
 
 
 @pytest.mark.parametrize("part", ["/tree/", "config.json"])
-def test_no_more_than_a_listing_may_have_is_read(hub, config, own_cache, monkeypatch, part):
+def test_fetch_reads_no_more_than_a_listing_may_have(hub, config, own_cache, monkeypatch, part):
     """Nor of a small file that is read before anything is stored."""
     monkeypatch.setattr(listing, "PAGE_BYTES", 1 << 20)
     hub.pages[part] = Page(b"[" + b" " * 65_535, is_endless=True)
@@ -281,7 +283,7 @@ def test_no_more_than_a_listing_may_have_is_read(hub, config, own_cache, monkeyp
 
 @pytest.mark.parametrize("part", ["/tree/", "model.safetensors", "config.json"])
 @pytest.mark.parametrize("where", ["drip_s", "headers_drip_s"])
-def test_a_byte_at_a_time_is_given_up(hub, config, own_cache, part, where):
+def test_fetch_gives_up_a_byte_at_a_time(hub, config, own_cache, part, where):
     """Each byte comes in time; the whole would take a day."""
     page = Page(b" " * 100_000, **{where: 0.2})
     if part != "/tree/":
@@ -294,7 +296,7 @@ def test_a_byte_at_a_time_is_given_up(hub, config, own_cache, part, where):
 
 
 @pytest.mark.parametrize("part", ["/tree/", "config.json", "model.safetensors"])
-def test_nothing_is_unpacked(hub, config, own_cache, part):
+def test_fetch_unpacks_nothing(hub, config, own_cache, part):
     """A few KB can unpack to gigabytes, so what comes packed unasked is refused."""
     packed = gzip.compress(b" " * (32 << 20))
     hub.pages[part] = Page(packed, headers={"content-encoding": "gzip"})
@@ -310,13 +312,13 @@ def test_nothing_is_unpacked(hub, config, own_cache, part):
         {},
     ],
 )
-def test_another_part_than_was_asked_for_is_refused(hub, config, own_cache, headers):
+def test_fetch_refuses_another_part_than_was_asked_for(hub, config, own_cache, headers):
     """It would be put in the wrong place."""
     hub.pages["model.safetensors"] = Page(FILES["model.safetensors"], 206, headers)
     refused(config, own_cache, hub)
 
 
-def test_other_bytes_than_listed_are_refused(hub, config, own_cache):
+def test_fetch_refuses_other_bytes_than_listed(hub, config, own_cache):
     """Of the same length; nothing of it is left under a name."""
     hub.pages["model.safetensors"] = Page(bytes(len(FILES["model.safetensors"])))
     assert "other bytes than listed" in refused(config, own_cache, hub)
@@ -339,7 +341,7 @@ def test_other_bytes_than_listed_are_refused(hub, config, own_cache):
     ],
     ids=str,
 )
-def test_an_index_names_files_of_the_repository(hub, config, own_cache, index):
+def test_index_that_names_no_files_of_the_repository_is_refused(hub, config, own_cache, index):
     """And those are safetensors files."""
     del hub.files["model.safetensors"]
     hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
@@ -348,7 +350,7 @@ def test_an_index_names_files_of_the_repository(hub, config, own_cache, index):
 
 
 @pytest.mark.parametrize("named", ["../../x.safetensors", "/x.safetensors", "x.bin", 7, ["x"]])
-def test_config_json_names_a_file_of_the_repository(hub, config, own_cache, named):
+def test_config_json_that_names_no_file_of_the_repository_is_refused(hub, config, own_cache, named):
     """Transformers takes the weights' name from there."""
     hub.files["config.json"] = json.dumps({"transformers_weights": named}).encode()
     hub.listing = [entry(path, content) for path, content in hub.files.items()]
@@ -356,14 +358,14 @@ def test_config_json_names_a_file_of_the_repository(hub, config, own_cache, name
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_a_file_that_is_read_whole_may_not_be_huge(hub, config, own_cache, name):
+def test_file_that_is_read_whole_may_not_be_huge(hub, config, own_cache, name):
     """Announced as such, it is not even asked for."""
     hub.listing = [item for item in hub.listing if item["path"] != name]
     hub.listing.append(entry(name, size=1 << 32))
     assert name in refused(config, own_cache, hub)
 
 
-def test_too_many_files_are_refused(hub, config, own_cache):
+def test_listing_of_too_many_files_is_refused(hub, config, own_cache):
     """A listing fits a memory and a disk's folder."""
     hub.listing += [entry(f"{number}.json") for number in range(5000)]
     assert "more than 4096" in refused(config, own_cache, hub)
@@ -384,7 +386,7 @@ def test_too_many_files_are_refused(hub, config, own_cache):
     ],
     ids=str,
 )
-def test_a_kept_listing_is_checked_as_well(hub, config, own_cache, kept):
+def test_listing_that_is_kept_is_checked_as_well(hub, config, own_cache, kept):
     """Of an older run, of other tools, of whoever writes to the cache: the Hub is asked again."""
     trees = own_cache / "models--evil--model" / "trees"
     trees.mkdir(parents=True)
@@ -407,7 +409,7 @@ LINKS = {
 
 
 @pytest.mark.parametrize("place", LINKS.values(), ids=LINKS)
-def test_no_link_of_a_folder_leads_out(hub, config, own_cache, tmp_path, place):
+def test_store_follows_no_link_of_a_folder_that_leads_out(hub, config, own_cache, tmp_path, place):
     """Planted by somebody else, or by an older run: nothing is written through it."""
     outside = tmp_path / "outside"
     (outside / COMMIT).mkdir(parents=True)
@@ -425,7 +427,9 @@ def test_no_link_of_a_folder_leads_out(hub, config, own_cache, tmp_path, place):
 
 @pytest.mark.parametrize("how", ["symbolic", "hard", "folder"])
 @pytest.mark.parametrize("suffix", ["", ".incomplete"])
-def test_no_name_of_a_file_leads_out(hub, config, own_cache, tmp_path, how, suffix):
+def test_store_follows_no_name_of_a_file_that_leads_out(
+    hub, config, own_cache, tmp_path, how, suffix
+):
     """A planted blob is replaced by the model's own, and the other file stays as it is."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -448,9 +452,7 @@ def test_no_name_of_a_file_leads_out(hub, config, own_cache, tmp_path, how, suff
 
 
 @pytest.mark.parametrize("how", ["symbolic", "hard"])
-def test_a_pointer_that_leads_out_is_replaced_and_not_followed(
-    hub, config, own_cache, tmp_path, how
-):
+def test_store_replaces_a_pointer_that_leads_out(hub, config, own_cache, tmp_path, how):
     """Of a wrong file in the commit's folder the name goes, and nothing else."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -465,7 +467,7 @@ def test_a_pointer_that_leads_out_is_replaced_and_not_followed(
     assert victim.read_text() == "mine"
 
 
-def test_a_folder_of_a_shard_that_leads_out_is_refused(hub, config, own_cache, tmp_path):
+def test_store_refuses_a_folder_of_a_shard_that_leads_out(hub, config, own_cache, tmp_path):
     """Below the commit's folder, too."""
     weights = hub.files.pop("model.safetensors")
     index = {"metadata": {}, "weight_map": {"a": "sub/w.safetensors"}}
@@ -486,7 +488,7 @@ def test_a_folder_of_a_shard_that_leads_out_is_refused(hub, config, own_cache, t
     assert fetch(MODEL, config, COMMIT).directory.joinpath("sub/w.safetensors").is_file()
 
 
-def test_a_lock_that_leads_out_is_not_followed(hub, config, own_cache, tmp_path):
+def test_store_follows_no_lock_that_leads_out(hub, config, own_cache, tmp_path):
     """Nor made anywhere else."""
     (own_cache / ".serve-app").mkdir(parents=True)
     (own_cache / ".serve-app" / "evil--model.lock").symlink_to(tmp_path / "made")

@@ -39,7 +39,7 @@ def on(monkeypatch):
     return make
 
 
-def test_of_many_one_leads(cluster, on):
+def test_peers_have_one_leader_of_many(cluster, on):
     """However close they come."""
     nodes = [on(node) for node in "abc"]
     won = []
@@ -51,7 +51,7 @@ def test_of_many_one_leads(cluster, on):
     assert sorted(won) == [False, False, True]
 
 
-def test_a_leader_that_gives_up_is_followed_at_once(cluster, on):
+def test_peers_follow_a_leader_that_gives_up_at_once(cluster, on):
     """Its claim is gone with it, whatever went wrong."""
     first, second = on("a"), on("b")
     assert first._leads()
@@ -61,7 +61,7 @@ def test_a_leader_that_gives_up_is_followed_at_once(cluster, on):
     assert second._leads()
 
 
-def test_a_lost_node_is_followed_at_once(cluster, on):
+def test_peers_follow_a_lost_node_at_once(cluster, on):
     """Ray says that it is gone."""
     assert on("a")._leads()
     second = on("b")
@@ -70,14 +70,14 @@ def test_a_lost_node_is_followed_at_once(cluster, on):
     assert second._leads()
 
 
-def test_a_process_that_died_on_the_own_node_is_followed_at_once(cluster, on):
+def test_peers_follow_a_dead_process_of_the_own_node_at_once(cluster, on):
     """The node's lock is ours, so it cannot be alive."""
     assert on("a")._leads()
     assert on("a")._leads()
 
 
 @pytest.mark.parametrize("sign", ["beat", "bytes"])
-def test_a_leader_without_a_sign_of_life_is_followed(cluster, on, monkeypatch, sign):
+def test_peers_follow_a_leader_without_a_sign_of_life(cluster, on, monkeypatch, sign):
     """No beat: the process is dead. No bytes: it is stuck. One of both is not enough."""
     monkeypatch.setattr(peers, "STALL_S", 0.3)
     first, second = on("a"), on("b", silent_s=0.3)
@@ -92,7 +92,7 @@ def test_a_leader_without_a_sign_of_life_is_followed(cluster, on, monkeypatch, s
     assert 0.3 <= time.monotonic() - began < 5
 
 
-def test_a_leader_that_makes_progress_is_waited_for(cluster, on):
+def test_peers_wait_for_a_leader_that_makes_progress(cluster, on):
     """For as long as it takes."""
     first, second = on("a"), on("b", silent_s=0.1)
     assert first._leads()
@@ -102,7 +102,7 @@ def test_a_leader_that_makes_progress_is_waited_for(cluster, on):
         time.sleep(0.01)
 
 
-def test_the_newest_claim_counts(cluster, on):
+def test_peers_count_the_newest_claim(cluster, on):
     """Who overtook a dead leader leads, and clears its claim away in the end."""
     on("a")._leads()
     cluster.alive.remove("a")
@@ -113,7 +113,7 @@ def test_the_newest_claim_counts(cluster, on):
     assert cluster.kv.held == {}
 
 
-def test_what_lost_nodes_had_is_forgotten(cluster, on):
+def test_peers_forget_what_lost_nodes_had(cluster, on):
     """Their places do not pile up in the store."""
     asking = on("b")
     on("a")._keys.put("has/a", "/somewhere")
@@ -123,7 +123,7 @@ def test_what_lost_nodes_had_is_forgotten(cluster, on):
     assert cluster.kv.held == {}
 
 
-def test_without_the_store_everybody_asks_the_hub(cluster, on, tmp_path):
+def test_peers_without_the_store_all_ask_the_hub(cluster, on, tmp_path):
     """A start never fails for want of a neighbour."""
     cluster.kv.is_lost = True
     with LocalHub([Repo(TINY_REPO, single_files())]) as hub:
@@ -135,7 +135,7 @@ def test_without_the_store_everybody_asks_the_hub(cluster, on, tmp_path):
 
 
 @pytest.mark.parametrize("claim", [b"", b"[]", b"{}", b'{"node": 1}', b"[" * 99_999])
-def test_a_claim_that_nobody_of_ours_wrote_holds_nobody_up(cluster, on, claim):
+def test_peers_wait_for_no_claim_that_nobody_of_ours_wrote(cluster, on, claim):
     """Whoever may write to the cluster's store can write anything."""
     first = on("a")
     cluster.kv.held["weights/acme/tiny-llama@" + COMMIT + "/claim/1"] = claim
@@ -161,7 +161,7 @@ def handed_out(copy, wanted, *, repo_id=TINY_REPO, commit=None):
     return list(chunks.read_chunks(repo_id, commit or copy.commit, wanted))
 
 
-def test_chunks_are_whole_files_in_order_from_where_they_begin(copy, monkeypatch):
+def test_handed_out_chunks_are_whole_files_in_order(copy, monkeypatch):
     """No chunk holds bytes of two files, and an empty rest has none."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 400)
     content = single_files()["model.safetensors"]
@@ -184,7 +184,7 @@ def test_chunks_are_whole_files_in_order_from_where_they_begin(copy, monkeypatch
     ["../../../secret", "/etc/passwd", "", ".", "secret", "0" * 64, "0" * 40, "x\0y", None, 7,
      "../refs/main", "not-ours.incomplete"],
 )  # fmt: skip
-def test_a_node_hands_out_files_of_the_commit_alone(copy, own_cache, name):
+def test_handed_out_are_files_of_the_commit_alone(copy, own_cache, name):
     """Not what lies beside them, above them, or anywhere else."""
     (own_cache / "secret").write_text("secret")
     (copy.store.blobs / "secret").write_text("secret")
@@ -194,7 +194,7 @@ def test_a_node_hands_out_files_of_the_commit_alone(copy, own_cache, name):
 
 
 @pytest.mark.parametrize("start", [-1, "0", None, 1.5])
-def test_a_place_in_a_file_is_a_number(copy, start):
+def test_handed_out_place_in_a_file_is_a_number(copy, start):
     """From the end, say, there is nothing to read."""
     with pytest.raises(chunks.NotOffered):
         handed_out(copy, [(copy.weights.etag, start)])
@@ -205,20 +205,20 @@ def test_a_place_in_a_file_is_a_number(copy, start):
     [("../..", None), (TINY_REPO, "../../x"), (TINY_REPO, "main"), (None, None), ("a/b/c", None),
      ("acme/other", None), (TINY_REPO, "0" * 40)],
 )  # fmt: skip
-def test_a_node_hands_out_what_it_announced(copy, repo_id, commit):
+def test_handed_out_is_what_was_announced(copy, repo_id, commit):
     """Another repository or commit of its cache, and what names neither, stays here."""
     with pytest.raises(chunks.NotOffered):
         handed_out(copy, [(copy.weights.etag, 0)], repo_id=repo_id, commit=commit)
 
 
-def test_a_node_that_announced_nothing_hands_out_nothing(cluster, copy):
+def test_handed_out_is_nothing_without_an_announcement(cluster, copy):
     """Having the files is not offering them."""
     cluster.kv.held.clear()
     with pytest.raises(chunks.NotOffered, match="did not announce"):
         handed_out(copy, [(copy.weights.etag, 0)])
 
 
-def test_a_link_out_of_the_cache_is_not_handed_out(copy, tmp_path):
+def test_handed_out_is_no_link_out_of_the_cache(copy, tmp_path):
     """Whoever can write to the cache cannot read more of the node through us."""
     outside = tmp_path / "outside"
     outside.write_text("secret")
@@ -260,7 +260,7 @@ class LyingPeer:
         "end",
     ],
 )
-def test_a_lying_peer_costs_no_more_than_the_file_and_is_passed_over(
+def test_peers_pass_over_a_lying_one_at_the_cost_of_a_file(
     cluster, on, tmp_path, monkeypatch, sent, at_most
 ):
     """Its bytes are counted against the Hub's list and hashed; then the Hub is asked."""

@@ -110,7 +110,7 @@ def served(published):
     return {path.relative_to(found).as_posix() for path in files}
 
 
-def test_a_plain_repository(publish):
+def test_published_plain_repository_serves(publish):
     """The baseline."""
     assert {WEIGHTS, "config.json", "tokenizer.json"} <= served(publish())
 
@@ -134,7 +134,7 @@ def test_a_plain_repository(publish):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_the_engine_cannot_load_is_refused_before_a_byte_of_weights(
+def test_published_that_the_engine_cannot_load_is_refused_before_the_weights(
     publish, directory, changes, words
 ):
     """In one sentence of the gate; a directory of the same content is refused in the same words."""
@@ -151,7 +151,7 @@ def access_of_nobody():
     return AppConfig.model_validate({"model": {"path": "/x"}}).access
 
 
-def test_what_does_not_fit_is_refused(publish, monkeypatch):
+def test_published_that_does_not_fit_is_refused(publish, monkeypatch):
     """By the node's own memory, known before the download."""
     published = publish()
     size = 10 * 2**20
@@ -165,7 +165,9 @@ def test_what_does_not_fit_is_refused(publish, monkeypatch):
     assert published.weight_bytes_sent() <= 9  # of the first gate
 
 
-def test_the_command_line_says_so(publish, tmp_path, monkeypatch, directory):
+def test_check_says_that_published_weights_cannot_be_loaded(
+    publish, tmp_path, monkeypatch, directory
+):
     """`serve-app check` on this machine: exit 3, with the remedy of this fault."""
     edit(directory, quantization_config={"quant_method": "fp8"})
     published = publish()
@@ -181,7 +183,7 @@ def test_the_command_line_says_so(publish, tmp_path, monkeypatch, directory):
     assert "Choose a checkpoint of this model in bfloat16" in " ".join(table.split())
 
 
-def test_checkpoints_and_copies_stay_on_the_hub(publish, directory):
+def test_fetch_leaves_checkpoints_and_copies_on_the_hub(publish, directory):
     """The bytes of the plan are those of the model."""
     plain = served(publish())
     for copy in ("checkpoint-500", "fp16", "sub/original"):
@@ -196,7 +198,7 @@ def test_checkpoints_and_copies_stay_on_the_hub(publish, directory):
     assert served(publish()) == plain
 
 
-def test_the_whole_file_wins_over_a_stale_index(publish, directory):
+def test_fetch_prefers_the_whole_file_to_a_stale_index(publish, directory):
     """Left over from a conversion; transformers takes the file, and so does every step."""
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / INDEX).write_text(json.dumps(index))
@@ -204,7 +206,7 @@ def test_the_whole_file_wins_over_a_stale_index(publish, directory):
 
 
 @pytest.mark.parametrize("is_whole_there", [False, True])
-def test_of_two_copies_of_the_weights_one_is_taken(publish, directory, is_whole_there):
+def test_fetch_takes_one_of_two_copies_of_the_weights(publish, directory, is_whole_there):
     """Shards and the whole file: the file. Shards and others: those that the index names."""
     whole = (directory / WEIGHTS).read_bytes()
     shard(directory)
@@ -230,14 +232,14 @@ def shard(directory):
     (directory / WEIGHTS).unlink()
 
 
-def test_the_file_that_config_json_names_is_the_model(publish, directory):
+def test_fetch_takes_the_file_that_config_json_names(publish, directory):
     """`transformers_weights`: as transformers does it."""
     (directory / WEIGHTS).rename(directory / "main.safetensors")
     edit(directory, transformers_weights="main.safetensors")
     assert "main.safetensors" in served(publish())
 
 
-def test_a_repository_with_tokenizer_model_alone(publish, directory):
+def test_published_with_tokenizer_model_alone_is_refused(publish, directory):
     """What transformers would need for it is said before the download, and is right."""
     (directory / "tokenizer.json").unlink()
     (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
@@ -247,13 +249,13 @@ def test_a_repository_with_tokenizer_model_alone(publish, directory):
     assert "pip install sentencepiece" in verdict.remedy
 
 
-def test_a_repository_without_any_tokenizer(publish, directory):
+def test_published_without_any_tokenizer_is_refused(publish, directory):
     """Base weights of a conversion."""
     (directory / "tokenizer.json").unlink()
     assert "tokenizer.json" in refused(publish()).hub_message
 
 
-def test_vocabulary_and_merges_make_a_tokenizer(publish, directory, monkeypatch):
+def test_load_makes_a_tokenizer_of_vocabulary_and_merges(publish, directory, monkeypatch):
     """Repositories of before 2020, and Qwen's."""
     tokenizer_json = json.loads((directory / "tokenizer.json").read_text())["model"]
     (directory / "vocab.json").write_text(json.dumps(tokenizer_json["vocab"]))
