@@ -14,7 +14,7 @@ VERDICT = Verdict("acme/tiny", "main", "0" * 40, "https://hub", 1.0, ())
 
 
 @pytest.mark.parametrize(("replicas", "ingresses"), [(1, 1), (2, 2), (8, 2)])
-def test_whoever_has_a_replica_to_lose_has_an_ingress_to_lose(replicas, ingresses):
+def test_bind_gives_an_ingress_to_lose_to_whoever_has_a_replica_to_lose(replicas, ingresses):
     """One ingress would take every stream with it, those of the other replicas too."""
     scale = {"min_replicas": 1, "max_replicas": replicas}
     config = parse_args({"model": {"repo_id": "acme/tiny"}, "replica": scale})
@@ -22,7 +22,7 @@ def test_whoever_has_a_replica_to_lose_has_an_ingress_to_lose(replicas, ingresse
     assert application._bound_deployment.num_replicas == ingresses
 
 
-def test_no_line_of_serves_forms_before_an_ingress():
+def test_bind_lets_no_line_of_serves_form_before_an_ingress():
     """`/health` would wait in it, behind bodies that come slowly: its own limits come first."""
     application = bind(parse_args({"model": {"repo_id": "acme/tiny"}}), VERDICT)
     assert application._bound_deployment.max_ongoing_requests >= 100_000
@@ -45,7 +45,7 @@ def gate(monkeypatch, kv_store):
 ARGS = {"model": {"repo_id": "acme/tiny"}}
 
 
-def test_an_approved_build_is_recorded(gate):
+def test_build_app_records_an_approved_build(gate):
     """For each application that is built from these args, with the gate's own words."""
     app.build_app(ARGS)
     for name in "ab":
@@ -55,7 +55,7 @@ def test_an_approved_build_is_recorded(gate):
         assert entry.duration_s == 0.5
 
 
-def test_a_blocked_build_is_recorded_and_blocks(gate):
+def test_build_app_records_a_blocked_build_and_blocks(gate):
     """A store that is lost does not turn the refusal into another error."""
     gate[0] = Outcome.EXPIRED_TOKEN
     with pytest.raises(RolloutBlocked):
@@ -66,7 +66,7 @@ def test_a_blocked_build_is_recorded_and_blocks(gate):
 
 
 @pytest.mark.parametrize("outcome", [Outcome.GRANTED, Outcome.EXPIRED_TOKEN])
-def test_a_store_that_does_not_answer_changes_no_decision(gate, kv_store, outcome):
+def test_build_app_decides_the_same_when_the_store_does_not_answer(gate, kv_store, outcome):
     """Neither a yes nor a no."""
     gate[0], kv_store.is_lost = outcome, True
     if outcome is Outcome.GRANTED:

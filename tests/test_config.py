@@ -20,7 +20,7 @@ def refused(args):
     return caught.value.message
 
 
-def test_a_repo_alone_is_a_whole_config():
+def test_parse_args_accepts_a_repo_alone():
     """Everything but the model has a default."""
     config = parse_args({"model": MODEL})
     assert config.model.name == "acme/tiny"
@@ -52,7 +52,7 @@ def test_a_repo_alone_is_a_whole_config():
         ({}, "args.model"),
     ],
 )
-def test_a_fault_names_its_key_and_the_mend(args, words):
+def test_parse_args_names_a_faults_key_and_the_fix(args, words):
     """One line says where the fault is and what is meant."""
     assert words in refused(args)
 
@@ -80,14 +80,14 @@ VLLM = {"backend": "vllm"}
         ("enable_log_requests", True, "would log prompts"),
     ],
 )
-def test_what_another_key_owns_is_no_argument_of_vllm(name, value, words):
+def test_parse_args_refuses_for_vllm_what_another_key_owns(name, value, words):
     """The message names the key that says it, and never the value."""
     message = refused({"model": MODEL, "engine": VLLM | {"vllm": {name: value}}})
     assert message.startswith("args.engine.vllm: ")
     assert words in message
 
 
-def test_vllms_own_arguments_are_taken_as_they_are():
+def test_parse_args_takes_vllms_own_arguments_as_they_are():
     """Those that nobody else owns."""
     own = {
         "enforce_eager": True,
@@ -100,7 +100,7 @@ def test_vllms_own_arguments_are_taken_as_they_are():
     assert parse_args({"model": MODEL}).engine.backend == "builtin"
 
 
-def test_what_only_vllm_does_needs_it():
+def test_parse_args_wants_vllm_for_what_only_vllm_does():
     """Its arguments, and weights in whatever form they are stored."""
     assert "set backend: vllm" in refused({"model": MODEL, "engine": {"vllm": {"seed": 1}}})
     auto = MODEL | {"dtype": "auto"}
@@ -122,12 +122,12 @@ def test_what_only_vllm_does_needs_it():
         ([{"name": "x", "repo_id": "a/b", "path": "/x"}], "args.model.adapters.0.path"),
     ],
 )
-def test_adapters_are_checked(adapters, words):
+def test_parse_args_checks_adapters(adapters, words):
     """Their names are the API's; a repository is named as a model's is."""
     assert words in refused({"model": MODEL | {"adapters": adapters}, "engine": VLLM})
 
 
-def test_adapters_need_vllm_and_are_pinned_by_name():
+def test_parse_args_wants_vllm_for_adapters_and_pins_them_by_name():
     """The gate pins each; one that it did not name keeps its revision."""
     adapters = [{"name": "x", "repo_id": "a/x"}, {"name": "y", "repo_id": "a/y", "revision": "v1"}]
     model = MODEL | {"adapters": adapters}
@@ -145,7 +145,7 @@ def test_adapters_need_vllm_and_are_pinned_by_name():
     assert "model.adapters" in own
 
 
-def test_all_faults_are_reported_at_once():
+def test_parse_args_reports_all_faults_at_once():
     """A person corrects the file once, not once per fault."""
     message = refused({"model": MODEL | {"revison": "x"}, "engine": {"max_batch_tokens": -1}})
     assert len(message.splitlines()) == 2
@@ -162,14 +162,14 @@ def test_all_faults_are_reported_at_once():
         {"model": MODEL, "x": ["a", {"y": f"Bearer {TOKEN}"}]},
     ],
 )
-def test_a_token_value_is_refused_and_never_echoed(args):
+def test_parse_args_refuses_a_token_value_and_never_echoes_it(args):
     """The message says how to hand a token over and does not hold it."""
     message = refused(args)
     assert TOKEN not in message
     assert "HF_TOKEN environment variable" in message
 
 
-def test_rejected_input_is_not_echoed():
+def test_parse_args_does_not_echo_rejected_input():
     """A secret of an unknown shape does not leave through a validation message."""
     assert "s3cr3t" not in refused({"model": MODEL, "engine": {"max_batch_tokens": "s3cr3t"}})
 
@@ -183,7 +183,7 @@ def test_rejected_input_is_not_echoed():
         max_leaves=8,
     )
 )
-def test_any_tree_is_a_config_or_a_config_error(tree):
+def test_parse_args_takes_any_tree_or_raises_a_config_error(tree):
     """Nothing but ConfigError ever leaves the parser."""
     with contextlib.suppress(ConfigError):
         assert isinstance(parse_args({"model": MODEL, "engine": tree}), AppConfig)
@@ -192,14 +192,14 @@ def test_any_tree_is_a_config_or_a_config_error(tree):
 @pytest.mark.parametrize(
     "good", ["http://127.0.0.1:8090/", "http://[::1]:1", "http://localhost", "https://h.co"]
 )
-def test_https_or_loopback(good):
+def test_check_endpoint_wants_https_or_loopback(good):
     """Plain http is safe within this machine only."""
     assert check_endpoint(good) == good.rstrip("/")
     assert not is_plain_http(good)
 
 
 @pytest.mark.parametrize("url", ["http://h.co", "http://10.0.0.7:8090", "http://hub.mirror.svc"])
-def test_plain_http_to_another_machine_is_a_choice(url):
+def test_is_plain_http_to_another_machine_is_a_choice(url):
     """A mirror inside the cluster; with a token it has to be allowed by name."""
     assert is_plain_http(url)
     for access in ({"endpoint": url}, {"endpoint": url, "token_file": "/t", "allow_http": True}):
@@ -222,7 +222,7 @@ def test_plain_http_to_another_machine_is_a_choice(url):
         ({"path": "/models/tiny", "served_name": ["a", "b"]}, ("a", "b")),
     ],
 )
-def test_a_model_has_many_names(model, names):
+def test_parse_args_takes_many_names_of_a_model(model, names):
     """One, or a list; the repository's always counts, and the first is its own."""
     config = parse_args({"model": model})
     assert config.model.names == names
@@ -230,6 +230,6 @@ def test_a_model_has_many_names(model, names):
 
 
 @pytest.mark.parametrize("served_name", ["", [], [""], ["a" * 257], 3, [3], {"a": 1}])
-def test_a_name_is_some_text(served_name):
+def test_parse_args_refuses_a_name_that_is_no_text(served_name):
     """An empty list would leave the model without one."""
     assert "args.model.served_name" in refused({"model": MODEL | {"served_name": served_name}})

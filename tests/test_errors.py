@@ -16,7 +16,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
-def test_every_error_survives_pickling(kind):
+def test_errors_survive_pickling(kind):
     """Message, field, details and class arrive on the other side unchanged."""
     error = kind("no room", param="max_tokens", limit=8, retry_after_s=2)
     copy = pickle.loads(pickle.dumps(error))
@@ -25,7 +25,7 @@ def test_every_error_survives_pickling(kind):
     assert str(copy) == "no room"
 
 
-def test_codes_are_unique_and_statuses_are_errors():
+def test_errors_have_unique_codes_and_error_statuses():
     """A code names one class, so that clients can branch on it."""
     codes = [kind.code for kind in ALL]
     assert len(ALL) >= 14
@@ -33,7 +33,7 @@ def test_codes_are_unique_and_statuses_are_errors():
     assert all(400 <= kind.http_status <= 599 for kind in ALL)
 
 
-def test_client_faults_are_4xx_and_the_rest_is_not_blamed_on_the_client():
+def test_errors_blame_the_client_with_4xx_and_nothing_else():
     """RequestError and Overloaded are 4xx; engine faults are 5xx."""
     for kind in ALL:
         if issubclass(kind, errors.RequestError):
@@ -43,7 +43,7 @@ def test_client_faults_are_4xx_and_the_rest_is_not_blamed_on_the_client():
             assert kind.http_status >= 500
 
 
-def test_the_docstring_draws_every_class():
+def test_errors_docstring_draws_every_class():
     """The tree at the top of the module is complete."""
     for kind in ALL:
         assert kind.__name__ in (errors.__doc__ or "")

@@ -16,13 +16,13 @@ def args(builder="m:build", gate=None, **builder_args):
     }
 
 
-def test_commit_goes_where_the_placeholder_stands():
+def test_parse_gated_puts_the_commit_where_the_placeholder_stands():
     """Anywhere in the tree, also inside a text; nothing else changes."""
     gated = parse_gated(args(a=[{"rev": "${gate.commit}"}, "x@${gate.commit}", 1], b=None))
     assert gated.builder_args(COMMIT) == {"a": [{"rev": COMMIT}, f"x@{COMMIT}", 1], "b": None}
 
 
-def test_ray_serve_llm_needs_no_placeholder():
+def test_parse_gated_needs_no_placeholder_for_ray_serve_llm():
     """The configs that load this repository get the commit as their engine's revisions."""
     source = {"model_id": "m", "model_source": REPO}
     gated = parse_gated(
@@ -53,7 +53,7 @@ def test_ray_serve_llm_needs_no_placeholder():
         (args(token="hf_" + "a" * 34, r="${gate.commit}"), "holds a token's value"),
     ],
 )
-def test_wrong_args_are_refused_without_their_values(wrong, words):
+def test_parse_gated_refuses_wrong_args_without_their_values(wrong, words):
     """One line for each fault."""
     with pytest.raises(ConfigError) as caught:
         parse_gated(wrong)
@@ -61,7 +61,7 @@ def test_wrong_args_are_refused_without_their_values(wrong, words):
     assert "a" * 34 not in caught.value.message
 
 
-def test_the_directory_goes_where_its_placeholder_stands():
+def test_parse_gated_puts_the_directory_where_its_placeholder_stands():
     """It says which version is loaded, so no other place for the commit is needed."""
     gated = parse_gated(args(model="${gate.path}", name="m-${gate.commit}"))
     assert gated.wants_path
@@ -70,7 +70,7 @@ def test_the_directory_goes_where_its_placeholder_stands():
     assert not parse_gated(args(r="${gate.commit}")).wants_path
 
 
-def test_a_local_directory_has_no_commit_to_take():
+def test_parse_gated_takes_no_commit_of_a_local_directory():
     """Its application loads the directory, whatever is in there."""
     gated = parse_gated(args(gate={"model": {"path": "/models/m"}}, directory="/models/m"))
     assert gated.builder_args("main") == {"directory": "/models/m"}

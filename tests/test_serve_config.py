@@ -33,14 +33,14 @@ def changed(**application):
     return GOOD | {"applications": [GOOD["applications"][0] | application]}
 
 
-def test_serves_own_traces_may_be_switched_on(tmp_path):
+def test_read_takes_serves_own_traces(tmp_path):
     """The lines that the reference shows are taken; a wrong key in them is not."""
     assert read(tmp_path, GOOD | {"tracing_config": {"enabled": True, "sampling_ratio": 0.01}})
     with pytest.raises(ConfigError, match="tracing_config"):
         read(tmp_path, GOOD | {"tracing_config": {"on": True}})
 
 
-def test_overrides_of_deployments_are_kept_with_their_application(tmp_path):
+def test_read_keeps_overrides_of_deployments_with_their_application(tmp_path):
     """They decide where replicas go, and the builder never sees them."""
     special = {"name": "LLMServer", "ray_actor_options": {"label_selector": {"zone": "a"}}}
     plain = GOOD["applications"][0] | {"name": "plain", "route_prefix": "/plain"}
@@ -53,12 +53,12 @@ def test_overrides_of_deployments_are_kept_with_their_application(tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_config_is_valid(path):
+def test_read_takes_every_shipped_config(path):
     """The files in configs/ pass their own check."""
     assert serve_config.read(path)[0].config.model.repo_id
 
 
-def test_our_applications_are_found(tmp_path):
+def test_read_finds_our_applications(tmp_path):
     """Other people's applications in the same file are left alone."""
     other = {"name": "x", "route_prefix": "/x", "import_path": "a:b"}
     document = GOOD | {"applications": [*GOOD["applications"], other]}
@@ -85,7 +85,7 @@ def test_our_applications_are_found(tmp_path):
         (GOOD | {"http_options": {"port": "x"}}, "http_options.port"),
     ],
 )
-def test_a_fault_is_one_clear_line(tmp_path, document, words):
+def test_read_reports_a_fault_in_one_clear_line(tmp_path, document, words):
     """The message names the key and the fix."""
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, document)
@@ -105,7 +105,7 @@ def test_a_fault_is_one_clear_line(tmp_path, document, words):
         ),
     ],
 )
-def test_a_token_anywhere_in_the_yaml_is_refused(tmp_path, document):
+def test_read_refuses_a_token_anywhere_in_the_yaml(tmp_path, document):
     """Also in runtime_env and user_config, which Ray keeps in clear text."""
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, document)
@@ -113,7 +113,7 @@ def test_a_token_anywhere_in_the_yaml_is_refused(tmp_path, document):
     assert "mounted Kubernetes secret" in caught.value.message
 
 
-def test_a_missing_file_is_one_sentence(tmp_path):
+def test_read_reports_a_missing_file_in_one_sentence(tmp_path):
     """No traceback for a wrong path."""
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         serve_config.read(tmp_path / "none.yaml")
@@ -131,7 +131,7 @@ def placement(app):
     return placement_of(app.config, app.runtime_env, app.deployments)
 
 
-def test_every_deployment_with_a_gpu_counts(tmp_path):
+def test_read_foreign_counts_every_deployment_with_a_gpu(tmp_path):
     """Each is asked on its own nodes and in its own environment; a router is left out."""
     options = {"num_gpus": 1, "runtime_env": {"env_vars": {"B": "2"}}}
     first, second = foreign(
@@ -151,7 +151,7 @@ def test_every_deployment_with_a_gpu_counts(tmp_path):
     assert placement(second).demands[0].resources["GPU"] == 2
 
 
-def test_bundles_and_an_explicit_zero_are_taken_as_they_are(tmp_path):
+def test_read_foreign_takes_bundles_and_an_explicit_zero_as_they_are(tmp_path):
     """Four GPUs in a placement group are four; a replica on CPU asks for none."""
     bundles = [{"CPU": 1}, {"GPU": 4}]
     (grouped,) = foreign(tmp_path, {"name": "M", "placement_group_bundles": bundles})
@@ -160,7 +160,7 @@ def test_bundles_and_an_explicit_zero_are_taken_as_they_are(tmp_path):
     assert placement(on_cpu).demands[0].resources["GPU"] == 0
 
 
-def test_other_peoples_applications_ask_for_one_gpu_by_default(tmp_path):
+def test_read_foreign_asks_for_one_gpu_by_default(tmp_path):
     """Nothing in the file says what a replica needs."""
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump({"applications": [{"name": "x", "import_path": "a:b"}]}))
@@ -170,7 +170,7 @@ def test_other_peoples_applications_ask_for_one_gpu_by_default(tmp_path):
         serve_config.read(path)
 
 
-def test_a_wrong_repository_name_is_refused(tmp_path):
+def test_read_foreign_refuses_a_wrong_repository_name(tmp_path):
     """The name comes from the command line and is checked like one in the file."""
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump({"applications": [{"name": "x", "import_path": "a:b"}]}))
@@ -179,7 +179,7 @@ def test_a_wrong_repository_name_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("scaling", [{"upscale_delay_s": 5}, {"min_replicas": 2}])
-def test_half_an_autoscaler_is_refused(tmp_path, scaling):
+def test_read_refuses_half_an_autoscaler(tmp_path, scaling):
     """Serve would set both bounds to 1 without a word."""
     override = {"name": "LLMServer", "autoscaling_config": scaling}
     with pytest.raises(ConfigError, match=r"under args\.replica"):

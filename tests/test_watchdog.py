@@ -15,7 +15,7 @@ def watched(working, *, limit_s=0.2):
     return watchdog, alarms
 
 
-def test_one_piece_of_work_that_goes_on():
+def test_watchdog_finds_one_piece_of_work_that_goes_on():
     """One alarm, after the limit and not much later."""
     watchdog, alarms = watched(lambda: 7)
     started = time.monotonic()
@@ -28,7 +28,7 @@ def test_one_piece_of_work_that_goes_on():
     watchdog.stop()
 
 
-def test_many_pieces_of_work_and_none():
+def test_watchdog_finds_no_hang_in_many_pieces_of_work_or_none():
     """Neither a busy thread nor an idle one hangs."""
     count = iter(range(10**9))
     busy, alarms = watched(lambda: next(count))
@@ -39,7 +39,7 @@ def test_many_pieces_of_work_and_none():
     idle.stop()
 
 
-async def test_an_event_loop_that_is_blocked():
+async def test_loop_watchdog_finds_an_event_loop_that_is_blocked():
     """It is noticed from outside, with the line that blocks it."""
     stacks: list[str] = []
     here = threading.get_ident()
@@ -55,7 +55,7 @@ async def test_an_event_loop_that_is_blocked():
     watchdog.stop()
 
 
-def test_a_loop_that_is_closed_is_not_blocked():
+def test_loop_watchdog_ignores_a_closed_loop():
     """Nobody waits for a sign of life of what is over."""
     loop = asyncio.new_event_loop()
     alarms: list[float] = []

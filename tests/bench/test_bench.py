@@ -11,7 +11,7 @@ from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
 pytestmark = pytest.mark.slow
 
 
-def test_two_contenders_take_turns_and_agree(tmp_path):
+def test_bench_engine_lets_two_contenders_take_turns_and_agree(tmp_path):
     """Each in a process of its own; float32 tokens are equal and the files are written."""
     out = tmp_path / "results" / "tiny"
     command = ["scripts/bench_engine", "--config", "tiny", "--dtype", "float32", "--rounds", "1"]
@@ -29,14 +29,14 @@ def test_two_contenders_take_turns_and_agree(tmp_path):
     assert "| serve-app |" in written.with_suffix(".md").read_text()
 
 
-def test_the_engine_is_timed_without_ray():
+def test_bench_engine_runs_without_ray():
     """What is measured is the engine; Ray would bring threads and memory of its own."""
     code = "import sys, scripts.bench.contenders.ours; sys.exit('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0
 
 
-def test_a_contender_that_ends_is_named_with_its_log(tmp_path):
+def test_contender_that_ends_is_named_with_its_log(tmp_path):
     """Loading that fails is an error of that contender alone, with a place to look."""
     setup = Setup(str(tmp_path), "float32", "cpu", 1, 2, 384, "")
     log = tmp_path / "log"

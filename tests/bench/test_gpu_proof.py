@@ -42,7 +42,7 @@ def test_judge_without_the_peer():
 
 
 @pytest.mark.slow
-def test_the_command_on_a_cpu_writes_a_report(tmp_path):
+def test_gpu_proof_on_a_cpu_writes_a_report(tmp_path):
     """All but the card: both engines, the bars, the file; a bar that is missed is exit code 1."""
     out = tmp_path / "proof.md"
     command = ["scripts/gpu_proof", "--device", "cpu", "--config", "tiny", "--lengths", "mixed"]
@@ -59,7 +59,7 @@ def test_the_command_on_a_cpu_writes_a_report(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_gpu_tests_and_the_engine_need_no_ray():
+def test_gpu_tests_and_the_engine_need_no_ray():
     """A borrowed card's image has none: they are collected, and skipped for want of a card."""
     code = (
         "import sys; sys.modules['ray'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"

@@ -47,7 +47,7 @@ def result():
     )
 
 
-def test_a_ratio_is_the_median_of_each_rounds_own(result):
+def test_summarise_ratio_is_the_median_of_each_rounds_own(result):
     """2, 3 and 10 times as fast give 3, whatever the medians' quotient is."""
     row = result["contenders"]["generate"]["streams"]["2"]
     assert row["ours_tok_s_ratio"] == pytest.approx(3.0)
@@ -57,7 +57,7 @@ def test_a_ratio_is_the_median_of_each_rounds_own(result):
     assert row["itl_p50_s"] == row["itl_p95_s"] == pytest.approx(1.5)
 
 
-def test_the_bound_is_what_reading_and_multiplying_allow(result):
+def test_summarise_bound_is_what_reading_and_multiplying_allow(result):
     """Four steps read 2,000 bytes each at the faster rate; the products take less."""
     flop = 2 * (900 * (30 + 6) + 100 * 6)
     assert flop / 1e5 < 4 * 2000 / 8000
@@ -65,20 +65,20 @@ def test_the_bound_is_what_reading_and_multiplying_allow(result):
     assert row["of_bound"] == pytest.approx(row["tok_s"] / (6 / 1.0))
 
 
-def test_memory_is_counted_above_weights_and_the_requests_kv(result):
+def test_summarise_counts_memory_above_weights_and_the_requests_kv(result):
     """The largest peak of all rounds, less the weights and K and V of every token."""
     above = result["contenders"]["generate"]["peak_above_weights_and_kv_bytes"]
     assert above == 9_002 - 2000 - 36 * 10
 
 
-def test_tokens_are_compared_with_generates(result):
+def test_summarise_compares_tokens_with_generates(result):
     """One of two requests differs in each of three rounds; `generate` equals itself."""
     rows = {name: c["streams"]["2"] for name, c in result["contenders"].items()}
     assert rows["serve-app"]["equal_to_generate"] == "3/6"
     assert rows["generate"]["equal_to_generate"] == "6/6"
 
 
-def test_the_report_names_settings_and_the_class_of_processor(result):
+def test_markdown_names_settings_and_the_class_of_processor(result):
     """A number without them could not be repeated, or would be compared with another machine's."""
     table = markdown(result)
     assert "- serve-app: 2 threads" in table
@@ -86,7 +86,7 @@ def test_the_report_names_settings_and_the_class_of_processor(result):
     assert f"({', '.join(result['machine']['features'])})" in table
 
 
-def test_the_table_names_every_contender_with_its_ratio(result):
+def test_markdown_table_names_every_contender_with_its_ratio(result):
     """Markdown, one table for each number of streams."""
     table = markdown(result)
     assert "## Streams: 2" in table
@@ -94,7 +94,7 @@ def test_the_table_names_every_contender_with_its_ratio(result):
     assert "| generate | 1.0 | 3.00 ×" in table
 
 
-def test_a_contender_that_stops_early_is_refused():
+def test_turn_refuses_a_contender_that_stops_early():
     """Fewer tokens in less time must not look fast."""
     cut = turn("serve-app", 0, 1.0, ids=(5, 6, 7))
     with pytest.raises(ValueError, match="serve-app made 3 of 4"):

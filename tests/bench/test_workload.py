@@ -7,7 +7,7 @@ from scripts.bench.workload import ALONE, LENGTHS, make
 TEXT = [random.Random(0).randrange(49_000) for _ in range(2_500)]
 
 
-def test_the_lengths_are_the_published_ones():
+def test_lengths_are_the_published_ones():
     """32 requests, 4,728 and 2,180 tokens: results stay comparable over time."""
     prompts, completions = zip(*LENGTHS, strict=True)
     assert (len(LENGTHS), sum(prompts), sum(completions)) == (32, 4728, 2180)
@@ -15,7 +15,7 @@ def test_the_lengths_are_the_published_ones():
     assert (min(completions), max(completions)) == (16, 128)
 
 
-def test_requests_have_those_lengths_and_repeat():
+def test_make_requests_of_those_lengths_which_repeat():
     """The same turn gives the same requests; one stream is the first few of them."""
     requests = make(TEXT, streams=32, turn=3)
     assert [(len(r.prompt), r.max_tokens) for r in requests] == list(LENGTHS)
@@ -24,7 +24,7 @@ def test_requests_have_those_lengths_and_repeat():
     assert len(make(TEXT, streams=64, turn=3)) == 64
 
 
-def test_no_two_prompts_of_a_benchmark_begin_alike():
+def test_make_no_two_prompts_that_begin_alike():
     """A cache of prefixes finds nothing, so every run does the whole work."""
     every = [r.prompt[0] for turn in range(1, 9) for r in make(TEXT, streams=64, turn=turn)]
     assert len(set(every)) == len(every)

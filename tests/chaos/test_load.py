@@ -79,7 +79,7 @@ async def loaded(url):
         (None, "http 503", "engine_dead"),
     ],
 )
-async def test_every_end_of_a_stream_has_its_name(start, end, kind, code):
+async def test_counter_names_every_end_of_a_stream(start, end, kind, code):
     """Each request is counted once, with the way it ended and the error's code."""
     answers = await loaded(await start(end))
     ends = Counter((answer.kind, answer.code) for answer in answers)
@@ -88,7 +88,7 @@ async def test_every_end_of_a_stream_has_its_name(start, end, kind, code):
     assert all(answer.began < answer.ended for answer in answers)
 
 
-async def test_where_nobody_listens_it_is_refused():
+async def test_counter_says_refused_where_nobody_listens():
     """A service that is away is distinguished from one that fails."""
     answers = await loaded("http://127.0.0.1:1")
     assert {answer.kind for answer in answers} == {"refused"}

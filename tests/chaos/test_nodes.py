@@ -9,7 +9,7 @@ from tests.chaos.nodes import AHEAD_S, with_clock
 from tests.integration.conftest import LogicalNode
 
 
-def test_a_nodes_python_is_ahead_until_its_clock_is_set_right(tmp_path):
+def test_with_clock_puts_a_nodes_python_ahead_until_it_is_set_right(tmp_path):
     """The wall clock alone, and in a process that runs already."""
     node = with_clock(LogicalNode("a"), tmp_path)
     code = "import time; print(time.time(), flush=True); input(); print(time.time())"

@@ -17,7 +17,7 @@ def stage(*answers, struck_at, recovered_at=None):
     )
 
 
-def test_a_row_counts_kinds_and_times_from_the_fault(tmp_path, monkeypatch):
+def test_row_counts_kinds_and_times_from_the_fault(tmp_path, monkeypatch):
     """Good streams that began before the fault do not show that it is over."""
     monkeypatch.setattr(report, "PLACE", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
@@ -42,7 +42,7 @@ def test_a_row_counts_kinds_and_times_from_the_fault(tmp_path, monkeypatch):
     assert "Not measured yet: node killed." in text
 
 
-def test_what_never_recovers_is_reported_so():
+def test_row_reports_what_never_recovers():
     """No good answer after the fault is not a time."""
     row = report.summarise(stage(Answer(1.0, 2.0, "cut"), struck_at=1.5), "x", "", "")
     assert row["answers_again_s"] is row["whole_again_s"] is None

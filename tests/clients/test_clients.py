@@ -79,7 +79,7 @@ def command(client: str, scratch: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_client_works_as_it_is(client, url, tmp_path):
+def test_client_works_as_it_is(client, url, tmp_path):
     """Every step of its program, in order."""
     environment = {
         "HOME": str(tmp_path),
@@ -104,7 +104,7 @@ def test_a_client_works_as_it_is(client, url, tmp_path):
     assert (done.returncode, steps) == (0, CLIENTS[client]), done.stdout + done.stderr
 
 
-def test_every_program_is_run():
+def test_programs_are_all_run():
     """And every environment has one."""
     assert {path.stem for path in PROGRAMS.iterdir() if path.is_file()} == CLIENTS.keys()
     listed = {path.stem for path in (Path(__file__).parent / "environments").glob("*.txt")}

@@ -42,7 +42,7 @@ def make_ready(checkout, *files, name):
     return environment
 
 
-def test_nothing_to_do_does_nothing(checkout):
+def test_make_ready_does_nothing_where_nothing_is_to_do(checkout):
     """Each list that is unchanged keeps its environment."""
     for path in (checkout / LISTS).glob("*.txt"):
         make_ready(checkout, path.name, name=path.stem)
@@ -53,7 +53,7 @@ def test_nothing_to_do_does_nothing(checkout):
     assert sorted(checkout.rglob("*")) == before
 
 
-def test_a_registry_out_of_reach_is_one_sentence(checkout):
+def test_make_ready_without_a_registry_says_one_sentence(checkout):
     """Which client it was, and where pip's own words are; the next run begins it again."""
     done = run(
         checkout,

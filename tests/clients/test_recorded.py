@@ -104,14 +104,14 @@ OPEN_WEBUI = {
         (CHAT, OPEN_WEBUI),
     ],
 )
-async def test_it_is_answered(path, body):
+async def test_recorded_request_is_answered(path, body):
     """As it is, with the answer that was asked for."""
     answer = await Service(engine(), aliases=("tiny",)).post(path, body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_log_likelihoods_have_a_number_for_each_token_of_the_prompt():
+async def test_recorded_log_likelihoods_have_a_number_for_each_token_of_the_prompt():
     """By `echo`: null for the first one, and where each token begins."""
     answer = await Service(engine(), aliases=("tiny",)).post(COMPLETIONS, LOGLIKELIHOOD)
     for choice, prompt in zip(answer.json()["choices"], LOGLIKELIHOOD["prompt"], strict=True):

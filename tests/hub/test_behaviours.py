@@ -247,7 +247,7 @@ def test_granted(hub: LocalHub):
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.invalid, Behaviour.expired])
-def test_a_dead_token_breaks_public_repositories(behaviour: Behaviour):
+def test_dead_token_breaks_public_repositories(behaviour: Behaviour):
     """A dead token is a bare 401 even where no token is needed."""
     with LocalHub([Repo("acme/open", {"config.json": b"{}"}, gated=False)]) as hub:
         token = hub.issue_token(behaviour)
@@ -315,7 +315,7 @@ def test_rate_limit(hub: LocalHub):
     assert headers["ratelimit-policy"] == '"fixed window";"api";q=1000;w=300'
 
 
-def test_every_answer_tells_the_quota(hub: LocalHub):
+def test_quota_is_in_every_answer(hub: LocalHub):
     """The quota counts down per caller and kind, on refusals as well."""
     token = hub.issue_token(Behaviour.pending)
     url = f"{hub.url}/{TINY_REPO}/resolve/main/config.json"
@@ -361,7 +361,7 @@ def test_flaky(hub: LocalHub, status: int):
     assert got == [status, 200]
 
 
-def test_the_real_client_retries_a_flaky_hub(hub: LocalHub):
+def test_flaky_hub_is_retried_by_the_real_client(hub: LocalHub):
     """huggingface_hub gets over a 503 on the routes that it retries."""
     token = hub.issue_token(Behaviour.flaky, failures=1)
     names = [entry.path for entry in HfApi(endpoint=hub.url, token=token).list_repo_tree(TINY_REPO)]
@@ -369,7 +369,7 @@ def test_the_real_client_retries_a_flaky_hub(hub: LocalHub):
     assert [entry.status for entry in hub.log] == [503, 200]
 
 
-def test_a_fault_can_be_limited_to_a_route(hub: LocalHub):
+def test_fault_limited_to_a_route(hub: LocalHub):
     """Elsewhere the token is granted."""
     token = hub.issue_token(Behaviour.server_error, on=[Route.whoami])
     api = HfApi(endpoint=hub.url, token=token)
@@ -389,7 +389,7 @@ def test_behaviour_toward_one_repository(hub: LocalHub):
         api.auth_check("acme/adapter")
 
 
-def test_switching_at_run_time(hub: LocalHub):
+def test_behaviour_switched_at_run_time(hub: LocalHub):
     """A grant and its withdrawal show at once."""
     token = hub.issue_token(Behaviour.pending)
     url = f"{hub.url}/api/models/{TINY_REPO}/auth-check"
@@ -412,7 +412,7 @@ def test_outage_strikes_everybody(hub: LocalHub):
     assert httpx.get(url, headers=bearer(hub.issue_token())).status_code == 200
 
 
-def test_the_log_names_tokens_by_fingerprint(hub: LocalHub):
+def test_log_names_tokens_by_fingerprint(hub: LocalHub):
     """The log holds no token, also where an unknown token is named in an error."""
     token = hub.issue_token()
     httpx.get(f"{hub.url}/api/whoami-v2", headers=bearer(token))

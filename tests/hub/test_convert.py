@@ -18,13 +18,13 @@ def tokenizer(demo_model_dir: Path) -> Any:
 
 
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: repr(case["text"])[:30])
-def test_ids_equal_those_of_llama_cpp(tokenizer: Any, case: dict[str, Any]):
+def test_tokenizer_gives_the_ids_of_llama_cpp(tokenizer: Any, case: dict[str, Any]):
     """Ids are equal for text, code, digits, scripts, emoji, white space and special tokens."""
     assert tokenizer.encode(case["text"]) == case["ids"]
     assert tokenizer.decode(case["ids"]) == case["text"]
 
 
-def test_every_digit_is_a_token(tokenizer: Any):
+def test_tokenizer_makes_every_digit_a_token(tokenizer: Any):
     """Digits are split one by one, which plain byte-level splitting does not do."""
     assert [tokenizer.decode([token]) for token in tokenizer.encode("2026")] == list("2026")
 
@@ -44,7 +44,7 @@ def test_chat_template(tokenizer: Any):
     )
 
 
-def test_limits_and_special_tokens(tokenizer: Any):
+def test_tokenizer_limits_and_special_tokens(tokenizer: Any):
     """The window is the model's and the end of a turn ends a completion."""
     assert tokenizer.model_max_length == 8192
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)

@@ -74,7 +74,7 @@ def test_revisions(hub: LocalHub):
         list(api.list_repo_tree("acme/revisions", revision="v9"))
 
 
-def test_a_push_moves_the_branch_and_keeps_the_commit():
+def test_push_moves_the_branch_and_keeps_the_commit():
     """New content is a new commit; the old one can still be read."""
     repo = Repo("acme/moving", {"config.json": b"1"})
     old = repo.sha
@@ -89,7 +89,7 @@ def test_a_push_moves_the_branch_and_keeps_the_commit():
             assert answer.headers["x-repo-commit"] == (old if revision == old else new)
 
 
-def test_the_gate_answers_before_existence(hub: LocalHub):
+def test_gate_answers_before_existence(hub: LocalHub):
     """A revision or file that does not exist is hidden behind the gate, and named behind it."""
     url = f"{hub.url}/{TINY_REPO}/resolve"
     denied, granted = (
@@ -115,7 +115,7 @@ def test_missing_files_as_the_client_sees_them(hub: LocalHub, tmp_path):
         hf_hub_download(TINY_REPO, "nope.json", **place)
 
 
-def test_a_missing_repository(hub: LocalHub):
+def test_missing_repository(hub: LocalHub):
     """It is a bare 401 for strangers and RepoNotFound for an account."""
     for headers in ({}, bearer("hf_" + "z" * 34)):
         answer = httpx.get(f"{hub.url}/api/models/acme/nothing", headers=headers)
@@ -128,7 +128,7 @@ def test_a_missing_repository(hub: LocalHub):
     assert missing.value.response.status_code == 404
 
 
-def test_a_private_repository_is_missing_for_others(hub: LocalHub):
+def test_private_repository_is_missing_for_others(hub: LocalHub):
     """Who may not see it cannot distinguish it from one that does not exist."""
     hub.add_repo(Repo("acme/secret", tiny_files(), gated=False, readers=frozenset({"bob"})))
     HfApi(endpoint=hub.url, token=hub.issue_token(account="bob")).auth_check("acme/secret")
@@ -183,7 +183,7 @@ def test_weights_redirect(hub: LocalHub):
     assert "x-xet-hash" not in answer.headers
 
 
-def test_a_small_file_is_answered_directly(hub: LocalHub):
+def test_small_file_is_answered_directly(hub: LocalHub):
     """A small gated file comes from the Hub with its Git object id as ETag, also in ranges."""
     url = f"{hub.url}/{TINY_REPO}/resolve/main/config.json"
     headers = bearer(hub.issue_token())
@@ -210,7 +210,7 @@ def test_rename(hub: LocalHub):
     api.auth_check(TINY_REPO)
 
 
-def test_a_rename_to_another_origin(hub: LocalHub):
+def test_rename_to_another_origin(hub: LocalHub):
     """The redirect of a hostile Hub can be played; a client that follows loses its token."""
     hub.rename(TINY_REPO, "acme/tiny-2", origin=hub.cdn_url)
     headers = bearer(hub.issue_token())
@@ -246,7 +246,7 @@ def test_snapshot_download(hub: LocalHub, tmp_path):
     assert sent == sum(len(got[name]) for name in got if name.endswith(".safetensors"))
 
 
-def test_a_refused_snapshot_moves_no_weights(hub: LocalHub, tmp_path):
+def test_snapshot_download_refused_moves_no_weights(hub: LocalHub, tmp_path):
     """A refusal comes before any byte of the weights."""
     token = hub.issue_token(Behaviour.rejected)
     with pytest.raises(GatedRepoError):
@@ -270,7 +270,7 @@ print(json.dumps({
 """
 
 
-def test_transformers(demo_model_dir: Path, tmp_path):
+def test_transformers_loads_from_the_hub(demo_model_dir: Path, tmp_path):
     """Tokenizer, config and weights come from a gated repository by HF_ENDPOINT alone."""
     with LocalHub([Repo.from_dir("acme/smol", demo_model_dir)]) as hub:
         environment = {

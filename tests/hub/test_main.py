@@ -61,7 +61,7 @@ def running(model: Path, tmp_path: Path) -> Iterator[tuple[str, Path, subprocess
     child.stdout.close()
 
 
-def test_process(running: tuple[str, Path, subprocess.Popen[str]]):
+def test_main_process(running: tuple[str, Path, subprocess.Popen[str]]):
     """It writes a token for its owner alone, obeys orders, and ends on Ctrl-C without a word."""
     url, token_file, child = running
     token = token_file.read_text().strip()
@@ -86,7 +86,7 @@ def test_process(running: tuple[str, Path, subprocess.Popen[str]]):
 
 
 @pytest.mark.parametrize("flag", ["--port", "--cdn-port"])
-def test_a_port_in_use(model: Path, flag: str):
+def test_main_with_a_port_in_use(model: Path, flag: str):
     """One sentence, exit 2."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -108,7 +108,7 @@ def test_a_port_in_use(model: Path, flag: str):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_missing_directory(tmp_path: Path):
+def test_main_with_a_missing_directory(tmp_path: Path):
     """One sentence, exit 2."""
     done = subprocess.run(
         command("--model-dir", tmp_path / "nope"),
@@ -158,7 +158,7 @@ def test_control_orders(hub: LocalHub):
         b'{"token": "hf_x", "on": ["no"]}',
     ],
 )
-def test_bad_orders(hub: LocalHub, body: bytes):
+def test_control_refuses_bad_orders(hub: LocalHub, body: bytes):
     """What is wrong with an order is answered with 400."""
     answer = httpx.put(f"{hub.url}/_local/tokens", content=body)
     assert answer.status_code == 400

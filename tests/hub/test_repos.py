@@ -9,12 +9,12 @@ from scripts.local_hub import Repo
 from scripts.local_hub.repos import RepoFile
 
 
-def test_git_object_id():
+def test_repo_file_has_the_git_object_id():
     """A small file has the id that `git hash-object` gives it."""
     assert RepoFile("a.txt", b"hello\n").blob_id == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
-def test_large_files_are_pointers():
+def test_repo_file_that_is_large_is_a_pointer():
     """A large file's ETag is its SHA-256, and its Git id that of its LFS pointer."""
     file = RepoFile("model.safetensors", b"hello\n")
     sha256 = hashlib.sha256(b"hello\n").hexdigest()
@@ -24,7 +24,7 @@ def test_large_files_are_pointers():
     assert file.blob_id == hashlib.sha1(blob).hexdigest()
 
 
-def test_size_makes_a_file_large(tmp_path: Path):
+def test_repo_file_is_large_by_size(tmp_path: Path):
     """Over 10 MiB any file is large; the suffix decides below."""
     big = tmp_path / "vocab.json"
     with big.open("wb") as file:
@@ -34,7 +34,7 @@ def test_size_makes_a_file_large(tmp_path: Path):
     assert RepoFile("x/adapter_model.bin", b"").is_large
 
 
-def test_the_commit_comes_from_the_content():
+def test_repo_commit_comes_from_the_content():
     """Equal content under one name is one commit; other content or name is another."""
     commits = {
         Repo("a/b", {"x": b"1"}).sha,
@@ -47,7 +47,7 @@ def test_the_commit_comes_from_the_content():
     assert {len(commit) for commit in commits} == {40}
 
 
-def test_given_revisions():
+def test_repo_with_given_revisions():
     """Commits that are given are used as they are; the first stands in for a missing main."""
     repo = Repo("a/b", {"x": b"1"}, revisions={"v1": "1" * 40, "v2": "2" * 40})
     assert repo.sha == "1" * 40

@@ -56,7 +56,7 @@ def test_unsatisfiable_ranges(hub: LocalHub, asked: str):
     assert answer.headers["content-range"] == f"bytes */{len(CONTENT)}"
 
 
-def test_a_signature_opens_one_file(hub: LocalHub):
+def test_signature_opens_one_file(hub: LocalHub):
     """Without its signature, with another's or with a changed expiry a URL opens nothing."""
     url = httpx.URL(location(hub, hub.issue_token()))
     other = "0" * 64
@@ -73,7 +73,7 @@ def test_a_signature_opens_one_file(hub: LocalHub):
     assert httpx.get(url).content == CONTENT
 
 
-def test_a_signature_expires():
+def test_signature_expires():
     """A signed URL is of no use after its time."""
     with LocalHub([Repo(TINY_REPO, tiny_files())], link_lifetime_s=-1) as hub:
         assert httpx.get(location(hub, hub.issue_token())).status_code == 403
@@ -112,7 +112,7 @@ def test_faults_of_the_cdn_alone(hub: LocalHub, fault: Behaviour, outcome: int |
         assert answer.content != CONTENT[:8]
 
 
-def test_a_leaked_token_is_reported(hub: LocalHub):
+def test_leaked_token_is_reported(hub: LocalHub):
     """A token that reaches the CDN is in the log as a leak; the answer is as always."""
     token = hub.issue_token()
     assert httpx.get(location(hub, token), headers=bearer(token)).content == CONTENT
@@ -173,7 +173,7 @@ class TestXet:
         assert first.content == CONTENT[:8]
         assert not any(entry.authorization_leaked for entry in xet.log)
 
-    def test_the_store_refuses_the_hub_token(self, xet: LocalHub):
+    def test_store_refuses_the_hub_token(self, xet: LocalHub):
         """The Hub's token opens nothing at the store and is reported as a leak."""
         token = xet.issue_token()
         data = self.file_data(xet, token)

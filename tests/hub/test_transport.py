@@ -25,7 +25,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-async def test_many_connections(hub: LocalHub):
+async def test_transport_of_many_connections(hub: LocalHub):
     """Two hundred clients are answered while others hang."""
     hanging, granted = hub.issue_token(Behaviour.hang), hub.issue_token()
     url = f"{hub.url}/api/models/{TINY_REPO}/auth-check"
@@ -43,7 +43,7 @@ async def test_many_connections(hub: LocalHub):
     assert all(isinstance(outcome, httpx.TransportError) for outcome in outcomes)
 
 
-def test_one_connection_serves_many_requests(hub: LocalHub):
+def test_transport_of_many_requests_on_one_connection(hub: LocalHub):
     """A connection outlives answers, refusals and bodies of every kind."""
     headers = bearer(hub.issue_token())
     connection = http.client.HTTPConnection("127.0.0.1", httpx.URL(hub.url).port, timeout=5)
@@ -61,7 +61,7 @@ def test_one_connection_serves_many_requests(hub: LocalHub):
     connection.close()
 
 
-def test_a_body_does_not_wait_for_its_headers(hub: LocalHub):
+def test_transport_sends_a_body_right_after_its_headers(hub: LocalHub):
     """A kept connection answers in less than the 40 ms of a delayed acknowledgement."""
     headers = bearer(hub.issue_token())
     connection = http.client.HTTPConnection("127.0.0.1", httpx.URL(hub.url).port, timeout=5)
@@ -75,7 +75,7 @@ def test_a_body_does_not_wait_for_its_headers(hub: LocalHub):
     assert sorted(seconds)[5] < 0.03
 
 
-def test_down_and_up_again(hub: LocalHub):
+def test_hub_down_and_up_again(hub: LocalHub):
     """A stopped Hub refuses connections; started again it is what it was, on the same ports."""
     token = hub.issue_token(Behaviour.pending)
     url = f"{hub.url}/api/models/{TINY_REPO}/auth-check"
@@ -88,7 +88,7 @@ def test_down_and_up_again(hub: LocalHub):
     assert len(hub.log) == 2
 
 
-def test_a_port_in_use(hub: LocalHub):
+def test_hub_on_a_port_in_use(hub: LocalHub):
     """Entering fails with the system's error, and what was opened before is closed again."""
     port = httpx.URL(hub.url).port
     with socket.socket() as free:
@@ -100,7 +100,7 @@ def test_a_port_in_use(hub: LocalHub):
         assert httpx.URL(second.url).port == other
 
 
-def test_stopping_is_quick(hub: LocalHub):
+def test_hub_stops_quickly(hub: LocalHub):
     """Neither an idle connection nor a hanging request delays the end."""
     token = hub.issue_token(Behaviour.hang)
     idle = socket.create_connection(("127.0.0.1", httpx.URL(hub.url).port))
@@ -156,7 +156,9 @@ class TestTls:
         assert answer.content == tiny_files()[name]
         assert str(answer.url).startswith(secure.cdn_url)
 
-    def test_the_real_client(self, secure: LocalHub, certificates: Certificates, tmp_path: Path):
+    def test_https_with_the_real_client(
+        self, secure: LocalHub, certificates: Certificates, tmp_path: Path
+    ):
         """Over https a bare 401 is a missing repository for huggingface_hub, as on the real Hub."""
         environment = {
             **os.environ,
@@ -182,7 +184,7 @@ class TestTls:
         ]
         assert not any(entry.authorization_leaked for entry in secure.log)
 
-    def test_distrust_and_plain_http_disturb_nobody(
+    def test_https_is_not_disturbed_by_distrust_and_plain_http(
         self, secure: LocalHub, certificates: Certificates
     ):
         """A client that does not trust us, one without TLS and a mute one fail alone."""

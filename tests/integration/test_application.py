@@ -38,13 +38,13 @@ def weights_sent(hub):
     return [entry for entry in hub.log if entry.origin != "hub" and entry.bytes_sent > 9]
 
 
-def test_one_node_downloads_once_however_many_replicas(service):
+def test_weights_are_sent_once_to_a_node_however_many_replicas(service):
     """Both replicas share this machine's cache: the weights were sent a single time."""
     assert len(weights_sent(service.hub)) == 1
     assert not any(entry.authorization_leaked for entry in service.hub.log)
 
 
-def test_text_becomes_ids_and_text_again(service):
+def test_tokenize_and_detokenize(service):
     """A replica's tokenizer answers, and reports the window that the replica really has."""
     ask = {"model": "smol", "prompt": "The capital of France"}
     tokens = httpx.post(f"{service.url}/tokenize", json=ask).json()
@@ -54,7 +54,7 @@ def test_text_becomes_ids_and_text_again(service):
     assert back.json() == {"prompt": "The capital of France"}
 
 
-async def test_sixteen_streams_end_once_and_reach_both_replicas(service):
+async def test_streams_of_sixteen_clients_end_once_and_reach_both_replicas(service):
     """Every stream has one finish, its usage and its end; both replicas took part."""
 
     async def stream(client, number):
@@ -113,7 +113,7 @@ def busy_replicas(service):
         time.sleep(1)
 
 
-def test_the_model_answers_through_the_official_client(service):
+def test_chat_through_the_official_client(service):
     """A sensible answer, whole and streamed alike."""
     with service.client() as client:
         whole = client.chat.completions.create(
@@ -141,7 +141,7 @@ def test_errors_cross_the_cluster_as_the_clients_classes(service):
             client.chat.completions.create(model="other", messages=QUESTION)
 
 
-def test_an_answer_carries_one_request_id(service):
+def test_request_id_is_one_in_an_answer(service):
     """Serve's id and ours are the same, and stand in one header."""
     own = httpx.get(f"{service.url}/v1/models")
     assert len(own.headers.get_list("x-request-id")) == 1
@@ -149,7 +149,7 @@ def test_an_answer_carries_one_request_id(service):
     assert given.headers.get_list("x-request-id") == ["abc-1"]
 
 
-def test_readiness_version_and_grants_are_reported(service):
+def test_pages_report_readiness_version_and_grants(service):
     """The probes of a load balancer and of a person."""
     assert httpx.get(f"{service.url}/health").status_code == 200
     assert httpx.get(f"{service.url}/ready").status_code == 200
@@ -165,7 +165,7 @@ def test_readiness_version_and_grants_are_reported(service):
     assert (text["title"], text["commit"], len(text["sha256"])) == ("A LICENSE", commit, 64)
 
 
-def a_prometheus_sees_every_panel(service, tmp_path):
+def panels_all_have_data_in_prometheus(service, tmp_path):
     """Under load each expression of the dashboard has data, and every alert can be judged.
 
     Some gauges of Ray Serve are exported once in 10 s, which Prometheus sees for one scrape.
@@ -183,10 +183,10 @@ def a_prometheus_sees_every_panel(service, tmp_path):
 
 
 if shutil.which("prometheus"):  # one more test where there is one; it is not counted elsewhere
-    test_a_prometheus_sees_every_panel = a_prometheus_sees_every_panel
+    test_panels_all_have_data_in_prometheus = panels_all_have_data_in_prometheus
 
 
-def test_a_blocked_rollout_leaves_the_old_version_serving(service):
+def test_rollout_blocked_leaves_the_old_version_serving(service):
     """One red node: the table in the status, one build, no bytes, and every request answered."""
     service.hub.set_behaviour(service.tokens["b"], Behaviour.pending)
     service.hub.clear_log()
@@ -218,7 +218,7 @@ def test_a_blocked_rollout_leaves_the_old_version_serving(service):
     assert shown["requests"]["finished"] >= len(answered)
 
 
-def test_a_config_fault_is_reported_in_the_status_without_a_traceback(service):
+def test_config_fault_is_reported_in_the_status_without_a_traceback(service):
     """A misspelt key ends the one build with its correction."""
     service.put(served_name="third", access={"tokenfile": "x"})
     status = service.wait("DEPLOY_FAILED", timeout_s=30)
@@ -255,7 +255,7 @@ def logged(service, request_id):
     ]
 
 
-async def test_a_killed_replica_costs_its_own_streams_alone(service):
+async def test_replica_killed_costs_its_own_streams_alone(service):
     """Those end with an error that says to ask again; all others, old and new, are whole."""
     streaming = []
 

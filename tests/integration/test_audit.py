@@ -13,7 +13,7 @@ from tests.integration.conftest import LogicalNode, cluster_of
 
 
 @pytest.mark.cluster
-def test_each_node_shows_its_own_receipt(hub, tmp_path, monkeypatch):
+def test_receipt_shows_each_nodes_own(hub, tmp_path, monkeypatch):
     """Two tokens, two proofs; the node that was never proven is named and makes the exit code 4."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     tokens = {name: hub.issue_token(account=f"user-{name}") for name in ("a", "b")}

@@ -108,7 +108,7 @@ def actors_of_theirs():
     }
 
 
-def test_rollouts_leave_the_applications_of_others_alone(service, run, theirs):
+def test_deploy_leaves_the_applications_of_others_alone(service, run, theirs):
     """A first, a second, a failing one and the way back: the same actor of theirs answers all."""
     before = actors_of_theirs()
     assert before
@@ -127,7 +127,7 @@ def test_rollouts_leave_the_applications_of_others_alone(service, run, theirs):
     assert theirs == {(200, "v1")}
 
 
-def test_an_application_goes_where_its_name_is_given_and_comes_back(service, run):
+def test_deploy_removes_an_application_by_its_name_and_rollback_restores_it(service, run):
     """Nothing else is changed by it, and a name that is not there changes nothing at all."""
     code, output = run("deploy", "--remove", "thiers")
     assert code == 2
@@ -151,7 +151,7 @@ def test_an_application_goes_where_its_name_is_given_and_comes_back(service, run
     assert (code, "no earlier config of unknown that served" in output) == (2, True)
 
 
-def test_a_file_whose_route_is_taken_touches_nothing(service, run):
+def test_deploy_touches_nothing_when_a_route_is_taken(service, run):
     """Such as one whose application was renamed; the sentence says how to mean it."""
     builds = service.builds()
     code, output = run("deploy", name="second")

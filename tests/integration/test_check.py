@@ -69,7 +69,7 @@ def write(tmp_path, hub, token, **model):
 
 
 @pytest.mark.parametrize("behaviour", CASES, ids=lambda behaviour: behaviour.value)
-def test_each_answer_of_the_hub_has_its_outcome_exit_code_and_words(
+def test_check_gives_each_answer_of_the_hub_its_outcome_exit_code_and_words(
     hub, tmp_path, capsys, behaviour
 ):
     """The table names the outcome, the token's file and fingerprint, and the way out."""
@@ -100,7 +100,7 @@ def test_each_answer_of_the_hub_has_its_outcome_exit_code_and_words(
         ("{token}\n", "invalid_token", "settings/tokens"),
     ],
 )
-def test_a_tokens_shape_is_reported_before_any_request(
+def test_check_reports_a_tokens_shape_before_any_request(
     hub, tmp_path, capsys, content, outcome, words
 ):
     """Whoever filled the secret learns what is wrong with it; the Hub is not even asked."""
@@ -114,7 +114,7 @@ def test_a_tokens_shape_is_reported_before_any_request(
     assert bool(hub.log) == (outcome == "invalid_token")
 
 
-def test_a_token_file_that_is_a_directory(hub, tmp_path, capsys):
+def test_check_names_a_token_file_that_is_a_directory(hub, tmp_path, capsys):
     """A secret mounted as a folder is named as such."""
     config = write(tmp_path, hub, "x")
     (tmp_path / "token").unlink()
@@ -127,14 +127,16 @@ def test_a_token_file_that_is_a_directory(hub, tmp_path, capsys):
     ("model", "outcome"),
     [({"repo_id": "acme/none"}, "repo_not_found"), ({"revision": "v9"}, "revision_not_found")],
 )
-def test_a_wrong_name_is_not_a_license_problem(hub, tmp_path, capsys, model, outcome):
+def test_check_distinguishes_a_wrong_name_from_a_missing_grant(
+    hub, tmp_path, capsys, model, outcome
+):
     """Wrong repository and wrong revision are distinguished from a missing grant."""
     config = write(tmp_path, hub, hub.issue_token(Behaviour.granted), **model)
     assert main(["check", config, "--this-node"]) == 3
     assert outcome in capsys.readouterr().out
 
 
-def test_an_incomplete_repository_blocks(tmp_path, capsys):
+def test_check_blocks_an_incomplete_repository(tmp_path, capsys):
     """A shard that the index names and nobody uploaded is found before the rollout."""
     files = sharded_files(missing="model-00002-of-00002.safetensors")
     with LocalHub([Repo(TINY_REPO, files)]) as hub:
@@ -145,7 +147,7 @@ def test_an_incomplete_repository_blocks(tmp_path, capsys):
     assert "model-00002-of-00002.safetensors" in out
 
 
-def test_a_hub_that_is_down_is_not_a_refusal(hub, tmp_path, capsys):
+def test_check_exits_4_for_a_hub_that_is_down(hub, tmp_path, capsys):
     """Exit 4: nobody said no."""
     config = write(tmp_path, hub, hub.issue_token(Behaviour.granted))
     hub.stop()
@@ -166,7 +168,7 @@ def run(*arguments, **variables):
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.granted, Behaviour.never_asked, Behaviour.invalid])
-def test_the_same_over_https_with_an_own_authority(tmp_path, certificates, behaviour):
+def test_check_over_https_with_an_own_authority(tmp_path, certificates, behaviour):
     """A company's own certificate authority works, and one that is unknown is not trusted."""
     outcome, code, _ = CASES[behaviour]
     with LocalHub([Repo(TINY_REPO, tiny_files())], tls=certificates.server) as hub:
@@ -179,7 +181,7 @@ def test_the_same_over_https_with_an_own_authority(tmp_path, certificates, behav
     assert json.loads(unknown.stdout)["nodes"][0]["outcome"] == "hub_unreachable"
 
 
-def test_without_a_cluster_this_machine_is_checked_and_said_so(hub, tmp_path):
+def test_check_without_a_cluster_is_of_this_machine_and_says_so(hub, tmp_path):
     """The first check of a newcomer, before any Ray runs."""
     done = run(write(tmp_path, hub, hub.issue_token(Behaviour.granted)), RAY_TMPDIR=str(tmp_path))
     assert done.returncode == 0
@@ -188,7 +190,7 @@ def test_without_a_cluster_this_machine_is_checked_and_said_so(hub, tmp_path):
 
 
 @pytest.mark.cluster
-def test_every_node_of_a_cluster_is_checked(hub, tmp_path):
+def test_check_asks_every_node_of_a_cluster(hub, tmp_path):
     """One JSON object with a row for each node, JUnit beside it, exit 3 for the red one."""
     token = hub.issue_token(Behaviour.granted, account="alice")
     args = {"model": {"repo_id": TINY_REPO}, "access": {"endpoint": hub.url}}

@@ -33,7 +33,7 @@ def service(demo_model_dir, tmp_path_factory):
         yield service
 
 
-def test_the_application_shares_what_one_node_fetched(service):
+def test_weights_fetched_by_one_node_are_shared(service):
     """The second node has the bytes from the first, and answers with them."""
     sent = [entry for entry in service.hub.log if entry.origin != "hub" and entry.bytes_sent > 9]
     assert len(sent) == 1
@@ -50,7 +50,7 @@ def test_the_application_shares_what_one_node_fetched(service):
             assert "Paris" in answer.choices[0].message.content
 
 
-def test_the_ledger_tells_every_start(service):
+def test_coldstart_shows_every_start(service):
     """`coldstart --json` has each replica's phases, which cover the time until it was ready."""
     starts = [json.loads(line) for line in run_coldstart(service, "--json").splitlines()]
     assert {start["node"] for start in starts} == {"a", "b"}
@@ -80,7 +80,7 @@ def run_coldstart(service, *options):
     return done.stdout
 
 
-def test_the_metrics_prove_the_hubs_bytes(service):
+def test_metrics_count_the_hubs_bytes(service):
     """Prometheus has the bytes by source and the seconds by phase; Ray pushes them every 10 s."""
     deadline = time.monotonic() + 40
     while not all(f'source="{name}"' in service.metrics() for name in ("hub", "peer")):

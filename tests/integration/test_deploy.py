@@ -65,7 +65,7 @@ def deploy(service, tmp_path, capsys):
     return run
 
 
-def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy, demo_model_dir):
+def test_deploy_good_blocked_and_failing_loses_no_request(service, deploy, demo_model_dir):
     """Four deploys under load: the version that served answers every request of each."""
     code, _, progress = deploy("--dry-run", replicas=1)
     assert code == 0
@@ -110,7 +110,7 @@ def test_good_blocked_and_failing_rollouts_lose_no_request(service, deploy, demo
     assert {state for state, _ in service.replicas()} == {"RUNNING"}
 
 
-def test_the_service_tells_how_its_rollouts_ended(service):
+def test_rollout_totals_count_how_each_ended(service):
     """Also of those that left no replica; each gate of a build too, and the commit that serves."""
     totals = rollout_history.totals("llm")
     assert {what: totals[what].count for what in totals if what != What.APPROVED} == {
@@ -132,7 +132,7 @@ def test_the_service_tells_how_its_rollouts_ended(service):
         time.sleep(1)
 
 
-def test_the_history_shows_who_decided_what_and_why(service, capsys):
+def test_history_shows_who_decided_what_and_why(service, capsys):
     """In order, with the commit and the config of each; the build's gate is an entry of its own."""
     assert main(["history", "llm", "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -151,7 +151,7 @@ def test_the_history_shows_who_decided_what_and_why(service, capsys):
     assert not any(token in json.dumps(found) for token in service.tokens.values())
 
 
-def test_going_back_goes_to_what_served_before(service, deploy):
+def test_rollback_goes_to_what_served_before(service, deploy):
     """Under load, to the first of the configs above, and never forward again to the worse one."""
     with service.under_load() as answered:
         code, end, progress = deploy(command="rollback")
@@ -171,7 +171,7 @@ def serving_access():
     return applications["llm"]["deployed_app_config"]["args"]["access"]
 
 
-def test_ctrl_c_stops_the_watching_alone(service, tmp_path):
+def test_deploy_stops_watching_alone_at_ctrl_c(service, tmp_path):
     """What was applied goes on, and what serves meanwhile answers every request."""
     app = service.config(replicas=1, access={"timeout_s": 3.5})
     path = tmp_path / "app.yaml"
@@ -198,7 +198,7 @@ def test_ctrl_c_stops_the_watching_alone(service, tmp_path):
     assert set(answered) == {200}
 
 
-def test_one_rollout_at_a_time(service, deploy):
+def test_deploy_holds_the_lock_of_one_rollout_at_a_time(service, deploy):
     """The second sees who holds the lock; a holder that is killed holds it no more."""
     with rollout_lock():
         code, _, output = deploy(replicas=1)

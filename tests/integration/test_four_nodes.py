@@ -44,7 +44,9 @@ def service(demo_model_dir):
             yield service
 
 
-def test_one_table_right_on_every_row_and_no_request_lost(service, record_testsuite_property):
+def test_gate_of_four_nodes_is_right_on_every_row_and_no_request_is_lost(
+    service, record_testsuite_property
+):
     """From PUT to DEPLOY_FAILED in seconds, without a byte of weights."""
     service.hub.clear_log()
     everywhere = {"is": f"in({','.join(BEHAVIOURS)})"}

@@ -38,7 +38,7 @@ def roll_out(service, builder, **args):
     return service.wait_for_build(before, "RUNNING", "DEPLOY_FAILED", timeout_s=60)
 
 
-def test_a_plain_application_rolls_out_behind_the_gate_or_not_at_all(service):
+def test_gate_of_a_plain_application_lets_it_roll_out_or_not(service):
     """Granted: it serves the proven commit; refused: the table, and the old one serves on."""
     assert roll_out(service, "plain", round=1).status == "RUNNING"
     commit = service.hub.commits()[TINY_REPO]["main"]
@@ -52,7 +52,7 @@ def test_a_plain_application_rolls_out_behind_the_gate_or_not_at_all(service):
     assert httpx.get(service.url).text == commit
 
 
-def test_the_gate_comes_before_the_builder_of_ray_serve_llm(service):
+def test_gate_comes_before_the_builder_of_ray_serve_llm(service):
     """Refused, its builder is never reached; granted, it is (here it lacks its own packages)."""
     service.hub.set_behaviour(service.tokens["worker"], Behaviour.pending)
     refused = roll_out(service, "llm", round=3)
@@ -72,7 +72,7 @@ def test_the_gate_comes_before_the_builder_of_ray_serve_llm(service):
         ({"access": {"endpoint": "hub.corp"}}, "is not a URL"),
     ],
 )
-def test_a_wrong_argument_blocks_with_its_correction(arguments, words):
+def test_gate_blocks_a_wrong_argument_with_its_correction(arguments, words):
     """A typo in a builder must not let anything through."""
     with pytest.raises(RolloutBlocked, match=words):
         require_repo_access(TINY_REPO, **arguments)

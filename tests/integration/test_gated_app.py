@@ -88,7 +88,7 @@ def command(service, tmp_path, name, *applications, options=()):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_each_deployments_own_nodes_and_environment_are_asked(service, tmp_path):
+def test_build_asks_each_deployments_own_nodes_and_environment(service, tmp_path):
     """Granted rolls out with the commit in its place; one red row blocks, the old one answers."""
     commit = service.hub.commits()[TINY_REPO]["main"]
     status = roll_out(service, app(service))
@@ -115,7 +115,7 @@ def test_each_deployments_own_nodes_and_environment_are_asked(service, tmp_path)
     assert status.status == "RUNNING", status.message
 
 
-def test_check_and_deploy_understand_the_file(service, tmp_path):
+def test_check_and_deploy_understand_a_gated_file(service, tmp_path):
     """The same rows without a rollout; deploy goes through the gate and waits until it runs."""
     code, output = command(service, tmp_path, "check", app(service, second="c"))
     assert code == 3, output
@@ -131,7 +131,7 @@ def test_check_and_deploy_understand_the_file(service, tmp_path):
     assert "args.gate.model: Field required" in output
 
 
-def test_the_weights_are_there_before_the_rollout(service, tmp_path):
+def test_prefetch_fetches_the_weights_before_the_rollout(service, tmp_path):
     """On every node, once from the Hub; the directory goes into the args if it is one for all."""
     commit = service.hub.commits()[TINY_REPO]["main"]
     code, output = command(service, tmp_path, "prefetch", app(service, second="c"))
@@ -160,7 +160,7 @@ def test_the_weights_are_there_before_the_rollout(service, tmp_path):
     assert (Path(path) / "config.json").is_file()
 
 
-def test_a_grant_lost_beside_it_is_seen_and_nothing_restarts(service, tmp_path):
+def test_watch_sees_a_lost_grant_and_restarts_nothing(service, tmp_path):
     """The watch is an application of its own; the history has both turns."""
     watching = {
         "name": "grants",

@@ -56,7 +56,7 @@ def serving():
     return app["deployed_app_config"]["args"], str(getattr(app["status"], "value", app["status"]))
 
 
-def test_a_nonsense_commit_is_not_gone_back_to(service, repo, run):
+def test_rollback_passes_over_a_nonsense_commit(service, repo, run):
     """The way back leads to the commit that served, by itself and by hand; no request is lost."""
     good = repo.sha
     assert run("deploy")[0] == 0

@@ -44,7 +44,7 @@ def gauge(service, node, outcome):
     return float(values[-1]) if values else None
 
 
-def test_a_withdrawn_grant_is_reported_while_every_request_is_answered(service):
+def test_grant_withdrawn_is_reported_while_every_request_is_answered(service):
     """Within one interval at /access, then as a gauge, once in the log; likewise its return."""
     with service.under_load() as answered:
         service.hub.set_behaviour(service.tokens["a"], Behaviour.never_asked)
@@ -70,7 +70,7 @@ def test_a_withdrawn_grant_is_reported_while_every_request_is_answered(service):
     assert recorded[1].why == "license_not_accepted on a"
 
 
-def test_a_scale_up_onto_a_denied_node_waits_for_the_grant_and_harms_nobody(service):
+def test_grant_denied_lets_a_scale_up_wait_and_harms_nobody(service):
     """Few tries, the reason in status, log and metric; up by itself when the grant is there."""
     from ray import serve
 
@@ -108,7 +108,7 @@ def tries(service, node):
     ]
 
 
-def test_a_node_that_left_leaves_no_series(service):
+def test_access_metrics_leave_no_series_of_a_node_that_left(service):
     """It was refused when it went; nobody is woken for a node that is no more."""
     import ray
     from ray import serve

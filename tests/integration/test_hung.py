@@ -89,7 +89,7 @@ class Streams:
         return [end for _, end in self.ends]
 
 
-def test_every_stream_of_a_stopped_replica_has_an_end(service):
+def test_replica_stopped_ends_every_stream(service):
     """An error within the limit for its own, none for the other's; another replica comes."""
     streams = Streams(service)
     before = pids("LLMServer")

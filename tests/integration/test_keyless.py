@@ -70,7 +70,7 @@ def shown(service):
     return {node["node_name"]: node for node in httpx.get(f"{service.url}/access").json()["nodes"]}
 
 
-def test_one_wrong_subject_blocks_with_its_claims(service, identities):
+def test_identity_of_one_wrong_subject_blocks_with_its_claims(service, identities):
     """Three nodes are granted, the old version answers throughout."""
     identities.write("d", WRONG)
     before = service.builds()
@@ -88,7 +88,7 @@ def test_one_wrong_subject_blocks_with_its_claims(service, identities):
     assert service.builds() - before == 1
 
 
-def test_a_dead_identity_is_noticed_at_once_and_nothing_that_runs_is_touched(
+def test_identity_that_is_dead_is_noticed_at_once_and_nothing_running_is_touched(
     service, identities, record_testsuite_property
 ):
     """And its return likewise, with a renewed token; another subject is news of its own."""
@@ -119,7 +119,7 @@ def test_a_dead_identity_is_noticed_at_once_and_nothing_that_runs_is_touched(
     assert service.logged("access.file_changed")
 
 
-def test_no_secret_of_an_exchange_lies_anywhere(service, identities):
+def test_identity_leaves_no_secret_of_an_exchange_anywhere(service, identities):
     """Not in Ray's session: logs, configs, the store's snapshot."""
     session = service.logs.parent
     secrets = [token.encode() for token in identities.written]

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cluster
 ALLOWED = {"on_unreachable": "allow_cached", "timeout_s": 1, "deadline_s": 10}  # two cold probes
 
 
-def test_a_rollout_during_an_outage_goes_on_with_receipts(demo_model_dir):
+def test_rollout_during_an_outage_goes_on_with_receipts(demo_model_dir):
     """New replicas start from the node's copy; without the permission the same is blocked."""
     with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:
         token = hub.issue_token(Behaviour.granted, account="a")

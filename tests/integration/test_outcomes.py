@@ -73,7 +73,7 @@ def rollouts(request, certificates):
             yield Rollouts(hub, outcomes)
 
 
-def test_each_refusal_blocks_the_rollout_with_its_table(rollouts, tmp_path):
+def test_build_blocked_by_each_refusal_shows_its_table(rollouts, tmp_path):
     """Every outcome stands in `serve status`, over http and https, and no weights are sent."""
     assert len(BLOCKED) >= 12
     file = tmp_path / "token"
@@ -93,7 +93,7 @@ def test_each_refusal_blocks_the_rollout_with_its_table(rollouts, tmp_path):
     assert max(seconds.values()) < 20, seconds
 
 
-def test_each_refusal_of_our_own_blocks_the_rollout_with_its_table(rollouts, tmp_path):
+def test_build_blocked_by_each_refusal_of_our_own_shows_its_table(rollouts, tmp_path):
     """License, digest and identity: one sentence each, and not a byte of the weights."""
     token, identity = tmp_path / "token", tmp_path / "identity"
     token.write_text(rollouts.token)

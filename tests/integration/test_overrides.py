@@ -13,7 +13,7 @@ from tests.integration.conftest import LogicalNode, cluster_of
 
 
 @pytest.mark.cluster
-def test_a_check_from_outside_asks_the_nodes_and_the_token_of_the_override(
+def test_check_from_outside_asks_the_nodes_and_the_token_of_the_override(
     hub, tmp_path, monkeypatch
 ):
     """Its label selector leaves one node, and its environment fetches the token."""

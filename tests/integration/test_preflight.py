@@ -66,7 +66,9 @@ def rows(verdict):
     return {node.node_name: node.outcome.value for node in verdict.nodes}
 
 
-def test_four_nodes_with_four_tokens_give_one_table_right_on_every_row(cluster, shared_hub, tokens):
+def test_preflight_of_four_nodes_with_four_tokens_is_right_on_every_row(
+    cluster, shared_hub, tokens
+):
     """Each node is asked with its own token, and no byte of weights is asked for by the refused."""
     shared_hub.clear_log()
     verdict = preflight(config(shared_hub))
@@ -89,7 +91,7 @@ def test_four_nodes_with_four_tokens_give_one_table_right_on_every_row(cluster, 
     assert not any(token.encode() in pickle.dumps(verdict) for token in tokens.values())
 
 
-def test_a_selector_leaves_only_the_nodes_that_may_host_a_replica(cluster, shared_hub):
+def test_preflight_of_a_selector_asks_only_nodes_that_may_host_a_replica(cluster, shared_hub):
     """Where no replica can land nobody has to be allowed anything."""
     chosen = config(shared_hub, label_selector={"is": "in(granted,other)"})
     verdict = require_access(chosen)
@@ -97,14 +99,14 @@ def test_a_selector_leaves_only_the_nodes_that_may_host_a_replica(cluster, share
     assert verdict.exit_code == 0
 
 
-def test_a_refusal_stops_the_build_with_the_table(cluster, shared_hub):
+def test_require_access_stops_the_build_with_the_table(cluster, shared_hub):
     """The one exception that Serve shows as it is."""
     with pytest.raises(RolloutBlocked) as caught:
         require_access(config(shared_hub))
     assert str(caught.value).startswith("Access BLOCKED: 3 of 4 nodes cannot read")
 
 
-def test_an_adapter_is_proven_on_every_node_too(cluster, shared_hub, tokens):
+def test_preflight_proves_an_adapter_on_every_node_too(cluster, shared_hub, tokens):
     """The base is granted there; the adapter is not: blocked, with both named."""
     adapters = [{"name": "legal", "repo_id": ADAPTER_REPO}]
     both = AppConfig.model_validate(
@@ -135,7 +137,9 @@ def test_an_adapter_is_proven_on_every_node_too(cluster, shared_hub, tokens):
     }
 
 
-def test_no_eligible_node_says_what_was_asked_and_what_exists(cluster, shared_hub):
+def test_preflight_without_an_eligible_node_says_what_was_asked_and_what_exists(
+    cluster, shared_hub
+):
     """Not granted, not refused: exit 4."""
     verdict = preflight(config(shared_hub, num_gpus=8))
     assert verdict.exit_code == 4
@@ -143,7 +147,9 @@ def test_no_eligible_node_says_what_was_asked_and_what_exists(cluster, shared_hu
     assert "4 with CPU 1, GPU 1" in " ".join(verdict.table().split())
 
 
-def test_no_eligible_node_can_be_deferred_with_the_commit_pinned(cluster, shared_hub):
+def test_preflight_without_an_eligible_node_can_be_deferred_with_the_commit_pinned(
+    cluster, shared_hub
+):
     """A cluster that scales from zero rolls out, with the note that nothing is proven yet."""
     verdict = require_access(config(shared_hub, access={"on_no_nodes": "defer"}, num_gpus=8))
     assert verdict.is_deferred
@@ -152,7 +158,7 @@ def test_no_eligible_node_can_be_deferred_with_the_commit_pinned(cluster, shared
     assert not preflight(config(shared_hub, access={"on_no_nodes": "defer"})).approved
 
 
-def test_the_replicas_environment_counts_not_the_nodes(cluster, shared_hub, tokens):
+def test_preflight_counts_the_replicas_environment_and_not_the_nodes(cluster, shared_hub, tokens):
     """A deployment's override of the token's variable reaches the probe."""
     (own,) = placement.placements_of(config(shared_hub, label_selector={"is": "granted"}))
     env = {"env_vars": {"HF_TOKEN": tokens["pending"]}}
@@ -160,7 +166,7 @@ def test_the_replicas_environment_counts_not_the_nodes(cluster, shared_hub, toke
     assert rows(verdict) == {"granted": "request_pending"}
 
 
-def test_a_hanging_hub_leaves_the_others_answers_intact(cluster, shared_hub, tokens):
+def test_preflight_keeps_the_others_answers_beside_a_hanging_hub(cluster, shared_hub, tokens):
     """The node that waits for it says so; the gate is bounded."""
     shared_hub.set_behaviour(tokens["pending"], Behaviour.hang)
     try:
@@ -172,13 +178,13 @@ def test_a_hanging_hub_leaves_the_others_answers_intact(cluster, shared_hub, tok
     assert verdict.duration_s < 8
 
 
-def test_check_uses_the_cluster_this_process_is_connected_to(cluster, shared_hub):
+def test_check_cluster_uses_the_one_this_process_is_connected_to(cluster, shared_hub):
     """The command line's gate is the same gate."""
     chosen = config(shared_hub, label_selector={"is": "granted"})
     assert check_cluster(ServedApp("llm", chosen, {})).exit_code == 0
 
 
-def test_a_node_that_dies_is_reported_and_one_that_joins_is_asked(cluster, shared_hub, tokens):
+def test_preflight_reports_a_node_that_dies_and_asks_one_that_joins(cluster, shared_hub, tokens):
     """Ray takes a while to notice a death; the others' answers do not suffer. Runs last."""
     cluster.remove("none")
     cluster.add(LogicalNode("joined", tokens["granted"], {"is": "granted"}))

@@ -45,14 +45,14 @@ def run(command, *flags):
     )
 
 
-def test_once_answers_and_exits_0(command):
+def test_quickstart_once_answers_and_exits_0(command):
     """One question, a sensible answer of the real model."""
     done = run(command, "--once")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Paris" in done.stdout.splitlines()[-1]
 
 
-def test_deny_exits_3_with_the_table_and_downloads_nothing(command):
+def test_quickstart_deny_exits_3_with_the_table_and_downloads_nothing(command):
     """The blocked rollout names the node, the token and the link; no byte of weights is sent."""
     done = run(command, "--deny")
     assert done.returncode == 3, done.stdout + done.stderr
@@ -63,7 +63,7 @@ def test_deny_exits_3_with_the_table_and_downloads_nothing(command):
     assert not re.search(r"hf_[A-Za-z0-9]{20,}", done.stdout + done.stderr)
 
 
-def test_a_taken_port_is_one_sentence(command):
+def test_quickstart_on_a_taken_port_says_one_sentence(command):
     """The message names the port and the flag."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -122,7 +122,7 @@ def demo(command):
         running.stop()
 
 
-def test_ctrl_c_stops_everything_it_started(command, home):
+def test_quickstart_stops_at_ctrl_c_everything_it_started(command, home):
     """The printed curl line answers; after Ctrl-C no process of the session is left."""
     with demo(command) as running:
         assert len(processes(home)) > 5  # Ray, Serve's actors, serve run
@@ -140,7 +140,7 @@ def test_ctrl_c_stops_everything_it_started(command, home):
     assert {path.name for path in folder.iterdir()} == {"lock", "quickstart.yaml", "serve-run.log"}
 
 
-def test_a_kill_leaves_nothing_that_takes_the_ports(command, home):
+def test_quickstart_killed_leaves_nothing_that_takes_the_ports(command, home):
     """Who was killed, as by the kernel for its memory, can be started again."""
     with demo(command) as running:
         os.kill(running.child.pid, signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_a_kill_leaves_nothing_that_takes_the_ports(command, home):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_second_one_takes_nothing_from_the_first(command, home):
+def test_quickstart_of_a_second_takes_nothing_from_the_first(command, home):
     """Not while it runs, not when it ends: the first replaces a lost replica, and answers.
 
     All sockets of both are on 127.0.0.1, but for one a replica, which asks for Ray's token.

@@ -138,7 +138,7 @@ def test_serve_lets_a_build_take_forever(versions):
     assert serving.state() == ("RUNNING", "")
 
 
-def test_ctrl_c_of_a_second_serve_run_stops_what_the_first_one_serves(versions):
+def test_serve_run_a_second_time_stops_at_ctrl_c_what_the_first_one_serves(versions):
     """Why one deploys to a running Serve with `serve-app deploy`: its Ctrl-C stops nothing.
 
     The last test here: Serve is gone after it.

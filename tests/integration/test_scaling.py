@@ -70,7 +70,7 @@ def page_of(service):
         yield seen
 
 
-def test_from_none_to_two_and_back_loses_nothing(service):
+def test_scaling_from_none_to_two_and_back_loses_nothing(service):
     """A sleeping service is ready without waking, holds its first request, grows and shrinks."""
     service.put_app(scaling(service, 0, 2))
     service.wait("RUNNING")
@@ -93,7 +93,7 @@ def test_from_none_to_two_and_back_loses_nothing(service):
     assert set(answered) | set(trickle) == {200}
 
 
-def test_a_failed_build_freezes_scaling_until_a_rollback_nudges_it(service):
+def test_scaling_is_frozen_by_a_failed_build_until_a_rollback_nudges_it(service):
     """What Ray 2.60 does, and why `serve-app deploy` proves first and goes back with a nudge.
 
     If the first half fails, Ray has been fixed and `nudged` can go.

@@ -102,7 +102,7 @@ def config(service, keys_file, **changes):
     return app
 
 
-def test_no_secret_is_anywhere(service, keys, home, tmp_path, capfd):
+def test_secrets_are_nowhere(service, keys, home, tmp_path, capfd):
     """The values are read where they were put, and found nowhere else."""
     key, keys_file = keys
     hidden = Secrets(key=key, wrong_key="key-" + secrets.token_hex(20), in_yaml=fake_token())

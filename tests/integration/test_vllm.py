@@ -104,7 +104,7 @@ def cores():
     return found
 
 
-def test_a_rollout_to_vllm_fails_no_request(service):
+def test_rollout_to_vllm_fails_no_request(service):
     """The builtin engine answers until vLLM does."""
     with service.under_load() as answered:
         deploy(service, **VLLM)
@@ -118,7 +118,7 @@ def test_a_rollout_to_vllm_fails_no_request(service):
     assert not any(entry.authorization_leaked for entry in service.hub.log)
 
 
-def test_the_official_client_gets_what_it_asks_for(service):
+def test_official_client_gets_from_vllm_what_it_asks_for(service):
     """Chat, stream, logprobs, a schema, a tool, several answers; and a refusal."""
     with service.client() as client:
         chat = client.chat.completions
@@ -148,7 +148,7 @@ def test_the_official_client_gets_what_it_asks_for(service):
             chat.create(**ask, response_format=bad)
 
 
-def test_an_adapter_is_gated_fetched_and_served(service):
+def test_adapter_is_gated_fetched_and_served(service):
     """Refused, it blocks and the model answers on; granted, it is a model beside its base."""
     adapters = [{"name": "shout", "repo_id": ADAPTER}]
     before = service.builds()
@@ -176,7 +176,7 @@ def test_an_adapter_is_gated_fetched_and_served(service):
     assert said["shout"] != said["smol"]
 
 
-def test_a_lost_core_costs_one_replica(service):
+def test_core_lost_costs_one_replica(service):
     """The health check fails, Serve replaces the replica, the next one answers."""
     until(lambda: len(cores()) == 1, 60)  # that of the version before ends with its replica
     (core,) = cores()
@@ -192,7 +192,7 @@ def test_a_lost_core_costs_one_replica(service):
         assert "Paris" in answer.choices[0].message.content
 
 
-def test_the_way_back_fails_no_request_and_leaves_no_process(service):
+def test_rollback_from_vllm_fails_no_request_and_leaves_no_process(service):
     """The builtin engine again; vLLM's processes end with their replica."""
     with service.under_load() as answered:
         deploy(service)

@@ -65,7 +65,7 @@ def nodes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_hub_sends_the_weights_once(nodes, count, record_testsuite_property):
+def test_fetch_on_many_nodes_asks_the_hub_once(nodes, count, record_testsuite_property):
     """However many nodes and processes start at once, and every byte is the right one."""
     import ray
 
@@ -86,7 +86,7 @@ def test_the_hub_sends_the_weights_once(nodes, count, record_testsuite_property)
     assert not any(entry.authorization_leaked for entry in nodes.hub.log)
 
 
-def test_a_slow_hub_is_waited_for(nodes):
+def test_fetch_waits_for_a_slow_hub(nodes):
     """The leader makes progress, so nobody else asks."""
     import ray
 
@@ -97,7 +97,7 @@ def test_a_slow_hub_is_waited_for(nodes):
     assert {result["sha256"] for result in results} == {repo.files(repo.sha)[WEIGHTS].sha256}
 
 
-def test_a_leader_that_is_killed_is_replaced(nodes):
+def test_fetch_replaces_a_leader_that_is_killed(nodes):
     """The waiter takes over by its own clock; it waits for no dead process."""
     import ray
 
@@ -120,7 +120,7 @@ def test_a_leader_that_is_killed_is_replaced(nodes):
 
 
 @pytest.mark.parametrize("fault", ["other bytes", "no file"])
-def test_a_peer_that_gives_something_else_is_passed_over(nodes, fault):
+def test_fetch_passes_over_a_peer_that_gives_something_else(nodes, fault):
     """Its bytes are found out, or are not there; the Hub gives the right ones."""
     import ray
 
@@ -138,7 +138,7 @@ def test_a_peer_that_gives_something_else_is_passed_over(nodes, fault):
     assert again["sha256"] == result["sha256"]
 
 
-def test_a_node_that_is_lost_is_not_asked(nodes):
+def test_fetch_does_not_ask_a_node_that_is_lost(nodes):
     """What it had is fetched from the Hub, by the next one once for all."""
     import ray
 

@@ -27,7 +27,7 @@ def played(*script):
     return serving(Scripted(script, calibrations=0))
 
 
-async def test_times_are_those_of_the_server():
+async def test_ask_measures_the_times_of_the_server():
     """ttft, gaps and the count of tokens are what was scripted."""
     with played(0.2, "a", 0.05, "b", 0.05, "c") as url:
         got = await one(url)
@@ -38,7 +38,7 @@ async def test_times_are_those_of_the_server():
     assert (got.prompt_tokens, got.output_tokens) == (12, 3)
 
 
-async def test_what_follows_the_last_text_is_no_time_of_a_token():
+async def test_ask_times_no_token_after_the_last_text():
     """Usage and the end mark may take their time; GuideLLM and AIPerf do not count it either."""
     with played(0.05, "a", 0.05, "b", 0.3, "") as url:
         got = await one(url)
@@ -46,14 +46,14 @@ async def test_what_follows_the_last_text_is_no_time_of_a_token():
     assert got.e2e_s > 0.35
 
 
-async def test_tokens_that_come_at_once_have_no_time_of_their_own():
+async def test_ask_gives_tokens_that_come_at_once_no_time_of_their_own():
     """Zero would flatter a server that holds its tokens back."""
     with played(0.05, "abc") as url:
         got = await one(url)
     assert replace(got, output_tokens=3).tpot_s is None
 
 
-async def test_latency_counts_from_the_intended_time():
+async def test_ask_counts_latency_from_the_intended_time():
     """A request that is sent a second late has a second more of latency."""
     with played(0.05, "a") as url:
         got = await one(url, late_s=1.0)
@@ -62,7 +62,7 @@ async def test_latency_counts_from_the_intended_time():
     assert got.e2e_s >= got.ttft_s
 
 
-async def test_tokens_in_one_piece_are_one_arrival():
+async def test_ask_counts_tokens_in_one_piece_as_one_arrival():
     """Texts that come together make no gaps of zero."""
     with played(0.05, "a", "b", "c", 0.1, "d") as url:
         got = await one(url)
@@ -81,20 +81,20 @@ async def test_tokens_in_one_piece_are_one_arrival():
         ((0.01, "a", 5.0, "b"), "timeout"),
     ],
 )
-async def test_every_failure_has_its_kind(script, kind):
+async def test_ask_gives_every_failure_its_kind(script, kind):
     """No failure is a success, and none is taken for another."""
     with played(*script) as url:
         assert (await one(url, timeout_s=0.5)).error == kind
 
 
-async def test_a_closed_port_is_its_own_kind():
+async def test_ask_gives_a_closed_port_its_own_kind():
     """Nobody listens."""
     with played(0.01, "a") as url:
         pass
     assert (await one(url)).error == "connect"
 
 
-async def test_a_cancelled_request_leaves_its_sample():
+async def test_ask_cancelled_leaves_its_sample():
     """The end of a stage does not lose what was in flight."""
     with played(0.05, "a", 9.0, "b") as url:
         task = asyncio.create_task(one(url))
@@ -105,7 +105,7 @@ async def test_a_cancelled_request_leaves_its_sample():
     assert got.ttft_s == pytest.approx(0.05, abs=0.05)
 
 
-async def test_our_own_service_answers_chat_and_completions():
+async def test_ask_our_own_service_for_chat_and_completions():
     """The client's body is one that the API takes, and its stream one that the client reads."""
     engine = FakeEngine(("Hello", Pause(0.02), " you"), prompt_tokens=7)
     async with listening(Service(engine).app) as url:
@@ -118,7 +118,7 @@ async def test_our_own_service_answers_chat_and_completions():
     assert all(request.sampling.ignore_eos for request in engine.requests)
 
 
-async def test_the_model_and_its_window_are_found():
+async def test_find_model_finds_its_window():
     """Both stand in the list of models."""
     with serving(Scripted(window=512)) as url:
         async with session(Target(url)) as http:
@@ -127,7 +127,7 @@ async def test_the_model_and_its_window_are_found():
                 await find_model(http, url + "/metrics?")
 
 
-async def test_prompts_are_calibrated():
+async def test_calibrate_fits_prompts():
     """A server whose template costs ten tokens gets ten words fewer."""
     with serving(Scripted()) as url:
         target = Target(url, "acme/tiny")
@@ -136,7 +136,7 @@ async def test_prompts_are_calibrated():
     assert len(prompts.text(replace(SHOT, prompt_tokens=100), 0).split()) == 90
 
 
-async def test_no_service_is_one_sentence():
+async def test_find_model_without_a_service_is_one_sentence():
     """A port where nobody listens ends the command with its name."""
     with serving(Scripted()) as url:
         pass
@@ -146,7 +146,7 @@ async def test_no_service_is_one_sentence():
 
 
 @pytest.mark.parametrize("content", [None, "", "a\nb", "ключ"])
-def test_a_file_without_a_key_is_refused(tmp_path, content):
+def test_authorization_refuses_a_file_without_a_key(tmp_path, content):
     """The message names the option, and the value is not in it."""
     path = tmp_path / "key"
     if content is not None:

@@ -26,7 +26,7 @@ def run(url, *options):
     return main(["loadtest", url, "--output-tokens", "4", *options])
 
 
-def test_reported_numbers_are_those_of_the_server(tmp_path, capsys):
+def test_loadtest_reports_the_numbers_of_the_server(tmp_path, capsys):
     """An open loop over two processes: times, counts, goodput, table, JSON and page."""
     app = Scripted(SCRIPT)
     key = tmp_path / "key"
@@ -69,7 +69,7 @@ def test_reported_numbers_are_those_of_the_server(tmp_path, capsys):
     assert all(KEY not in text for text in (out, err, *(path.read_text() for path in files)))
 
 
-def test_a_sweep_has_a_stage_for_each_rate(tmp_path):
+def test_loadtest_sweep_has_a_stage_for_each_rate(tmp_path):
     """And requests that fail are counted by their kind."""
     app = Scripted(lambda n: (429,) if n % 2 else (0.01, "a"))
     with serving(app) as url:
@@ -82,7 +82,7 @@ def test_a_sweep_has_a_stage_for_each_rate(tmp_path):
         assert stage["errors"]["http_429"] == pytest.approx(stage["requests"] / 2, rel=0.3)
 
 
-def test_nothing_answered_is_a_failure(tmp_path):
+def test_loadtest_fails_when_nothing_answered(tmp_path):
     """Exit 1, and the report is written."""
     with serving(Scripted((500,))) as url:
         code = run(url, "--concurrency", "2", "--duration", "1", "--json", str(tmp_path / "r.json"))
@@ -90,7 +90,7 @@ def test_nothing_answered_is_a_failure(tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["stages"][0]["loop"] == "closed"
 
 
-def test_a_trace_is_replayed_and_long_requests_are_left_out(tmp_path, capsys):
+def test_loadtest_replays_a_trace_and_leaves_long_requests_out(tmp_path, capsys):
     """The repository's trace twenty times as fast; what does not fit the window is reported."""
     trace = ROOT / "scripts" / "traces" / "synthetic.jsonl"
     app = Scripted((0.01, "a"), window=400)
@@ -133,7 +133,7 @@ def test_capacity_writes_a_patch_with_its_evidence(tmp_path, capsys):
     assert str(patch) in out
 
 
-def test_a_service_that_answers_nothing_has_no_capacity(tmp_path):
+def test_capacity_of_a_service_that_answers_nothing(tmp_path):
     """No patch, exit 1, and no search down to nothing."""
     with serving(Scripted((429,))) as url:
         code = main(
@@ -167,7 +167,7 @@ def test_compare_is_a_gate(tmp_path, capsys):
     assert main(["loadtest", "compare", str(before), str(after), "--threshold", "100"]) == 0
 
 
-def test_ctrl_c_writes_what_was_measured(tmp_path):
+def test_loadtest_writes_at_ctrl_c_what_was_measured(tmp_path):
     """A minute's run, ended in the middle: exit 130, both files, and no traceback."""
     app = Scripted(SCRIPT)
     with serving(app) as url:
@@ -211,7 +211,7 @@ def test_ctrl_c_writes_what_was_measured(tmp_path):
         (["capacity", "no.yaml", "--slo", "ttft=1s", "--peak", "1"], "no.yaml"),
     ],
 )
-def test_a_wrong_call_is_one_sentence(capsys, arguments, words):
+def test_loadtest_called_wrongly_says_one_sentence(capsys, arguments, words):
     """Exit 2, the fix on stderr, and no credential repeated."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()

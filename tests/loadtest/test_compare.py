@@ -30,13 +30,13 @@ def regressed(before, after, threshold=0.1):
     return {change.quantity for change in changes if change.verdict == "regressed"}
 
 
-def test_two_runs_of_the_same_do_not_regress():
+def test_compare_finds_no_regression_in_two_runs_of_the_same():
     """In thirty pairs of equal services, the gate fails at most once."""
     failures = sum(bool(regressed(report(2 * i), report(2 * i + 1), 0.05)) for i in range(30))
     assert failures <= 1
 
 
-def test_plain_error_bars_would_flap():
+def test_compare_by_plain_error_bars_would_flap():
     """Such pairs, judged by their medians alone, fail more than once in ten."""
     medians = [report(i)["stages"][0]["latency"]["ttft_s"]["p50"] for i in range(120)]
     worse = sum(
@@ -45,34 +45,34 @@ def test_plain_error_bars_would_flap():
     assert worse > 6
 
 
-def test_a_slower_service_is_found():
+def test_compare_finds_a_slower_service():
     """Sixty percent more latency fails, whatever the seed."""
     for seed in range(5):
         found = regressed(report(seed), report(100 + seed, slower=1.6))
         assert {"ttft_s p50", "tpot_s p50", "e2e_s p50", "itl_s p95"} <= found
 
 
-def test_a_faster_service_is_no_regression():
+def test_compare_accepts_a_faster_service():
     """Better is not worse."""
     assert regressed(report(1), report(2, slower=0.5)) == set()
 
 
-def test_fewer_tokens_per_second_are_found():
+def test_compare_finds_fewer_tokens_per_second():
     """Throughput counts the other way round."""
     assert "output_tok_s" in regressed(report(1, tokens=20), report(2, tokens=10))
 
 
-def test_more_errors_are_found():
+def test_compare_finds_more_errors():
     """From none to a tenth of the requests; points count, so from nothing works too."""
     assert regressed(report(1), report(1, failed=0.12)) == {"failed_share"}
 
 
-def test_a_threshold_is_a_tolerance():
+def test_compare_tolerates_what_is_below_the_threshold():
     """What may be twice as slow is not failed for less."""
     assert regressed(report(1), report(2, slower=1.5), threshold=1.0) == set()
 
 
-def test_too_little_to_tell_is_unclear():
+def test_compare_leaves_too_little_evidence_unclear():
     """A change about as large as the threshold passes, and it is said."""
     changes = compare(report(1), report(2, slower=1.12), threshold=0.1)
     ttft = next(change for change in changes if change.quantity == "ttft_s p95")
@@ -80,7 +80,7 @@ def test_too_little_to_tell_is_unclear():
     assert ttft.low < 0.1 < ttft.high
 
 
-def test_the_same_files_get_the_same_verdict():
+def test_compare_gives_the_same_files_the_same_verdict():
     """Twice the same, to the last digit."""
     assert compare(report(1), report(2), threshold=0.1) == compare(
         report(1), report(2), threshold=0.1
@@ -97,7 +97,7 @@ def test_the_same_files_get_the_same_verdict():
         (report(1, count=39), "fewer than 40"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(other, word):
+def test_compare_refuses_what_cannot_be_compared(other, word):
     """Another load, a client that could not keep up, or too few requests."""
     with pytest.raises(ConfigError, match=word):
         compare(report(1), other, threshold=0.1)

@@ -61,7 +61,7 @@ def report(**more):
     return whole(search=SEARCH, timeline=timeline) | {"stages": stages, **more}
 
 
-def test_tags_close_and_every_plot_is_there():
+def test_render_closes_tags_and_draws_every_plot():
     """Five plots against the rate, four distributions, two timelines of the client, four more."""
     page = Strict(render(report()))
     assert page.tags.count("figure") == 5 + 4 + 2 + 4
@@ -72,7 +72,7 @@ def test_tags_close_and_every_plot_is_there():
         assert label in text
 
 
-def test_the_page_needs_nothing_from_outside():
+def test_render_needs_nothing_from_outside():
     """No script, no link, no image, no import, and a policy that allows none."""
     text = render(report())
     page = Strict(text)
@@ -83,7 +83,7 @@ def test_the_page_needs_nothing_from_outside():
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 
 
-def test_a_keyboard_reaches_all_of_it():
+def test_render_lets_a_keyboard_reach_all_of_it():
     """What scrolls takes the focus, the focus is visible, and details fold by themselves."""
     text = render(report())
     assert text.count('class="scroll"') == text.count('class="scroll" tabindex="0"') > 0
@@ -91,7 +91,7 @@ def test_a_keyboard_reaches_all_of_it():
     assert all(f'aria-label="{label}' in text for label in ("ttft", "table"))
 
 
-def test_light_and_dark_define_the_same_colours():
+def test_render_defines_the_same_colours_for_light_and_dark():
     """No colour is forgotten in one of the two."""
     light, dark = re.findall(r":root \{(.*?)\}", render(report()), re.DOTALL)
     colours = [set(re.findall(r"--\w+", part)) for part in (light, dark)]
@@ -99,14 +99,14 @@ def test_light_and_dark_define_the_same_colours():
     assert len(colours[0]) == 11
 
 
-def test_names_of_strangers_are_escaped():
+def test_render_escapes_names_of_strangers():
     """A model's name is text, whatever it holds."""
     page = Strict(render(report(model='<script>alert("x")</script>&')))
     assert "script" not in page.tags
     assert any('<script>alert("x")</script>&' in text for text in page.text)
 
 
-def test_a_run_without_anything_is_a_page_too():
+def test_render_of_a_run_without_anything():
     """Interrupted before the first number."""
     page = Strict(render(whole() | {"stages": [], "interrupted": True}))
     assert "Interrupted" in " ".join(page.text)
@@ -148,7 +148,7 @@ def in_a_real_browser(tmp_path, scheme):
 
 
 if BROWSER is not None:  # one more test where there is a Chromium; it is not counted elsewhere
-    test_a_real_browser_shows_it = pytest.mark.parametrize("scheme", ["light", "dark"])(
+    test_render_in_a_real_browser = pytest.mark.parametrize("scheme", ["light", "dark"])(
         in_a_real_browser
     )
 
@@ -165,7 +165,7 @@ def steps(figure):
     return [re.findall(r"([ML])([\d.]+) ([\d.]+)", path) for path in paths if "H28" not in path]
 
 
-def test_a_line_goes_through_its_points_inside_the_plot():
+def test_chart_line_goes_through_its_points_inside_the_plot():
     """A larger value is higher up, a later one further right."""
     (line,) = steps(drawn(Line("p50", [(1, 10), (2, 20), (4, 5)])))
     xs, ys = [float(x) for _, x, _ in line], [float(y) for _, _, y in line]
@@ -175,13 +175,13 @@ def test_a_line_goes_through_its_points_inside_the_plot():
     assert all(0 < y < HEIGHT for y in ys)
 
 
-def test_a_hole_parts_the_line():
+def test_chart_line_is_parted_by_a_hole():
     """Where nothing was measured nothing is drawn."""
     (line,) = steps(drawn(Line("x", [(1, 1), (2, 2), (3, None), (4, 4), (5, 5)])))
     assert [pen for pen, _, _ in line] == ["M", "L", "M", "L"]
 
 
-def test_every_line_is_named_and_has_a_style_of_its_own():
+def test_chart_names_every_line_with_a_style_of_its_own():
     """Colour alone says nothing to some people."""
     figure = drawn(Line("a <b>", [(1, 1), (2, 2)]), Line("c", [(1, 2), (2, 1)]))
     names = ["".join(item.itertext()) for item in figure.iter("li")]
@@ -190,19 +190,19 @@ def test_every_line_is_named_and_has_a_style_of_its_own():
     assert set(styles) == {"line s0", "line s1"}
 
 
-def test_points_tell_their_numbers():
+def test_chart_points_have_their_numbers():
     """A tooltip for each."""
     figure = drawn(Line("p95", [(2, 10.5)], dots=True))
     assert [circle.findtext("title") for circle in figure.iter("circle")] == ["p95: 10.5 at 2"]
 
 
-def test_nothing_is_no_figure():
+def test_chart_of_nothing_is_no_figure():
     """Neither of no points nor of none on a log scale."""
     assert chart(AXES, [Line("x", [(1, None)])]) == ""
     assert chart(Axes("t", "x", "y", log_x=True), [Line("x", [(0, 1)])]) == ""
 
 
-def test_a_wide_range_counts_by_powers():
+def test_chart_of_a_wide_range_counts_by_powers():
     """Each factor of ten takes the same room."""
     (line,) = steps(
         drawn(Line("x", [(1, 1), (10, 2), (100, 3)]), axes=Axes("t", "x", "y", log_x=True))

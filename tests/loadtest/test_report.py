@@ -21,13 +21,13 @@ def whole(**more):
     return document(about, [stage], **{"timeline": None, "search": None, **more})
 
 
-def test_a_document_survives_its_file(tmp_path):
+def test_load_gives_what_write_wrote(tmp_path):
     """Written and read, it is the same."""
     write(whole(), tmp_path / "deep" / "r.json")
     assert load(tmp_path / "deep" / "r.json") == json.loads(json.dumps(whole()))
 
 
-def test_the_schema_of_a_stage_is_stable():
+def test_stage_schema_is_stable():
     """Scripts and dashboards read these names; a change needs a new schema number."""
     assert SCHEMA == "serve-app/loadtest/1"
     report = whole()
@@ -55,7 +55,7 @@ def test_the_schema_of_a_stage_is_stable():
     assert {len(column) for column in stage["samples"].values()} == {51}
 
 
-def test_the_table_shows_every_quantity():
+def test_table_shows_every_quantity():
     """Percentiles, rates, goodput, errors by kind, and the client."""
     text = table(whole(search=SEARCH))
     for part in ("p50", "p90", "p95", "p99", "ttft", "itl", "tpot", "e2e", "req/s"):
@@ -67,13 +67,13 @@ def test_the_table_shows_every_quantity():
     assert "Up to 2 req/s 95%" in text
 
 
-def test_a_spoiled_stage_says_so():
+def test_table_says_that_a_stage_is_spoiled():
     """The bottleneck stands in the table."""
     stage = summarise(ran([sample(1.0)], strain=(0.99, 0.0)), None) | {"left_out": 0}
     assert "the client was the bottleneck" in table(whole() | {"stages": [stage]})
 
 
-def test_what_was_left_out_is_reported():
+def test_table_reports_what_was_left_out():
     """Requests that do not fit the window are no silent gap."""
     report = whole()
     report["stages"][0]["left_out"] = 7
@@ -83,12 +83,12 @@ def test_what_was_left_out_is_reported():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "-"), (0.01234, "12.3 ms"), (0.9, "900 ms"), (12.345, "12.3 s")]
 )
-def test_times_have_three_digits(seconds, text):
+def test_milliseconds_have_three_digits(seconds, text):
     """In the unit that people read."""
     assert milliseconds(seconds) == text
 
 
-def test_a_search_is_one_sentence():
+def test_verdict_of_a_search_is_one_sentence():
     """Found, nothing held, nothing broke."""
     assert "at 2.2 req/s fewer do" in verdict(SEARCH)
     assert "no rate" in verdict(SEARCH | {"holds": None}).lower()
@@ -96,7 +96,7 @@ def test_a_search_is_one_sentence():
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": "serve-app/loadtest/0"}'])
-def test_another_file_is_refused(tmp_path, content):
+def test_load_refuses_another_file(tmp_path, content):
     """No traceback for a file that is no report."""
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ConfigError):

@@ -19,7 +19,7 @@ python_gc_objects_collected_total{generation="0"} 1e5
 """
 
 
-def test_a_page_is_summed_over_replicas():
+def test_read_sums_a_page_over_replicas():
     """Counts add up, a share is their mean, and the ingress is no replica of the model."""
     assert read(PAGE) == {
         "running": 7,
@@ -30,12 +30,12 @@ def test_a_page_is_summed_over_replicas():
     }
 
 
-def test_vllms_names_are_known():
+def test_read_knows_vllms_names():
     """The suffixes are the same."""
     assert read('vllm:num_requests_running{model_name="m"} 2\n') == {"running": 2}
 
 
-def test_a_page_is_asked_every_second():
+def test_scraper_asks_a_page_every_second():
     """Points have times after the start."""
     start = time.monotonic()
     with serving(Scripted(metrics=PAGE)) as url, Scraper(url + "/metrics", {}) as scraper:
@@ -45,7 +45,7 @@ def test_a_page_is_asked_every_second():
     assert all(0.5 < at < 3 for at in timeline["at_s"])
 
 
-def test_no_page_is_no_timeline():
+def test_scraper_without_a_page_has_no_timeline():
     """Neither an error nor a wait."""
     with serving(Scripted()) as url, Scraper(url + "/metrics", {}) as scraper:
         time.sleep(1.3)

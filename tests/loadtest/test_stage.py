@@ -31,19 +31,19 @@ def test_poisson_arrivals_have_the_rate_and_no_memory():
     assert 0 <= times[0] <= times[-1] < 100
 
 
-def test_a_short_stage_offers_its_rate():
+def test_poisson_offers_its_rate_in_a_short_stage():
     """Whatever the seed, ten seconds at 5/s are fifty requests."""
     assert {len(poisson(5, LENGTHS, Span(10, 1), seed=s).shots) for s in range(9)} == {50}
 
 
-def test_the_same_seed_is_the_same_load():
+def test_poisson_of_the_same_seed_is_the_same_load():
     """Another seed is another one."""
     one, same, other = (poisson(5, LENGTHS, Span(10, 1), seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert one.shots != other.shots
 
 
-def test_parts_of_an_open_loop_make_the_whole():
+def test_poisson_parts_make_the_whole():
     """No request is lost or sent twice."""
     stage = poisson(20, LENGTHS, Span(10, 1), seed=1)
     parts = [stage.part(i, 3) for i in range(3)]
@@ -51,13 +51,13 @@ def test_parts_of_an_open_loop_make_the_whole():
     assert sorted(shots, key=lambda shot: shot.at_s) == list(stage.shots)
 
 
-def test_parts_of_a_closed_loop_share_its_clients():
+def test_closed_parts_share_its_clients():
     """Seven clients over three processes are seven clients."""
     stage = closed(7, LENGTHS, Span(10, 1), seed=1)
     assert [stage.part(i, 3).concurrency for i in range(3)] == [3, 2, 2]
 
 
-def test_a_replay_ends_with_its_span():
+def test_replay_ends_with_its_span():
     """What comes later is left out, and the warm-up leaves something to count."""
     shots = [Shot(float(i), 10, 5) for i in range(100)]
     stage = replay("t", shots, Span(30, 6), seed=1)
@@ -66,7 +66,7 @@ def test_a_replay_ends_with_its_span():
     assert len({shot.serial for shot in stage.shots}) == 30
 
 
-def test_a_short_replay_does_not_wait_for_its_span():
+def test_replay_of_a_short_trace_does_not_wait_for_its_span():
     """A trace of three seconds takes about three seconds."""
     stage = replay("t", [Shot(0, 10, 5), Shot(3, 10, 5)], Span(600, 100), seed=1)
     assert stage.duration_s == 4
@@ -79,59 +79,59 @@ def drawn(text, count=4000):
     return [draw(rng) for _ in range(count)]
 
 
-def test_a_number_is_itself():
+def test_parse_length_of_a_number_is_itself():
     """No spread."""
     assert set(drawn("256")) == {256}
 
 
-def test_a_range_is_uniform_and_holds_its_ends():
+def test_parse_length_of_a_range_is_uniform_and_holds_its_ends():
     """Every length of the range comes about equally often."""
     values = drawn("3-6")
     assert set(values) == {3, 4, 5, 6}
     assert all(850 < values.count(n) < 1150 for n in (3, 4, 5, 6))
 
 
-def test_a_normal_has_its_mean_and_spread():
+def test_parse_length_of_a_normal_has_its_mean_and_spread():
     """Mean and standard deviation are those asked for."""
     values = drawn("normal:500,50")
     assert statistics.mean(values) == pytest.approx(500, rel=0.01)
     assert statistics.stdev(values) == pytest.approx(50, rel=0.05)
 
 
-def test_a_lognormal_has_its_median_and_a_tail():
+def test_parse_length_of_a_lognormal_has_its_median_and_a_tail():
     """The median is the one asked for, and the mean lies above it."""
     values = drawn("lognormal:200,0.8")
     assert statistics.median(values) == pytest.approx(200, rel=0.05)
     assert statistics.mean(values) > 250
 
 
-def test_no_length_is_below_one():
+def test_parse_length_draws_none_below_one():
     """A draw far to the left is still a request."""
     assert min(drawn("normal:2,50")) == 1
 
 
 @pytest.mark.parametrize("text", ["", "0", "9-3", "-5", "normal:1", "uniform:1,2", "1e3", "many"])
-def test_nonsense_is_refused_with_the_forms(text):
+def test_parse_length_refuses_nonsense_with_the_forms(text):
     """The message names the forms there are."""
     with pytest.raises(ConfigError, match="normal:512,128"):
         parse_length(text)
 
 
-def test_pairs_are_drawn_together():
+def test_lengths_are_drawn_in_pairs():
     """A long prompt keeps its own answer's length."""
     lengths = Lengths(parse_length("1"), parse_length("1"), pairs=((10, 1), (1000, 100)))
     rng = random.Random(2)
     assert {lengths.draw(rng) for _ in range(50)} == {(10, 1), (1000, 100)}
 
 
-def test_two_measurements_tell_template_and_words():
+def test_prompts_fitted_by_two_measurements():
     """The line through both gives back the tokens of any number of words."""
     prompts = Prompts.fitted((8, 42), (72, 122))  # 32 for the template, 1.25 a word
     text = prompts.text(Shot(0, 232, 1), seed=0)
     assert len(text.split()) * 1.25 + 32 == 232
 
 
-def test_a_server_that_counts_nothing_still_gets_words():
+def test_prompts_fitted_to_a_server_that_counts_nothing():
     """A flat line is no reason to divide by zero."""
     assert len(Prompts.fitted((8, 5), (72, 5)).text(Shot(0, 64, 1), seed=0).split()) == 64
 
@@ -144,7 +144,7 @@ def test_prompts_differ_by_serial_and_seed_alone():
     assert prompts.text(Shot(9, 50, 1, serial=3), seed=0) == texts[6]
 
 
-def test_equal_blocks_are_equal_text():
+def test_prompts_of_equal_blocks_are_equal_text():
     """Prompts that share a block share exactly its 512 tokens."""
     prompts = Prompts()
     one = prompts.text(Shot(0, 1000, 1, (1, 2), serial=1), seed=0).split()

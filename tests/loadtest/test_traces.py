@@ -34,36 +34,36 @@ def lines(entries):
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
-def test_an_azure_trace_is_read_in_order(tmp_path):
+def test_read_trace_of_azure_in_order(tmp_path):
     """Times count from the first request; a completion of nothing asks for one token."""
     shots = read_trace(file(tmp_path, AZURE))
     assert [(s.prompt_tokens, s.output_tokens) for s in shots] == [(374, 44), (12, 1), (396, 109)]
     assert [s.at_s for s in shots] == pytest.approx([0, 2, 4.314579], abs=1e-5)
 
 
-def test_a_mooncake_trace_keeps_its_blocks(tmp_path):
+def test_read_trace_of_mooncake_with_its_blocks(tmp_path):
     """Milliseconds become seconds, and prompts know what they share."""
     first, second = read_trace(file(tmp_path, lines(MOONCAKE)))
     assert (first.at_s, first.prompt_tokens, first.output_tokens) == (0, 700, 5)
     assert (second.at_s, second.blocks) == (2.5, (1, 3))
 
 
-def test_speed_squeezes_time(tmp_path):
+def test_read_trace_faster_squeezes_time(tmp_path):
     """Twice as fast is half the time."""
     assert read_trace(file(tmp_path, lines(MOONCAKE)), speed=2)[1].at_s == 1.25
 
 
-def test_sharegpt_gives_lengths(tmp_path):
+def test_read_lengths_of_sharegpt(tmp_path):
     """Tokens are estimated from the characters of a question and its answer."""
     assert read_lengths(file(tmp_path, SHAREGPT)) == ((100, 10),)
 
 
-def test_a_trace_gives_lengths_too(tmp_path):
+def test_read_lengths_of_a_trace(tmp_path):
     """Lengths of a trace can be offered at another rate."""
     assert read_lengths(file(tmp_path, lines(MOONCAKE))) == ((700, 5), (900, 50))
 
 
-def test_sharegpt_cannot_be_replayed(tmp_path):
+def test_read_trace_refuses_sharegpt_which_has_no_times(tmp_path):
     """It holds no times, and the message says what to do instead."""
     with pytest.raises(ConfigError, match="--lengths"):
         read_trace(file(tmp_path, SHAREGPT))
@@ -72,26 +72,26 @@ def test_sharegpt_cannot_be_replayed(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "a,b\n1,2\n", '{"x": 1}\n', "{broken\n", '{"timestamp": "z"}', "\n\n"]
 )
-def test_another_file_is_refused(tmp_path, content):
+def test_read_trace_refuses_another_file(tmp_path, content):
     """No traceback for a wrong file."""
     with pytest.raises(ConfigError):
         read_trace(file(tmp_path, content))
 
 
 @pytest.mark.parametrize("content", ["[1]", "[]", '[{"conversations": 3}]', "[broken"])
-def test_another_list_is_refused(tmp_path, content):
+def test_read_lengths_refuses_another_list(tmp_path, content):
     """Neither for a wrong JSON."""
     with pytest.raises(ConfigError):
         read_lengths(file(tmp_path, content))
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_read_trace_refuses_a_missing_file(tmp_path):
     """The path is named."""
     with pytest.raises(ConfigError, match="nowhere"):
         read_trace(tmp_path / "nowhere")
 
 
-def test_the_trace_of_the_repository_has_a_burst_and_shared_prefixes():
+def test_trace_of_the_repository_has_a_burst_and_shared_prefixes():
     """A minute whose third ten seconds are busiest; some prompts go on where others ended."""
     shots = read_trace(SYNTHETIC)
     by_ten = [sum(int(s.at_s // 10) == i for s in shots) for i in range(6)]

@@ -28,7 +28,7 @@ def run(url, stage, *, processes=1, drain_s=5.0, stop_after=None):
         return workers.run(stage, shown.append), shown
 
 
-def test_a_slow_server_does_not_slow_an_open_loop():
+def test_run_open_loop_is_not_slowed_by_a_slow_server():
     """All requests are sent in time, and the queue behind the server shows in their latency."""
     app = Scripted((0.1, "a"), places=1, calibrations=0)  # holds 10 a second
     with serving(app) as url:
@@ -44,7 +44,7 @@ def test_a_slow_server_does_not_slow_an_open_loop():
     assert shown
 
 
-def test_a_closed_loop_keeps_its_number_of_clients():
+def test_run_closed_loop_keeps_its_number_of_clients():
     """Never more requests at a time, and each client asks again at once."""
     app = Scripted((0.1, "a"), calibrations=0)
     with serving(app) as url:
@@ -54,7 +54,7 @@ def test_a_closed_loop_keeps_its_number_of_clients():
     assert len({str(body["messages"]) for body in app.bodies}) == len(app.bodies)
 
 
-def test_a_stop_keeps_what_was_measured():
+def test_run_stopped_keeps_what_was_measured():
     """The stage ends at once; finished samples stay, those in flight are marked."""
     with serving(Scripted(lambda n: (0.05, "a") if n % 2 else (30.0, "a"), calibrations=0)) as url:
         began = time.monotonic()
@@ -66,7 +66,7 @@ def test_a_stop_keeps_what_was_measured():
     assert ran.stopped_s < 10
 
 
-def test_a_stop_ends_a_closed_loop():
+def test_run_closed_loop_ends_at_a_stop():
     """A client whose request was cancelled does not ask again."""
     app = Scripted((0.2, "a"), calibrations=0)
     with serving(app) as url:
@@ -77,7 +77,7 @@ def test_a_stop_ends_a_closed_loop():
     assert sum(sample.error == "unfinished" for sample in ran.samples) <= 4
 
 
-def test_answers_that_never_come_are_counted():
+def test_run_counts_answers_that_never_come():
     """After the drain time the rest is unfinished, not forgotten."""
     with serving(Scripted((60.0, "a"), calibrations=0)) as url:
         stage = poisson(20, LENGTHS, Span(1, 0), seed=1)
@@ -86,7 +86,7 @@ def test_answers_that_never_come_are_counted():
     assert {sample.error for sample in ran.samples} == {"unfinished"}
 
 
-def test_a_ctrl_c_while_the_processes_import_is_the_parents_alone(monkeypatch):
+def test_run_leaves_a_ctrl_c_during_imports_to_the_parent(monkeypatch):
     """A terminal sends it to all of them; they still do their part of the stage."""
     process = multiprocessing.get_context("spawn").Process
     start = process.start

@@ -39,7 +39,7 @@ def test_private_calls_of_ray_are_in_one_package():
     assert found == {"cluster"}
 
 
-def test_the_top_level_is_fixed():
+def test_top_level_is_fixed():
     """Nothing new at the top of the repository."""
     tracked = run("git", "ls-files").stdout.split()
     if not tracked:  # a source archive without git
@@ -69,7 +69,7 @@ def test_packages_import_nothing_heavy():
     assert run(sys.executable, "-c", code).stdout.strip() == "[]"
 
 
-def test_the_gate_and_the_servers_do_not_import_torch():
+def test_gate_and_servers_do_not_import_torch():
     """A refusal must not wait for torch; neither may the ingress pay for it."""
     code = (
         "import sys, serve_app.app, serve_app.deployments.server, serve_app.deployments.ingress;"
@@ -78,13 +78,13 @@ def test_the_gate_and_the_servers_do_not_import_torch():
     assert run(sys.executable, "-c", code).stdout.strip() == "[]"
 
 
-def test_no_token_value_stands_in_the_repository():
+def test_token_values_stand_nowhere_in_the_repository():
     """Fake tokens are built at run time."""
     found = run("git", "grep", "-nIE", "hf_[A-Za-z0-9]{30,}", "--", ".")
     assert found.stdout == ""
 
 
-def test_a_tokens_value_is_used_by_access_alone():
+def test_token_values_are_used_by_access_alone():
     """Whoever asks who may see a token reads these files and no other."""
     found = {
         str(path.relative_to(ROOT / "serve_app"))

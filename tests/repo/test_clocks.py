@@ -39,7 +39,7 @@ def looks_at_the_wall_clock(tree):
     return bool(calls & walls or imported & {"time", "time_ns"})
 
 
-def test_every_look_at_the_wall_clock_has_a_reason():
+def test_wall_clock_is_looked_at_with_a_reason():
     """Limits, rates and ages are measured with a clock that only goes on."""
     files = {
         str(path.relative_to(PACKAGE))
@@ -50,7 +50,7 @@ def test_every_look_at_the_wall_clock_has_a_reason():
     assert files <= set(WALL)
 
 
-def test_such_a_look_is_found():
+def test_wall_clock_looks_are_found():
     """In each form in which it could be written."""
     for line in ("time.time()", "x = datetime.now(UTC)", "from time import time", "time.time_ns()"):
         assert looks_at_the_wall_clock(ast.parse(line)), line

@@ -17,7 +17,7 @@ NOT_OURS = {"pip", "setuptools", "wheel", "serve-app"}
 WITH_TORCH = ("nvidia-", "cuda-", "triton")  # pinned by torch's own CUDA build
 
 
-def test_what_is_installed_agrees_with_itself():
+def test_installed_packages_agree_with_each_other():
     """No package asks for another that is missing or of a version that it does not take."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "check"],
@@ -38,7 +38,7 @@ def pins(constraints=CONSTRAINTS):
     return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in wanted}
 
 
-def test_everything_installed_is_pinned():
+def test_installed_packages_are_all_pinned():
     """Each distribution stands in the constraints with the version that is here."""
     pinned = pins()
     here = {
@@ -56,7 +56,7 @@ def test_everything_installed_is_pinned():
     assert {name: v for name, v in ours.items() if pinned.get(name) != v} == {}
 
 
-def test_vllms_environment_fits_the_package():
+def test_vllm_constraints_fit_the_package():
     """Its exact versions are within the ranges that the package asks for, with the extra."""
     pinned = pins(CONSTRAINTS.with_name("constraints-vllm.txt"))
     project = tomllib.loads((CONSTRAINTS.parents[1] / "pyproject.toml").read_text())["project"]

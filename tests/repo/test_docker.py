@@ -31,7 +31,7 @@ def instructions(stage: str | None = None) -> list[tuple[str, str]]:
     return found
 
 
-def test_the_images_target_is_the_documented_one():
+def test_image_target_is_the_documented_one():
     """In the Dockerfile's own head and beside the manifests."""
     stages = [rest.rpartition(" AS ")[2] for name, rest in instructions() if name == "FROM"]
     reported = (BASE / "kustomization.yaml").read_text() + DOCKERFILE.read_text()
@@ -41,7 +41,7 @@ def test_the_images_target_is_the_documented_one():
     assert str(DOCKERFILE.relative_to(REPOSITORY)) in reported
 
 
-def test_the_image_has_the_pinned_versions_and_the_pods_user():
+def test_image_has_the_pinned_versions_and_the_pods_user():
     """Torch first, as it is installed everywhere; nobody is root in it."""
     installs = re.findall(r"pip install ([^&]+)", "&".join(rest for _, rest in instructions()))
     assert len(installs) >= 3
@@ -59,7 +59,7 @@ def test_the_image_has_the_pinned_versions_and_the_pods_user():
     assert tuple(map(int, version.split("."))) >= (3, 11)
 
 
-def test_the_image_holds_the_whole_package(tmp_path):
+def test_image_holds_the_whole_package(tmp_path):
     """What is copied is enough to build it, with the files that are no Python."""
     for name, rest in instructions():
         if name != "COPY":
@@ -94,7 +94,7 @@ def copy_into(source: Path, target: Path) -> None:
     shutil.copy(source, target)
 
 
-def test_the_images_context_is_what_it_copies():
+def test_image_context_is_what_it_copies():
     """No token file, cache or environment of whoever builds it is sent to Docker."""
     ignored = (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text().splitlines()
     rules = [line for line in ignored if line and not line.startswith("#")]

@@ -99,7 +99,7 @@ def app(tmp_path):
     return app
 
 
-def test_the_service_is_valid(service):
+def test_service_is_valid(service):
     """KubeRay's own schema, unknown fields refused."""
     schema = strict(SCHEMA)
     schema["properties"]["metadata"] = {"type": "object"}
@@ -110,7 +110,7 @@ def test_the_service_is_valid(service):
         jsonschema.Draft202012Validator(schema).validate(broken)
 
 
-def test_kustomize_finds_what_the_kustomization_names():
+def test_kustomization_names_what_exists():
     """Resources, the generated map, the replacement and the images exist."""
     kustomization = read("base/kustomization.yaml")
     for name in [*kustomization["resources"], *kustomization["configurations"]]:
@@ -127,7 +127,7 @@ def test_kustomize_finds_what_the_kustomization_names():
         assert all((ROOT / variant / name).is_file() for name in resources[1:])
 
 
-def test_the_gate_of_a_pod_runs_a_command_that_exists(group):
+def test_gate_of_a_pod_runs_a_command_that_exists(group):
     """A renamed flag would leave every pod waiting for ever."""
     (container,) = group["template"]["spec"]["initContainers"]
     program, *arguments = container["command"]
@@ -165,7 +165,7 @@ def test_plain_vllm_gets_a_proven_directory_and_no_token():
         }
 
 
-def test_a_nodes_label_is_what_the_replicas_ask_for(group, app):
+def test_node_label_is_what_the_replicas_ask_for(group, app):
     """A replica goes nowhere but to a node that passed its gate."""
     assert app.config.replica.label_selector == group["labels"]
     assert "labels" not in group["rayStartParams"]  # KubeRay refuses them there since 1.5
@@ -194,7 +194,7 @@ def test_keyless_pods_mount_an_identity_token_and_no_secret():
         assert f"{folders[volume['name']]}/{token['path']}" == access.identity.token_file
 
 
-def test_the_token_is_a_mounted_file_in_the_gate_and_in_the_replica(service, group, app):
+def test_token_is_a_mounted_file_in_the_gate_and_in_the_replica(service, group, app):
     """Both read the same secret, the head has none, and no value stands in a manifest."""
     folder = str(Path(app.config.access.token_file).parent)
     if service == built("keyless"):
@@ -206,7 +206,7 @@ def test_the_token_is_a_mounted_file_in_the_gate_and_in_the_replica(service, gro
     assert "huggingface" not in json.dumps(head)
 
 
-def test_every_container_is_locked_down(service):
+def test_containers_are_all_locked_down(service):
     """No root, no new privileges, no capabilities, a root file system that stays as it is."""
     cluster = service["spec"]["rayClusterConfig"]
     templates = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
@@ -222,7 +222,7 @@ def test_every_container_is_locked_down(service):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
 
 
-def test_a_pod_outlives_the_draining_of_its_replica(service, group):
+def test_pod_outlives_the_draining_of_its_replica(service, group):
     """Neither Kubernetes nor KubeRay cuts a stream that Serve would let end."""
     assert group["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
     assert service["spec"]["rayClusterDeletionDelaySeconds"] > DRAIN_S
@@ -238,7 +238,7 @@ def test_disruption_budgets_cover_the_pods(service):
     assert sorted(map(str, labels)) == sorted(map(str, selected))
 
 
-def test_the_groups_size_fits_the_replicas(app):
+def test_group_size_fits_the_replicas(app):
     """Every replica of the base has a pod with its GPUs and CPUs."""
     (group,) = built("base")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
@@ -261,7 +261,7 @@ def pods(service: Any) -> list[dict[str, Any]]:
     return [template["template"]["spec"] for template in templates]
 
 
-def test_a_pods_disks_are_bounded_and_asked_for(service):
+def test_pod_disks_are_bounded_and_asked_for(service):
     """Kubernetes puts no pod on a node that would evict it in the middle of its download."""
     for pod in pods(service):
         disks = {
@@ -275,7 +275,7 @@ def test_a_pods_disks_are_bounded_and_asked_for(service):
         assert sum(disks.values()) + 2**29 <= asked <= sum(disks.values()) + 2**31
 
 
-def test_the_weights_fit_twice(app):
+def test_weights_fit_twice(app):
     """A rollout fetches the new commit beside the one that serves."""
     (_, worker) = pods(built("base"))
     (volume,) = (volume for volume in worker["volumes"] if volume["name"] == "weights")

@@ -46,7 +46,7 @@ def alerts() -> dict[str, str]:
     return {rule["alert"]: rule["expr"] for group in RULES["groups"] for rule in group["rules"]}
 
 
-def test_every_panel_asks_for_what_is_exported():
+def test_panels_ask_for_what_is_exported():
     """A renamed metric would leave an empty panel."""
     panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
     assert len(panels) > 10
@@ -76,14 +76,14 @@ def test_panels_lie_on_the_grid_beside_each_other():
     assert len(ids) == len(set(ids))
 
 
-def test_every_alert_asks_for_what_is_exported():
+def test_alerts_ask_for_what_is_exported():
     """An alert over a metric that is not there never fires."""
     for name, expression in alerts().items():
         assert asked(expression), name
         assert asked(expression) <= set(exported()), name
 
 
-def test_every_label_is_one_that_the_metric_carries():
+def test_labels_are_those_that_the_metric_carries():
     """A sum by a label that is not there is one series without a name."""
     shown = [target for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
     checked = 0
@@ -94,7 +94,7 @@ def test_every_label_is_one_that_the_metric_carries():
     assert checked > 10
 
 
-def test_every_alert_has_a_test_in_which_it_fires():
+def test_alerts_have_a_test_in_which_they_fire():
     """Each is expected to fire at some time with the words that a person will read."""
     fired = {
         case["alertname"]
@@ -113,7 +113,7 @@ def test_every_alert_has_a_test_in_which_it_fires():
     ],
     ids=" ".join,
 )
-def promtool_agrees(words):
+def alerts_pass_promtool(words):
     """The rules parse, and each alert fires and stays silent as its test says."""
     done = subprocess.run(
         ["promtool", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -122,7 +122,7 @@ def promtool_agrees(words):
 
 
 @pytest.mark.timeout(120)
-def a_prometheus_takes_every_rule(tmp_path):
+def alerts_are_taken_by_prometheus(tmp_path):
     """Every group is loaded whole, and no rule fails when it is evaluated."""
     with prometheus("http://127.0.0.1:9", tmp_path) as address:
         deadline = time.monotonic() + 30
@@ -146,6 +146,6 @@ def a_prometheus_takes_every_rule(tmp_path):
 
 
 if shutil.which("promtool"):  # more tests where there is a Prometheus; not counted elsewhere
-    test_promtool_agrees = promtool_agrees
+    test_alerts_pass_promtool = alerts_pass_promtool
 if shutil.which("prometheus"):
-    test_a_prometheus_takes_every_rule = a_prometheus_takes_every_rule
+    test_alerts_are_taken_by_prometheus = alerts_are_taken_by_prometheus

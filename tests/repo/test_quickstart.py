@@ -35,7 +35,7 @@ def quickstart(*flags, home):
     )
 
 
-def test_the_config_names_the_folder_of_its_port():
+def test_quickstart_config_names_the_folder_of_its_port():
     """Else the gate would look for the token where the quickstart does not put it."""
     config = yaml.safe_load(quickstart_demo.CONFIG.read_text())
     port = config["http_options"]["port"]
@@ -43,7 +43,7 @@ def test_the_config_names_the_folder_of_its_port():
     assert app["args"]["access"]["token_file"] == f"{quickstart_demo.STATE}/{port}/token"
 
 
-def test_two_ports_share_no_file(tmp_path):
+def test_hold_shares_no_file_between_two_ports(tmp_path):
     """A second quickstart overwrites nothing of the first, and its end takes nothing away."""
     with hold(tmp_path, port=8000) as first:
         first.log.write_text("first")
@@ -60,7 +60,7 @@ def test_two_ports_share_no_file(tmp_path):
         assert (first.hf_home / "hub").is_dir()
 
 
-def test_secrets_and_weights_are_gone_at_the_end(tmp_path):
+def test_hold_removes_secrets_and_weights_at_the_end(tmp_path):
     """The log stays, for whoever wants to know why it ended."""
     with suppress(KeyboardInterrupt), hold(tmp_path, port=8000) as state:
         state.log.write_text("log")
@@ -72,7 +72,7 @@ def test_secrets_and_weights_are_gone_at_the_end(tmp_path):
     assert {path.name for path in (tmp_path / "8000").iterdir()} == {"lock", "serve-run.log"}
 
 
-def test_a_secret_is_its_owners_alone_whatever_was_there_before(tmp_path):
+def test_write_secret_is_its_owners_alone_whatever_was_there_before(tmp_path):
     """A file that everybody could read is replaced and not filled."""
     path = tmp_path / "token"
     path.write_text("old")
@@ -81,7 +81,7 @@ def test_a_secret_is_its_owners_alone_whatever_was_there_before(tmp_path):
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
 
 
-def test_the_same_port_twice_is_refused_and_harms_nothing(tmp_path):
+def test_hold_refuses_the_same_port_twice_and_harms_nothing(tmp_path):
     """The message names the holder; its token still counts, and its end frees the port."""
     with hold(tmp_path, port=8000) as first:
         token = first.ray_token.read_text()
@@ -95,7 +95,7 @@ def test_the_same_port_twice_is_refused_and_harms_nothing(tmp_path):
         assert again.ray_token.read_text() != token
 
 
-def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+def test_hold_goes_on_without_locks_of_the_file_system(tmp_path, monkeypatch):
     """There the check of the ports has to do; a disk that fails is reported."""
 
     def refuse(code):
@@ -112,7 +112,7 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
         pass
 
 
-def test_starting_twice_is_one_sentence_of_the_command(tmp_path):
+def test_quickstart_started_twice_says_one_sentence(tmp_path):
     """Before a port is looked at, a model made or Ray started."""
     port = free_port()
     with hold(tmp_path / ".cache" / "serve-app" / "quickstart", port=port):
@@ -134,7 +134,7 @@ def test_starting_twice_is_one_sentence_of_the_command(tmp_path):
         (("--port", "eight"), "invalid"),
     ],
 )
-def test_ports_that_cannot_be_are_refused_by_name(tmp_path, flags, words):
+def test_quickstart_refuses_ports_that_cannot_be_by_name(tmp_path, flags, words):
     """With the usage, and without a traceback."""
     done = quickstart(*flags, home=tmp_path)
     assert done.returncode == 2
@@ -158,7 +158,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_second_ctrl_c_does_not_interrupt_the_stopping(name):
+def test_quickstart_stopping_is_not_interrupted_by_a_second_ctrl_c(name):
     """What was started is stopped in order, however impatient somebody is."""
     done = subprocess.run(
         [sys.executable, "-c", STOPPED.format(name=name)],
@@ -171,7 +171,7 @@ def test_a_second_ctrl_c_does_not_interrupt_the_stopping(name):
     assert (done.returncode, done.stdout) == (0, "stopped in order\n"), done.stderr
 
 
-def test_nohup_is_respected():
+def test_quickstart_respects_nohup():
     """A closed terminal does not stop what was started to outlive it."""
     script = "import signal; from scripts import quickstart_demo as q; print(list(q.STOPPING))"
     done = subprocess.run(

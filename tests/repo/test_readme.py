@@ -37,19 +37,19 @@ RUN_ELSEWHERE = {
 COMMANDS = list(commands())
 
 
-def test_the_readme_is_short():
+def test_readme_is_short():
     """A newcomer reads it in one sitting."""
     assert len(README.splitlines()) <= 150
 
 
-def test_the_reference_is_what_the_code_says():
+def test_reference_is_what_the_code_says():
     """Every key, metric and event with its meaning; `scripts/fix` writes them."""
     text = reference.TARGET.read_text(encoding="utf-8")
     assert reference.render(text) == text
     assert all(len(table.splitlines()) > 10 for table in reference.tables().values())
 
 
-def test_every_config_field_is_described():
+def test_reference_describes_every_config_field():
     """The table has no empty cell."""
     for info in AppConfig.model_fields.values():
         assert issubclass(info.annotation, BaseModel)
@@ -57,7 +57,7 @@ def test_every_config_field_is_described():
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_runs(words):
+def test_readme_commands_run(words):
     """A command of the README works as it stands, here or in the test that is named."""
     for prefix, place in RUN_ELSEWHERE.items():
         if tuple(words[: len(prefix)]) == prefix:
@@ -70,7 +70,7 @@ def test_every_command_runs(words):
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_files_named_in_the_readme_exist():
+def test_readme_names_files_that_exist():
     """No path leads nowhere."""
     named = set(re.findall(r"`((?:serve_app|scripts|configs|tests)/[\w./-]+)`", README))
     assert len(named) > 5
@@ -99,7 +99,7 @@ def test_docstrings_name_files_that_exist():
     assert [name for name in sorted(named) if not any(k.endswith(f"/{name}") for k in known)] == []
 
 
-def test_every_package_maps_its_modules():
+def test_packages_map_their_modules():
     """Its docstring names each of them, so that a newcomer knows where to look."""
     for package in sorted((ROOT / "serve_app").rglob("__init__.py"))[1:]:
         modules = {path.name for path in package.parent.glob("*.py")} - {"__init__.py"}

@@ -36,7 +36,7 @@ def install(directory, *arguments, **variables):
     )
 
 
-def test_a_python_that_is_too_old_is_one_sentence(checkout):
+def test_install_refuses_a_python_that_is_too_old(checkout):
     """The message names what is needed and how to choose another interpreter."""
     old = checkout / "python3.8"
     old.write_text("#!/bin/sh\nexit 1\n")
@@ -48,7 +48,7 @@ def test_a_python_that_is_too_old_is_one_sentence(checkout):
     assert not (checkout / ".venv").exists()
 
 
-def test_a_registry_out_of_reach_is_one_sentence(checkout):
+def test_install_without_a_registry_says_one_sentence(checkout):
     """The words of pip are shortened to a few lines; the last line says what to do."""
     done = install(
         checkout,
@@ -81,7 +81,7 @@ def ready(checkout):
     return checkout
 
 
-def test_an_environment_that_is_ready_is_left_alone(ready):
+def test_install_leaves_a_ready_environment_alone(ready):
     """Again in under three seconds, without a word."""
     began = time.monotonic()
     done = install(ready, PYTHON=sys.executable)
@@ -90,7 +90,7 @@ def test_an_environment_that_is_ready_is_left_alone(ready):
 
 
 @pytest.mark.parametrize("arguments", [("--tool",), ("--tools", "now"), ("",)], ids=" ".join)
-def test_an_option_that_is_not_there_is_refused(checkout, arguments):
+def test_install_refuses_an_unknown_option(checkout, arguments):
     """Before anything is installed, and the message names the one there is."""
     done = install(checkout, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -128,7 +128,7 @@ def install_tools(ready, path, refused="nothing"):
     return install(ready, "--tools", PYTHON=sys.executable, PATH=str(path), REFUSED=refused)
 
 
-def test_tools_that_are_there_are_left_alone(ready, programs):
+def test_install_tools_leaves_those_that_are_there(ready, programs):
     """Without a word, and apt-get is not asked."""
     path = programs("g++", "promtool", "prometheus", "chromium")
     programs("apt-get", script=APT_GET)
@@ -138,7 +138,7 @@ def test_tools_that_are_there_are_left_alone(ready, programs):
 
 
 @pytest.mark.parametrize("whose", ["root without apt-get", "not root"])
-def test_tools_that_nobody_may_install_are_one_line(ready, programs, whose):
+def test_install_tools_lists_those_that_nobody_may_install(ready, programs, whose):
     """What is missing and what is not tried without it; the rest of the work goes on."""
     path = programs("g++")
     if whose == "not root":
@@ -154,7 +154,7 @@ def test_tools_that_nobody_may_install_are_one_line(ready, programs, whose):
     assert not (path / "apt-get.asked").exists()
 
 
-def test_root_gets_the_tools_that_are_missing(ready, programs):
+def test_install_tools_gets_root_those_that_are_missing(ready, programs):
     """One by one, without what they merely recommend; nothing is left to say."""
     path = programs("apt-get", script=APT_GET)
     programs("chromium")
@@ -173,7 +173,7 @@ def test_root_gets_the_tools_that_are_missing(ready, programs):
     ("refused", "missing"),
     [("chromium", "chromium"), ("update", ""), ("", "g++ prometheus chromium")],
 )
-def test_a_tool_that_apt_get_does_not_give_is_said(ready, programs, refused, missing):
+def test_install_tools_lists_what_apt_get_does_not_give(ready, programs, refused, missing):
     """A distribution without one of them has the others."""
     done = install_tools(ready, programs("apt-get", script=APT_GET), refused)
     assert (done.returncode, done.stderr) == (0, "")
@@ -207,7 +207,7 @@ def test_ci_stops_at_a_vulnerability_and_says_what_is_not_known(tmp_path, audite
     assert any("not known" in line for line in said) == (audited == 4)
 
 
-def test_every_script_stops_at_the_first_error():
+def test_scripts_stop_at_the_first_error():
     """A failed check must not look like a passed one."""
     scripts = [*(ROOT / "scripts").glob("[a-z]*"), ROOT / ".ci" / "run"]
     shells = [
