@@ -79,6 +79,7 @@ class Collection(Generic[Ref]):
         nodes = self._probes.nodes()
         # The scout: what it learns saves every other node three requests, and the Hub's quota.
         self._start(nodes[:1])
+        # A scout that is silent must not cost the others their answers.
         while self._pending and self._left_s() > self._deadline_s * (1 - SCOUT_SHARE):
             self._take()
         self._start(nodes[1:])
@@ -89,6 +90,7 @@ class Collection(Generic[Ref]):
             self._repeat_stale()
             if not self._pending:
                 break
+        # What is pending now is a row of its own: a node without an answer is not left out.
         self._give_up()
         order = sorted(self._known.values(), key=lambda node: (node.name, node.node_id))
         return [self._verdicts[node.node_id] for node in order]
@@ -128,6 +130,7 @@ class Collection(Generic[Ref]):
     def _repeat_stale(self) -> None:
         """Ask nodes again, once, that read another commit because the branch moved meanwhile."""
         for node_id, verdict in self._verdicts.items():
+            # Once: a node that insists shows its commit in the table, and two commits are no yes.
             stale = verdict.outcome is Outcome.GRANTED and verdict.commit != self.commit
             if stale and node_id not in self._repeated:
                 self._repeated.add(node_id)

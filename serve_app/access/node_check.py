@@ -59,6 +59,7 @@ def prove_here(
     Returns:
         The verdict of this node; never raises.
     """
+    # The Hub first, always: a receipt would hide a grant that was withdrawn.
     verdict = check_here(model, access, commit=commit, hint=hint, loader=loader)
     if verdict.outcome is Outcome.GRANTED:
         return keep_receipt(verdict, model, access)
@@ -135,6 +136,7 @@ def _fitting(
 ) -> Receipt:
     """Return the receipt that says the same token may read this commit."""
     token = verdict.token
+    # A search for the token that failed or hangs is not knowing that none is needed.
     if token.fingerprint is None and token.source != "none":
         raise _Unfit("without a token no receipt fits")
     receipt = receipts.find(
@@ -144,6 +146,7 @@ def _fitting(
         what = f"commit {commit[:12]}" if commit else f"revision {model.revision}"
         raise _Unfit(f"this node has no receipt for this token, this Hub and {what}")
     if not receipt.is_fresh(access.receipt_max_age_s):
+        # From the future, it would stay fresh for ever.
         if receipt.age_s() < 0:
             ahead = receipts.days(-receipt.age_s())
             raise _Unfit(f"the receipt is dated {ahead} ahead: this node's clock is or was wrong")

@@ -96,8 +96,10 @@ def _probe(
     commit, requests = None, 0
     for placement in placements:
         probes = RayProbes(model, access, placement, loader, only)
+        # One deadline for all places: a builder that takes long holds up every other rollout.
         left_s = began + access.deadline_s - time.monotonic()
         collection = Collection(probes, deadline_s=max(1.0, left_s))
+        # Without a row nobody would have refused; with `only` the others' rows are kept.
         nowhere = [] if only is not None else [_nowhere(placement, access)]
         verdicts += collection.run() or nowhere
         commit = commit or collection.commit
@@ -186,6 +188,7 @@ def _of_all(
 ) -> Verdict:
     """Prove the model and its adapters, all at once, so that the deadline holds for all."""
     model, *adapters = config.model.parts
+    # The model stays on this thread, which is connected to Ray in any case.
     with ThreadPoolExecutor(1 + len(adapters), thread_name_prefix="gate") as pool:
         proving = [pool.submit(prove, each, ADAPTER_LOADER) for each in adapters]
         verdict = prove(model, None if access_only else loader_of(config))

@@ -68,6 +68,7 @@ class Watch:
     async def run(self) -> None:
         """Go round until cancelled."""
         while True:
+            # Early and never late, so that nobody's license is unchecked for longer than was asked.
             pause_s = self._interval_s * random.uniform(1 - JITTER, 1)  # noqa: S311
             await self._check_what_changes(time.monotonic() + pause_s)
             self._take(await asyncio.to_thread(self._check))

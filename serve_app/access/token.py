@@ -119,6 +119,7 @@ def resolve_token(access: AccessConfig) -> ResolvedToken:
     where huggingface_hub would (OIDC, OAuth refresh). From now on a crash of this process writes
     no core file.
     """
+    # Before a value is read: a crash dump would hold it.
     write_no_core_file()
     try:
         found = _configured(access) or _implicit()
@@ -174,6 +175,7 @@ def _configured(access: AccessConfig) -> _Found | None:
             message = f"{access.token_file} (access.token_file) does not exist on this node"
             raise _Unusable(source, Outcome.NO_TOKEN, message)
         return _Found(source, raw)
+    # HF_TOKEN is left to huggingface_hub's own order below, so that both send the same.
     if access.token_env != HUB_VARIABLES[0]:
         raw = os.environ.get(access.token_env, "")
         if raw.strip():
@@ -205,6 +207,7 @@ def _implicit() -> _Found | None:
         return _Found(f"env:{name}", os.environ[name])
     source = f"file:{constants.HF_TOKEN_PATH}"
     raw = _read(Path(constants.HF_TOKEN_PATH), source)
+    # huggingface_hub glues lines together, which would hide that two tokens are in the file.
     sent = None if raw is None or _lines(raw) > 1 else get_token()  # may refresh it
     if sent is not None:
         return _Found(source if raw and raw.strip() else "colab", sent)

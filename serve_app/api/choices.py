@@ -149,9 +149,11 @@ class Choices:
         while True:
             if isinstance(piece, BaseException):
                 raise piece
+            # Counted where it is read, so that `[]` comes after the last piece and not before.
             self._running -= piece.finish_reason is not None
             pieces.setdefault(piece.index, []).append(piece)
             if self._arrived.empty():
+                # All that is there at once: one chunk costs as much as ten small ones.
                 return [join(several) for several in pieces.values()]
             piece = self._arrived.get_nowait()
 
@@ -162,6 +164,7 @@ class Choices:
         if len(usages) == 1:
             return usages[0]
         return Usage(
+            # The largest: a completion that has not begun to report still says 0.
             prompt_tokens=sum(max(u.prompt_tokens for u in choices) for choices in self._usages),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             cached_tokens=sum(max(u.cached_tokens for u in choices) for choices in self._usages),

@@ -56,7 +56,9 @@ async def collect(
         trace.delta_arrived(choices.usage, choices.timing, choices.count)
         for piece in pieces:
             arrived.setdefault(piece.index, []).append(piece)
+    # By its weight: a large answer's JSON would stop the event loop, and with it every stream.
     body = await offload.run(choices.weight, partial(_complete, writer, arrived, choices.usage))
+    # One label of a metric for a request of several choices: the first one's.
     trace.finish_reason = arrived[0][-1].finish_reason
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     await _start(send, {**headers, "server-timing": trace.server_timing})
@@ -92,6 +94,7 @@ class EventStream:
         """Return what `work` returns, and stay alive meanwhile."""
         task = asyncio.ensure_future(work)
         try:
+            # `wait` and not `wait_for`, which would cancel the work at the first comment.
             while not (await asyncio.wait((task,), timeout=self._keep_alive_s))[0]:
                 await self._write(sse.KEEP_ALIVE)
         finally:
@@ -117,6 +120,7 @@ class EventStream:
         await self._write(writer.end(choices.usage), more=False)
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
+        # Not before there is something to send: an error before that still gets its own status.
         if not self._begun:
             self._begun = True
             await _start(self._send, {**sse.HEADERS, "server-timing": self._trace.server_timing})

@@ -144,11 +144,14 @@ class Generate:
         seconds = time_limit(headers)
         try:
             async with asyncio.timeout(seconds) as limit:
+                # First of all: a browser can post other types from a foreign page without asking.
                 require_json(headers)
                 async with self._intake.body(receive, headers) as raw:
+                    # In a thread where it is large: parsing 2 MB takes longer than a token.
                     plan = await self._offload.run(len(raw), partial(self._plan, raw, trace))
                 await while_connected(receive, self._answer(plan, trace, send))
         except TimeoutError:
+            # A TimeoutError of the engine's own is a fault and no deadline of the client's.
             if not limit.expired():
                 raise
             raise DeadlineExceeded(
@@ -176,6 +179,7 @@ class Generate:
         stream = EventStream(
             trace, send, keep_alive_s=self._limits.keep_alive_s or None, offload=self._offload
         )
+        # Until the writer is there: it may have to ask a replica for the prompt's text first.
         trace.write_failure = plain_failure
         making = self._endpoint.writer(self._engine, plan.model, plan)
         writer = await (stream.wait_for(making) if plan.stream else making)
@@ -229,10 +233,12 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
     finally:
         working.cancel()
         watching.cancel()
+        # To its end also when it is cancelled: leaving `Choices` is what frees the engine.
         await asyncio.gather(working, watching, return_exceptions=True)
     await working
 
 
 async def _disconnected(receive: Receive) -> None:
+    # Whatever else comes, such as more of a body that was read whole, means nothing.
     while (await receive())["type"] != "http.disconnect":
         pass

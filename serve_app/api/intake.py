@@ -60,6 +60,7 @@ class Intake:
             RequestCancelled: the client went away before the end.
         """
         length = headers.get("content-length", "")
+        # Cut to 20 digits: of thousands `int` refuses to make a number.
         if length.isascii() and length.isdigit() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
         if len(self._arriving) >= self._places:
@@ -79,6 +80,7 @@ class Intake:
                     "many others come"
                 ) from None
             finally:
+                # It may be pushed out already.
                 self._arriving.pop(arrival, None)
             yield raw
         finally:
@@ -115,6 +117,7 @@ class Intake:
             raise Overloaded("too many bodies are sent at once; retry later", retry_after_s=1)
         del self._arriving[oldest]
         self._held_bytes -= oldest.size
+        # Its `body` gives back what it holds when it ends, which by then is nothing.
         oldest.size = 0
         if not oldest.limit.expired():  # else it is about to end by itself
             oldest.limit.reschedule(now)

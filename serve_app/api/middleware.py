@@ -33,6 +33,7 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # The client's own, so that its logs and ours name the same request; it goes into log lines.
         given = Headers(scope=scope).get("x-request-id", "")
         trace = Trace(request_id=given) if _SANE_ID.fullmatch(given) else Trace()
         trace.client = (scope.get("client") or ("",))[0]
@@ -80,8 +81,10 @@ class Boundary:
         trace, answer = trace_of(scope), _Answer(send, self._send_timeout_s)
         error: ServeAppError | None = None
         try:
+            # Inside, so that this refusal too is an envelope, with an id and a record.
             require_small_headers(scope["headers"])
             await self._app(scope, receive, answer.send)
+        # Serve cancels the task when the client goes, and waits until it has ended so.
         except asyncio.CancelledError:
             if not answer.complete:
                 error = RequestCancelled("the request was cancelled")
@@ -115,6 +118,7 @@ class _Answer:
             self._streaming = kind.startswith("text/event-stream")
         await self._pass_on(message)
         if message["type"] == "http.response.body":
+            # Behind the send: only what the server has taken counts as delivered.
             self.complete = not message.get("more_body", False)
 
     async def _pass_on(self, message: Message) -> None:
@@ -133,11 +137,13 @@ class _Answer:
     async def fail(
         self, error: ServeAppError, write: Callable[[ServeAppError], bytes] | None
     ) -> None:
+        # Writing to who has gone would wait for another whole `send_timeout_s`.
         if self._lost:
             return
         try:
             if not self.status:
                 await self._refuse(error)
+            # The status is out; in a JSON body there is no place for an error, so it stays cut.
             elif self._streaming and write is not None:
                 body = write(error)
                 await self.send({"type": "http.response.body", "body": body, "more_body": False})

@@ -51,6 +51,7 @@ def run(apps: Sequence[ServedApp], gate: Gate, output: Output, *, wait_s: float 
         print(json.dumps(verdict.to_json()) if output.as_json else _shown(app, verdict))
     if output.junit:
         output.junit.write_text(junit(results), encoding="utf-8")
+    # Not the highest number: blocked is 3, and who was told no need not wait for an answer.
     codes = {verdict.exit_code for _, verdict in results}
     return next((code for code in (3, 4) if code in codes), 0)
 
@@ -61,6 +62,7 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: none of these.
     """
+    # Every part may be absent, so the pattern takes an empty text, which is no duration.
     match = _DURATION.fullmatch(text.strip())
     if not match or not text.strip():
         raise ValueError(f"{text!r} is not a duration; write it as 1h, 30m or 90s")
@@ -73,6 +75,7 @@ def junit(results: Sequence[tuple[ServedApp, Verdict]]) -> str:
     root = ElementTree.Element("testsuites")
     for name, verdict in ((app.name, part) for app, whole in results for part in whole.parts):
         failures = sum(_is_failure(node) for node in verdict.nodes)
+        # A suite of no case is green in most systems; without nodes there is one that failed.
         suite = ElementTree.SubElement(
             root,
             "testsuite",
@@ -109,6 +112,7 @@ def _settled(app: ServedApp, gate: Gate, *, wait_s: float) -> Verdict:
         nodes = verdict.every_node
         pending = [node for node in nodes if node.outcome is Outcome.REQUEST_PENDING]
         left = deadline - time.monotonic()
+        # Nodes differ: as long as one is under review the whole is not decided.
         if not pending or left <= 0:
             return verdict
         print(
@@ -129,6 +133,7 @@ def _shown(app: ServedApp, verdict: Verdict) -> str:
 
 def _coloured(lines: Sequence[str]) -> Iterator[str]:
     outcomes = {outcome.value for outcome in Outcome} - {Outcome.GRANTED.value}
+    # Longest first: an alternative that begins another would match in its place.
     words = "|".join([*COLOURS, *sorted(outcomes, key=len, reverse=True)])
     for line in lines:
         yield re.sub(

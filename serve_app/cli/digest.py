@@ -32,6 +32,7 @@ def run(what: str) -> int:
     code = EXIT_GRANTED
     for model, access in _models(what):
         asked = model.model_copy(update={"digest": UNASKED})
+        # What the config allows must not hide what the digest is; a missing grant still does.
         verdict = check_here(asked, access.model_copy(update={"license": None}))
         if verdict.facts.digest is None:
             print(verdict.line(), file=sys.stderr)

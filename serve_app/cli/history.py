@@ -39,6 +39,7 @@ def run(application: str | None, address: str | None, *, as_json: bool = False) 
         except RayError as error:
             kind = type(error).__name__
             raise ConfigError(f"the cluster does not give its history ({kind})") from None
+    # Each application's are in order already; those of several are put together.
     found.sort(key=lambda entry: entry.at)
     if not found:
         of = f" of {application}" if application else ""

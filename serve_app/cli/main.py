@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"config error: {error.message}", file=sys.stderr)
         return CONFIG_ERROR
     except KeyboardInterrupt:
+        # What a shell says of a process that ended by SIGINT: 128 + 2.
         return 130
     return code
 
@@ -66,6 +67,7 @@ def _deploy(options: argparse.Namespace) -> int:
     how = _rollout_options(options)
     goal, apps = serve_config.read_whole(options.config)
     code, verdicts = _gate_before_rollout(apps, options)
+    # A plan without a grant records nothing: nobody tried to roll out.
     if code and how.dry_run:
         return code
     if options.prefetch and not code and not how.dry_run:
@@ -136,6 +138,7 @@ def _rollback(options: argparse.Namespace) -> int:
     if code == 0 and (good := good.at_commits(verdicts)).moved:  # then that commit is to be proven
         apps = serve_config.served(good.applications)
         code, verdicts = _gate_before_rollout(apps, options)
+    # A connection of its own: the gate's probes want jobs of the applications' environments.
     with deploy.connected(options.address):
         if code:
             return deploy.blocked(code, apps, verdicts)

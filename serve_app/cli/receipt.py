@@ -44,6 +44,7 @@ def run(
         The exit code: 0 if every node, and at least one, has a receipt, else 4.
     """
     code = EXIT_GRANTED
+    # An adapter has a license and a grant of its own, so an auditor asks for it by itself.
     for app in (part for each in apps for part in _parts(each)):
         nodes = audit(app)
         if attest:
@@ -83,6 +84,7 @@ def of_cluster(app: ServedApp, address: str | None) -> tuple[NodeReceipt, ...] |
             tasks = NodeTasks(_RECEIPT, NodeReceipt, placement)
             answers += tasks.ask_all(model, access, timeout_s=access.deadline_s)
     return tuple(
+        # A node that does not answer is shown as not proven, and not left out.
         NodeReceipt(node.node_id, node.name, None, str(answer))
         if isinstance(answer, Lost)
         else replace(answer, node_id=node.node_id, node_name=node.name)

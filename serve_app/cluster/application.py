@@ -74,6 +74,7 @@ def placements(
             f"it has {', '.join(sorted(found))}",
             param="gate.deployments",
         )
+    # Weights go where the GPUs are; a router beside them needs no grant.
     on_gpus = {name for name, place in found.items() if _asks_for_gpu(place)}
     chosen = [found[name] for name in found if name in (set(names) or on_gpus or set(found))]
     return [place for index, place in enumerate(chosen) if place not in chosen[:index]]
@@ -83,6 +84,7 @@ def _deployments(
     application: Application, runtime_env: Mapping[str, Any], overrides: Sequence[DeploymentSchema]
 ) -> Iterator[tuple[str, Placement]]:
     changed = {entry.name: entry.model_dump(exclude_unset=True) for entry in overrides}
+    # Bound and not deployed: Serve's own way from an application to its deployments.
     for deployment in build_app(application, name="gated").deployments:
         replica = deployment._replica_config
         # As Serve does it: what the config says of a key takes the place of what the code said.
@@ -124,6 +126,7 @@ def described(
         ConfigError: as `placements`, or the builder failed.
     """
     source, names = gated.app, gated.gate.deployments
+    # A task, because the builder may import what only its own environment has.
     task = node_task(_describe).options(runtime_env=dict(runtime_env) or None)
     args = gated.builder_args(commit)
     ref = task.remote(source.import_path, args, names, dict(runtime_env), tuple(overrides))
@@ -132,6 +135,7 @@ def described(
     except RayError as error:
         kind = type(error).__name__
         raise ConfigError(f"the builder {source.import_path} did not run: {kind}") from None
+    # As a text, since an exception of somebody else's class may not unpickle here.
     if isinstance(answer, str):
         raise ConfigError(answer)
     return answer

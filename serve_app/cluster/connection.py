@@ -48,6 +48,7 @@ def connected(
     if found is None:
         yield None
         return
+    # What the job has its tasks inherit; asked for again, Ray would build it a second time.
     with _session(found, dict(job_env) or None):
         asked = placement.runtime_env.items()
         rest = {key: value for key, value in asked if job_env.get(key) != value}
@@ -120,6 +121,7 @@ def find_cluster(address: str | None) -> str | None:
     thread = threading.Thread(target=lambda: answered.append(_greet(found)), daemon=True)
     thread.start()
     thread.join(CONNECT_TIMEOUT_S)
+    # A refusal, silence and another program on the port look alike from here.
     if answered != [True]:
         raise ConfigError(
             f"{found} is no Ray cluster that lets this process in (authentication token?)"

@@ -84,6 +84,7 @@ def living_replicas() -> set[str]:
 
 def _actors() -> Iterator[tuple[ReplicaID, dict[str, Any]]]:
     for actor in state.actors(actor_state_name="ALIVE").values():
+        # Serve has other actors with names: the controller, proxies, the autoscaler's.
         if ReplicaID.is_full_id_str(actor["Name"]):
             yield ReplicaID.from_full_id_str(actor["Name"]), actor
 

@@ -52,11 +52,13 @@ def demand_of(options: Mapping[str, Any]) -> Demand:
         str(name): float(amount) for name, amount in (options.get("resources") or {}).items()
     }
     cpus, gpus = options.get("num_cpus"), options.get("num_gpus")
+    # Ray itself gives an actor 0 CPUs to run with; Serve's deployments ask for 1.
     resources["CPU"] = 1.0 if cpus is None else float(cpus)
     resources["GPU"] = float(gpus or 0)
     if options.get("memory"):
         resources["memory"] = float(options["memory"])
     if options.get("accelerator_type"):
+        # As Ray does it: the type is a resource, of which each replica takes a sliver.
         resources[f"accelerator_type:{options['accelerator_type']}"] = ACCELERATOR_SHARE
     return Demand(resources, dict(options.get("label_selector") or {}))
 
@@ -89,6 +91,7 @@ def shortage(nodes: Sequence[Mapping[str, Any]], demands: Sequence[Demand]) -> s
     asked = " or ".join(str(demand) for demand in demands)
     if not alive:
         return f"a replica asks for {asked}; the cluster has no node that is alive"
+    # Only what was asked for is listed: a node's other resources explain nothing.
     wanted = {name for demand in demands for name in demand.resources}
     labels = {name for demand in demands for name in demand.labels}
     offers: dict[str, int] = {}
@@ -110,6 +113,7 @@ def label_matches(selector: str, value: str | None) -> bool:
 
 def _fits(node: Mapping[str, Any], demand: Demand) -> bool:
     has, labels = node.get("Resources") or {}, node.get("Labels") or {}
+    # Totals: what is in use now may be free when the rollout comes to it.
     return all(has.get(name, 0.0) >= amount for name, amount in demand.resources.items()) and all(
         label_matches(selector, labels.get(key)) for key, selector in demand.labels.items()
     )

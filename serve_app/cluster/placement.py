@@ -42,6 +42,7 @@ def placements_of(config: AppConfig) -> tuple[Placement, ...]:
         placement = _placement(application, config)
         if placement is not None and placement not in found:
             found.append(placement)
+    # Without Serve, or before it knows the application: then nothing can override the config.
     return tuple(found) or (asked_by(config),)
 
 
@@ -72,8 +73,10 @@ def placement_of(
     options: dict[str, Any] = actor_options(config.replica)
     bundles: Any = None
     for deployment in deployments:
+        # Defaults of the schema are no overrides: Serve leaves what is not set to the code.
         overrides = deployment.model_dump(exclude_unset=True)
         if overrides.get("name") == SERVER_DEPLOYMENT:
+            # Replaced as a whole and not merged, as Serve does it.
             options = overrides.get("ray_actor_options") or options
             bundles = overrides.get("placement_group_bundles")
     demands = bundle_demands(bundles or (), options) or (demand_of(options),)
@@ -132,6 +135,7 @@ def goal_applications() -> list[ServeApplicationSchema]:
 
 def _is_of(application: ServeApplicationSchema, config: AppConfig) -> bool:
     try:
+        # Compared as trees: a default that is written out is the same application.
         return parse_args(application.args) == config
     except ConfigError:
         return False
@@ -156,6 +160,7 @@ def bundle_demands(
         labels: label selector of each bundle; one counts for all.
     """
     shared = dict(options.get("label_selector") or {})
+    # Ray takes one selector for all bundles, or one for each.
     each = list(labels) * len(bundles) if len(labels) == 1 else list(labels)
     each += [{}] * (len(bundles) - len(each))
     return tuple(

@@ -47,6 +47,7 @@ class NodeTasks(Generic[Answer]):
     def start(self, node: Node, *arguments: Any) -> ray.ObjectRef[Answer]:
         """Start the function on a node and return at once."""
         bound = self._task.options(
+            # Hard: an answer of another node would be shown in this one's row.
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
             runtime_env=dict(self._placement.runtime_env) or None,
         )
@@ -57,6 +58,7 @@ class NodeTasks(Generic[Answer]):
         self, refs: list[ray.ObjectRef[Answer]], timeout_s: float
     ) -> list[ray.ObjectRef[Answer]]:
         """Return those that have ended, after the timeout at the latest."""
+        # Not fetched: an answer whose node dies meanwhile would hold up those that are here.
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s, fetch_local=False)
         return list(done)
 
@@ -75,12 +77,14 @@ class NodeTasks(Generic[Answer]):
             raise Lost(f"the probe could not run there ({kind}); is serve_app there?") from None
         except RayError as error:
             raise Lost(_loss(error)) from None
+        # What comes is unpickled from another machine's package; its fields may be others.
         if not isinstance(answer, self._kind):
             raise Lost("another version of serve_app answered there")
         return answer
 
     def cancel(self, ref: ray.ObjectRef[Answer]) -> None:
         """Stop a task that nobody waits for any more."""
+        # By force: a probe that hangs below Python does not see a polite request.
         ray.cancel(ref, force=True)
 
     def ask_all(self, *arguments: Any, timeout_s: float) -> list[tuple[Node, Answer | Lost]]:

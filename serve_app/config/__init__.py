@@ -205,6 +205,7 @@ def config_hash(config: Mapping[str, Any] | BaseModel) -> str:
     Args:
         config: as it was written, or as a tree, of which the defaults count too.
     """
+    # Dumped, so that a default that is written out is no other config.
     if isinstance(config, BaseModel):
         config = config.model_dump(mode="json")
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
@@ -217,8 +218,10 @@ def refuse_secrets(tree: object, *, where: str) -> None:
         ConfigError: names the place and the right way, never the value.
     """
     for path, value in _leaves(tree, where):
+        # By its form, wherever it stands: Serve logs `args` in clear text at every build.
         if isinstance(value, str) and SECRET.search(value):
             raise ConfigError(f"{path} holds a token's value. {HAND_OVER}", param=path)
+        # Whatever its form: Ray shows a runtime_env to everybody on its dashboard.
         if path.rsplit(".", 1)[-1] in TOKEN_VARIABLES and ".env_vars." in path:
             raise ConfigError(
                 f"{path} puts a token into the cluster's state. {HAND_OVER}", param=path
@@ -228,6 +231,7 @@ def refuse_secrets(tree: object, *, where: str) -> None:
 def _leaves(tree: object, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(tree, dict):
         for key, value in tree.items():
+            # A forgotten name makes the value a key, which the message must not repeat.
             if SECRET.search(str(key)):
                 yield f"a key of {path}", str(key)
             else:
@@ -251,6 +255,7 @@ def _explain(
 def _suggest(loc: tuple[str, ...]) -> str:
     *parents, key = (part for part in loc if not part.isdigit())  # the place in a list
     places = dict(_keys(AppConfig))
+    # A right key at a wrong place is the common mistake, so it is looked for before misspellings.
     homes = [place for place in places if place.rsplit(".", 1)[-1] == key]
     if homes:
         return f"; it belongs at args.{homes[0]}"

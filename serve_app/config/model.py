@@ -90,11 +90,13 @@ class ModelConfig(Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
+        # Both would leave open which of them the gate has proven.
         if (self.repo_id is None) == (self.path is None):
             raise ValueError(
                 "set exactly one of repo_id (a Hub repository) and path (a local directory)"
             )
         names = (*self.names, *(adapter.name for adapter in self.adapters))
+        # A request names what it wants by this name alone.
         if len(set(names)) < len(names):
             raise ValueError("an adapter has the name of the model or of another adapter")
         return self

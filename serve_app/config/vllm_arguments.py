@@ -95,6 +95,7 @@ def refused(name: str, argument: Any) -> str | None:
         name: of vLLM's argument.
         argument: its value.
     """
+    # The only argument of which a value decides: vLLM's other formats unpickle.
     if name == "load_format":
         if argument in SAFE_FORMATS:
             return None
@@ -105,5 +106,6 @@ def refused(name: str, argument: Any) -> str | None:
 
 
 def _names_a_model(argument: Any) -> bool:
+    # Guesses from the text alone need no second model, so there is nothing to prove.
     named = argument.get("model") if isinstance(argument, dict) else argument
     return named not in (None, "ngram", "[ngram]")

@@ -30,6 +30,7 @@ async def with_heartbeats(
     """
     coming: asyncio.Future[ItemT] | None = None
     try:
+        # At once: the reader knows by it that somebody has taken the request on.
         yield HEARTBEAT
         while True:
             coming = asyncio.ensure_future(_next(items))

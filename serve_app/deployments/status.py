@@ -105,6 +105,7 @@ def load_of(page: str, application: str) -> Load:
         application: Serve's name of it.
     """
     sums: Counter[str] = Counter()
+    # Before parsing: a page of all nodes has thousands of lines, of which a few dozen count.
     lines = "\n".join(line for line in page.splitlines() if line.startswith(_USED))
     for family in text_string_to_metric_families(lines):
         for sample in family.samples:

@@ -104,6 +104,7 @@ class Admission:
                 f"{self._limits.queued} waiting requests", requests=max(1, waiting)
             )
         stats = self._loop.stats()
+        # A sum over what is open, and no counter: it cannot drift from what is counted by request.
         queued = sum(self._open.values()) - stats.running_tokens
         room = max(0, stats.kv_tokens_total - stats.running_tokens)
         excess = queued + tokens - room - self._limits.queued_tokens
@@ -112,6 +113,7 @@ class Admission:
 
     def _overloaded(self, limit: str, *, requests: int = 0, tokens: int = 0) -> Overloaded:
         rate = self._loop.drain_rate()
+        # Before two requests have ended nothing is measured; a second is worth a try.
         wait_s = 1.0
         if rate is not None:
             wait_s = max(requests / rate.requests, tokens / rate.tokens)

@@ -118,6 +118,7 @@ class FrontEnd(Generic[L]):
         self.check()
         if request.adapter and request.adapter not in self.adapters:
             raise ModelNotFound("this replica has no such adapter", param="model")
+        # First without its tokens: overload shall not cost the encoding of a prompt.
         self._admission.require(request.n)
         encoded = await self._encoder.encode(request)
         self._check(encoded)
@@ -132,7 +133,7 @@ class FrontEnd(Generic[L]):
         try:
             while running:
                 for key, updates in by_key(await stream.updates()).items():
-                    if key not in running:
+                    if key not in running:  # ended at a stop string, of which the loop knows late
                         continue
                     index, sequence, completion = running[key]
                     delta = completion.take(updates)
@@ -140,6 +141,7 @@ class FrontEnd(Generic[L]):
                         del running[key]
                         self._forget(key)  # before the last delta: its reader may never come back
                     if delta is not None:
+                        # The others' copies of the lead's prompt are no hits.
                         usage = replace(delta.usage, cached_tokens=lead.cached or 0)
                         yield replace(delta, index=index, usage=usage, timing=sequence.timing)
         finally:
@@ -246,6 +248,7 @@ class FrontEnd(Generic[L]):
         stream = Stream(asyncio.get_running_loop(), interval)
         sequences: list[Sequence] = []
         with self._lock:
+            # Dead since the prompt was encoded, it would never end a stream that joins now.
             self.check()
             tokens = len(encoded.tokens) + encoded.max_tokens
             self._admission.require(request.n, request.n * tokens)
@@ -270,6 +273,7 @@ class FrontEnd(Generic[L]):
                 sequences.append(sequence)
                 self._streams[sequence.key] = stream
                 self._admission.add(sequence.key, sequence.limit)
+            # Last, and all of them: a loop that begins at once must find every stream in its place.
             for sequence in sequences:
                 self._loop.submit(sequence)
         return sequences, stream

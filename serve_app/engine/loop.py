@@ -111,7 +111,7 @@ class EngineLoop:
             alarm=self._hangs,
         )
         self._is_hung = False
-        self._waiting = 0
+        self._waiting = 0  # of its own: admission reads it while a plan is being made
         self._failures = 0  # since the last good step
         self._steps = 0
         self._round = 0
@@ -153,13 +153,13 @@ class EngineLoop:
         return EngineStats(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting + self._inbox.qsize(),
-            kv_tokens_used=self._scheduler.kv_tokens_used,
-            kv_tokens_total=self._scheduler.kv_tokens_total,
+            kv_tokens_used=self._scheduler.cache.used_tokens,
+            kv_tokens_total=self._scheduler.cache.size,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=self._scheduler.preemptions,
-            kv_tokens_cached=self._scheduler.kv_tokens_cached,
+            kv_tokens_cached=self._scheduler.cache.cached_tokens,
             prefix_cache_queries=self._scheduler.queried_tokens,
             prefix_cache_hits=self._scheduler.hit_tokens,
             waiting_tokens=self._scheduler.waiting_tokens,
@@ -229,6 +229,7 @@ class EngineLoop:
             updates.append(Update(key, fault="The model cannot compute this request."))
         # Some layers, or some moves, may be done and others not: nothing in the cache is sure.
         self._scheduler.restart(isolate=not (alone or short))
+        # What torch keeps of the long step's tensors is in blocks that short ones cannot use.
         if short and torch.cuda.is_available():
             torch.cuda.empty_cache()
         return updates
@@ -265,7 +266,7 @@ class EngineLoop:
             return
         sequence.first_s = sequence.first_s or now
         sequence.latest_s = now
-        for token in sampled.tokens:
+        for token in sampled.tokens:  # several, where guesses were right; none behind the end
             self._generation_tokens += 1
             finish_reason = sequence.append(token)
             yield Update(
@@ -330,7 +331,7 @@ class EngineLoop:
             # A cancel makes room at once; arrivals count when a plan has found no place for them.
             self._waiting = min(self._waiting, self._scheduler.waiting)
             try:
-                command = self._inbox.get(block=idle)
+                command = self._inbox.get(block=idle)  # between two steps every token is due
             except queue.Empty:
                 return True
             if isinstance(command, Stop):

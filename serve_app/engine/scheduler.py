@@ -74,8 +74,8 @@ class Scheduler:
         self._max_running = max_running_requests
         self._reserve = reserve_tokens
         self._speculative = speculative_tokens
-        self._cache = PrefixCache(kv_tokens, enabled=prefix_cache)
-        self._places = Places(self._cache)
+        self.cache = PrefixCache(kv_tokens, enabled=prefix_cache)
+        self._places = Places(self.cache)
         self._shares = Shares()
         self._waiting = WaitingLine(self._shares)
         self._running: dict[int, Sequence] = {}  # by key, the one that runs longest first
@@ -95,28 +95,13 @@ class Scheduler:
         """Sequences without one."""
         return len(self._waiting)
 
-    @property
-    def kv_tokens_used(self) -> int:
-        """Tokens of the cache in regions of running sequences."""
-        return self._cache.used_tokens
-
-    @property
-    def kv_tokens_cached(self) -> int:
-        """Tokens of the cache that others may find, in room that nobody needs."""
-        return self._cache.cached_tokens
-
-    @property
-    def kv_tokens_total(self) -> int:
-        """Size of the cache."""
-        return self._cache.size
-
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence; keys must ascend.
 
         Raises:
             ValueError: its limit is above the size of the cache, so it could never end.
         """
-        if sequence.limit > self._cache.size:
+        if sequence.limit > self.cache.size:
             raise ValueError(f"sequence {sequence.key} can never fit the cache")
         self._waiting.add(sequence)
         self.waiting_tokens += sequence.limit
@@ -135,7 +120,7 @@ class Scheduler:
         """Take a running sequence out whose numbers are broken: nobody may find them."""
         if running := self._running.pop(key, None):
             self._release(running)
-            self._cache.distrust(running.chain)
+            self.cache.distrust(running.chain)
         return running
 
     def plan(self) -> StepPlan:
@@ -145,6 +130,7 @@ class Scheduler:
             A plan without rows only when there is no sequence, or all of them wait for masks.
         """
         moves: list[Move] = []
+        # Oldest first: in a full cache it pushes out younger ones, never the other way round.
         for sequence in tuple(self._running.values()):
             if sequence.key in self._running:  # an older one may have pushed it out
                 self._make_room(sequence, moves)
@@ -155,6 +141,7 @@ class Scheduler:
         self._share_places(moves)
         budget = self._step_tokens
         for sequence in self._running.values():
+            # Decode rows, and prompts that were found computed but for their last token.
             if sequence.missing == 1 and not sequence.sits_out:
                 budget -= _add_row(rows, sequence, budget, SCORED_TOKENS)
         guessed = len(rows) * (1 + self._speculative)
@@ -174,12 +161,15 @@ class Scheduler:
         for row in plan.rows:
             sequence = row.sequence
             rejected = wrong.get(sequence.key, 0) if wrong else 0
+            # K and V of wrong guesses stay where they are: the next tokens are written over them.
             sequence.computed += row.count - rejected
             if row.drafts and sequence.drafter:
                 right = len(row.drafts) - rejected
                 sequence.drafter.learn(len(row.drafts), right, sequence.computed)
+            # Whoever has sampled is cleared; a chunk that went well says nothing of the next one.
             sequence.suspect &= not row.samples
             self._places.publish(sequence)
+        # A token a step: memory that was short a moment ago is not asked for again at once.
         self._step_tokens = min(self._max_batch_tokens, self._step_tokens + 1)
 
     def restart(self, *, isolate: bool) -> None:
@@ -188,10 +178,11 @@ class Scheduler:
         Args:
             isolate: each of them in a step of its own first, to find whose fault it is.
         """
+        # Each goes to the front of its line: the oldest has to be put back last to be first there.
         for sequence in reversed(tuple(self._running.values())):
             sequence.suspect |= isolate
             self._put_back(sequence)
-        self._cache.clear()
+        self.cache.clear()
 
     def shrink(self) -> bool:
         """Halve the steps, which then grow again slowly; False if they are too short for it."""
@@ -227,6 +218,7 @@ class Scheduler:
                 left -= _add_row(rows, sequence, left, 0)
         while (waiting := self._next()) is not None:
             missing = self._places.missing(waiting)
+            # Only the first in line is looked at: a search for short ones would be out of turn.
             if missing > left or waiting.wants_scores or (admitted := self._admit(moves)) is None:
                 break
             left -= _add_row(rows, admitted, left, 0)
@@ -281,6 +273,7 @@ class Scheduler:
         self._shares.add(sequence)
         sequence.parent = None
         self._places.publish(sequence)
+        # Once: what is put back finds its own blocks again, which is no hit.
         if sequence.cached is None:
             sequence.began_s = time.monotonic()
             sequence.cached = sequence.computed
@@ -292,11 +285,13 @@ class Scheduler:
         """Add guesses to a decode row where they fit and can be checked by sampling alone."""
         sequence = row.sequence
         plan = sequence.sampling
+        # Penalties and masks at a guess depend on those before it; scores are kept of one place.
         if sequence.holding is None or sequence.adjusts or plan.logprobs is not None:
             return row
         if sequence.drafter is None:
             sequence.drafter = Drafter(self._speculative)
         length = len(sequence.tokens)
+        # A guess needs a place for its K and V; a region does not grow, at others' cost, for one.
         end = min(sequence.limit - 1, sequence.holding.region.length)
         drafts = sequence.drafter.propose(sequence.tokens, min(end - length, self._speculative))
         count = row.count + len(drafts)
@@ -308,11 +303,13 @@ class Scheduler:
         if holding is None or len(sequence.tokens) <= holding.region.length:
             return
         length = holding.region.length
+        # Doubling copies a long completion only a few times; where room is short, less has to do.
         lengths = (2 * length, length + self._reserve, len(sequence.tokens))
         while not any(self._places.grow(sequence, length, moves) for length in lengths):
             youngest = next(reversed(self._running.values()))
             self.preemptions += 1
             self._put_back(youngest)
+            # Nobody younger is left to push out, so it waits itself.
             if youngest is sequence:
                 return
 

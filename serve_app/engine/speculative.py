@@ -49,10 +49,12 @@ class Drafter:
             self._width = 1
             self._resume = tokens + PAUSE_TOKENS
         else:
+            # What was right last time is the best guess of how long to guess.
             self._width = max(1, accepted)
 
     def _index(self, tokens: list[int]) -> None:
         """Remember the latest place behind every few tokens, the very last ones excepted."""
+        # Not the last tokens: nothing follows them yet, and they would only find themselves.
         for end in range(max(self._indexed, LENGTHS[-1]), len(tokens)):
             for length in LENGTHS:
                 if end >= length:

@@ -66,6 +66,7 @@ class Stream:
         ended = update.fault is not None or update.finish_reason is not None
         if ended:
             self.over.add(update.key)
+        # An end never waits for its turn: its client would hold its connection for nothing.
         if ended or self.loop.time() >= self._due:
             self._arrived.set()
         else:
@@ -77,6 +78,7 @@ class Stream:
             self.loop.call_soon_threadsafe(self._fail, error)
 
     def _fail(self, error: ServeAppError) -> None:
+        # The first stays: a fault of its own says more than that the replica died after it.
         self._error = self._error or error
         self._arrived.set()
 
@@ -87,6 +89,7 @@ def deliver(streams: Mapping[int, Stream], updates: Iterable[Update]) -> list[in
     Returns:
         The keys whose event loop is closed: nobody reads any more.
     """
+    # One call for each event loop: waking it costs more than what one stream does there.
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Update]]] = defaultdict(list)
     for update in updates:
         stream = streams.get(update.key)

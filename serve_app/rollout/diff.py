@@ -51,11 +51,13 @@ def changes(
             continue
         if name not in old:
             yield f"{name}: new"
+        # By key, as Serve itself compares: one that is new and null changes nothing.
         elif not _differing(old[name], app):  # null is the same as not set
             yield f"{name}: unchanged, nothing restarts"
         else:
             keys = sorted(_differing(old[name], app))
             yield f"{name}: changes {', '.join(keys)}; {_effect(old[name], app)}"
+            # By name, else a deployment that is new in front would look like all of them changed.
             leaves = [f"{name}: {line}" for line in _leaves("", _keyed(old[name]), _keyed(app))]
             yield from leaves[:SHOWN]
             if more := leaves[SHOWN:]:

@@ -43,6 +43,7 @@ def rollout_lock() -> Iterator[None]:
     holder = f"{whoami()} (process {os.getpid()}), since {since}"
     actor: Any = ray.remote(num_cpus=0)(_Lock)
     try:
+        # Not detached: Ray ends it with the process that holds it, so no lock is left behind.
         held: Any = actor.options(name=NAME, namespace=NAMESPACE).remote(holder)
     except ValueError:
         raise ConfigError(f"another rollout is under way: {_holder()}") from None
@@ -50,6 +51,7 @@ def rollout_lock() -> Iterator[None]:
         _wait_for(held)
         yield
     finally:
+        # Without it the name stays taken until Python forgets the handle.
         ray.kill(held)
 
 

@@ -56,6 +56,7 @@ def _amount(before: Phase, now: Phase) -> str:
     done, total = now.done_bytes or 0, now.total_bytes or 0
     scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
     words = f"{done / scale:.1f} of {total / scale:.1f} {unit}"
+    # The node's own clock on both sides: this machine's would count the way of the news.
     seconds = now.published_at - before.published_at
     if before.done_bytes is None or seconds <= 0:
         return words

@@ -88,6 +88,7 @@ def restored(
     Raises:
         ConfigError: another application has one's route by now.
     """
+    # Of today and not of then: what others have rolled out meanwhile stays.
     now = {**by_name(serving or {"applications": []}), **apps}
     goal = {"applications": [app for app in now.values() if app is not None]}
     _require_own_routes(goal, apps.keys())
@@ -131,6 +132,7 @@ def _require_own_routes(goal: Mapping[str, Any], ours: Collection[str]) -> None:
     taken: dict[str, str] = {}
     for name, app in by_name(goal).items():
         route = app.get("route_prefix", ROUTE)
+        # Serve refuses two on one route as well, but after it has begun to remove the old one.
         other = taken.setdefault(route, name) if route is not None else name
         if other != name:
             where = "in the file too" if other in ours else "which serves"

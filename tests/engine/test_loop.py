@@ -263,6 +263,6 @@ def test_loop_leaks_nothing_over_10_000_requests():
     stats = some.stats()
     assert stats.kv_tokens_used == stats.running_tokens == stats.waiting_tokens == 0
     assert 0 < stats.prefix_cache_hits < stats.prefix_cache_queries
-    some._scheduler._cache.clear()
-    assert some._scheduler._cache.place(1600) is not None
-    assert not some._scheduler._cache._holders
+    some._scheduler.cache.clear()
+    assert some._scheduler.cache.place(1600) is not None
+    assert not some._scheduler.cache._holders

@@ -135,13 +135,13 @@ def test_scheduler_ends_every_request_with_its_own_keys(
         elif not pending:
             break
     assert len(simulation.finished) + gone == len(requests)
-    assert scheduler.kv_tokens_used == scheduler.running_tokens == scheduler.waiting_tokens == 0
+    assert scheduler.cache.used_tokens == scheduler.running_tokens == scheduler.waiting_tokens == 0
     assert scheduler.running == scheduler.waiting == 0
-    cached = scheduler._cache._cached.values()
-    assert scheduler.kv_tokens_cached == sum(holding.region.length for holding in cached)
-    scheduler._cache.clear()
-    assert not scheduler._cache._holders
-    assert scheduler._cache.place(320), "a region leaked"
+    cached = scheduler.cache._cached.values()
+    assert scheduler.cache.cached_tokens == sum(holding.region.length for holding in cached)
+    scheduler.cache.clear()
+    assert not scheduler.cache._holders
+    assert scheduler.cache.place(320), "a region leaked"
 
 
 def test_scheduler_is_first_come_first_served():
@@ -177,7 +177,7 @@ def test_scheduler_gives_at_first_a_region_as_long_as_needed():
     scheduler.add(sequence(0, 100, 8000))
     scheduler.add(sequence(1, 100, 20))
     scheduler.plan()
-    assert scheduler.kv_tokens_used == 384 + 128  # whole blocks
+    assert scheduler.cache.used_tokens == 384 + 128  # whole blocks
 
 
 def test_scheduler_puts_the_youngest_back_and_the_oldest_gets_on():
@@ -246,7 +246,7 @@ def test_scheduler_goes_on_in_place_with_a_conversation():
     simulation.run()
     assert second.cached == 96
     assert simulation.copied == 0
-    assert simulation.scheduler.kv_tokens_cached == 96
+    assert simulation.scheduler.cache.cached_tokens == 96
 
 
 def test_scheduler_shares_what_a_running_sequence_has_computed():
@@ -299,12 +299,12 @@ def test_scheduler_never_lets_a_request_wait_for_what_is_cached():
         one.tokens = [key] * 400
         simulation.scheduler.add(one)
     simulation.run()
-    assert simulation.scheduler.kv_tokens_cached > 3500
+    assert simulation.scheduler.cache.cached_tokens > 3500
     big = sequence(99, 4000, 96)
     simulation.scheduler.add(big)
     simulation.step()
     assert big.region is not None
-    assert simulation.scheduler.kv_tokens_cached == 0
+    assert simulation.scheduler.cache.cached_tokens == 0
 
 
 def test_scheduler_reads_nothing_cached_where_every_logit_is_asked_for():

@@ -141,6 +141,7 @@ class Probe:
             target=lambda: results.append(self.run(budget_s)), name="access-probe", daemon=True
         )
         thread.start()
+        # A little longer than its own limits: what it found has better words than these.
         thread.join(budget_s + 0.5)
         if results:
             return results[0]
@@ -174,6 +175,7 @@ class Probe:
             budget_s=budget_s,
             transport=self._transport,
         )
+        # Facts are of one commit: without a pin the revision may mean another one here.
         hint = self._hint if self._pinned else None
         subject = Subject(
             self._endpoint,
@@ -217,6 +219,7 @@ class Probe:
     def _credentials(self, url: str) -> Mapping[str, str]:
         headers = {"user-agent": USER_AGENT}
         token = self._resolved.token
+        # Asked for each request: a redirect may have left the Hub.
         if token is not None and origin(url) == origin(self._endpoint):
             headers["authorization"] = f"Bearer {token.reveal()}"
         return headers
@@ -231,6 +234,7 @@ class Probe:
             return Failed(hint.outcome, hint.hub_message or failed.message, status=failed.status)
         try:
             url = f"{self._endpoint}/api/whoami-v2"
+            # Once: the route is strictly limited, and the verdict does not depend on it.
             answer = wire.ask(Step.WHOAMI, "GET", url, limit=JSON_BYTES, tries=1)
         except Failed:
             return failed
@@ -256,6 +260,7 @@ class Probe:
             host=end.host,
         )
         message = end.message
+        # A Hub that repeats what it was sent must not put a token into a table.
         if self._resolved.token is not None:
             message = message.replace(self._resolved.token.reveal(), "[secret]")
         return NodeVerdict(

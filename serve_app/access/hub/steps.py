@@ -119,6 +119,7 @@ class Proof:
         Raises:
             Failed: with the outcome of the first question that was not answered right.
         """
+        # Else another node has asked all this of the same commit; the gate is passed below by each.
         if self.weights_file is None or not self._provenance.is_known:
             names = self._describe()
             self._entries = self._provenance.learn(names, self._small_file, self._list)
@@ -159,7 +160,7 @@ class Proof:
         commit, names = payload.get("sha"), _names(payload.get("siblings"))
         if not (isinstance(commit, str) and COMMIT.fullmatch(commit)) or names is None:
             raise Failed(Outcome.UNKNOWN, "the model description names no commit or no files")
-        if self._subject.pinned not in (None, commit):
+        if self._subject.pinned not in (None, commit):  # a mirror that is behind
             message = f"asked for commit {self._subject.pinned}, was named about {commit}"
             raise Failed(Outcome.UNKNOWN, message)
         self.commit = commit
@@ -226,7 +227,7 @@ class Proof:
         # A file over 10 MB lies with the weights.
         if answer.status in (302, 307) and may_lead(answer.url, location):
             answer = self._wire.ask(step, "GET", location, limit=limit + 1)
-        is_page = "html" in answer.headers.get("content-type", "")
+        is_page = "html" in answer.headers.get("content-type", "")  # as a captive portal sends
         if not answer.is_ok or is_page:
             raise self._refusal(answer)
         if len(answer.body) > limit:
@@ -245,6 +246,7 @@ class Proof:
 
     def _locate(self, name: str) -> Weights:
         """Ask for the weights without taking them; here the gate decides."""
+        # Not followed: the redirect itself is the Hub's yes, and its target gets no token.
         answer = self._wire.ask(Step.WEIGHTS, "HEAD", self._file_url(name))
         if not (answer.is_ok or (300 <= answer.status < 400 and "location" in answer.headers)):
             raise self._refusal(answer)
@@ -283,6 +285,7 @@ class Proof:
         if not may_lead(weights.answer.url, url):
             message = f"the Hub sends from https to {sanitise(host_of(url))}, which is not https"
             raise Failed(Outcome.WEIGHTS_UNREACHABLE, message, host=host_of(url))
+        # Of the file and not of its answer's status: a CDN may say 200 to whatever it is asked.
         wanted = {"range": f"bytes=0-{FIRST_BYTES - 1}"}
         answer = self._wire.ask(Step.BYTES, "GET", url, limit=FIRST_BYTES, headers=wanted)
         if not holds_weights(answer, weights.size):

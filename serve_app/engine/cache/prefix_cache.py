@@ -68,6 +68,7 @@ class PrefixCache:
         """Return how many tokens of a chain's beginning are computed, and who holds them."""
         known = 0
         for digest in chain:
+            # Who holds a block holds all before it, so nothing is known behind a gap.
             if digest not in self._holders:
                 break
             known += 1
@@ -77,6 +78,7 @@ class PrefixCache:
         # One that ends here first: it can be taken over.
         holding = self._cached.get(last) or next(reversed(self._holders[last]))
         if self._is_cached(holding):
+            # Also when only its beginning is used: what is asked for again should stay.
             self._cached.move_to_end(holding.chain[-1])
         return known * BLOCK_TOKENS, holding
 
@@ -98,6 +100,7 @@ class PrefixCache:
         """Give a cached holding to a sequence, grown in place; False if that cannot be."""
         if not self._is_cached(holding):
             return False
+        # First of all, so that one that cannot grow here is left as it was, to be copied.
         region = self._regions.extend(holding.region, max(length, holding.region.length))
         if region is None:
             return False

@@ -45,6 +45,7 @@ class Runner:
     """
 
     def __init__(self, forward: Forward) -> None:
+        # torch keeps this number by thread: a new one would start with a thread for each core.
         self._threads = torch.get_num_threads()
         self._forward = forward
 
@@ -147,6 +148,7 @@ def _sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
         count = 1 + _right(row.drafts, tokens[first:])
         if all(finite[first : first + count]):
             sampled = tuple(tokens[first : first + count])
+            # No guesses are made where scores are asked for, so the first place is the only one.
             results.append(Sampled(row, sampled, score=scores.get(first)))
         else:
             results.append(Sampled(row, broken=True))
@@ -176,6 +178,7 @@ def _prompt_scores(logits: torch.Tensor, row: Row) -> tuple[Score, ...]:
     """Score the prompt's tokens that follow those of a row, but for those already scored."""
     sequence = row.sequence
     begin = row.start + row.count - row.kept
+    # One that was put back computes its prompt again; what has been sent is not sent twice.
     first = max(begin, sequence.scored)
     end = min(row.start + row.count, sequence.prompt_tokens - 1)
     if first >= end:

@@ -81,6 +81,7 @@ class SdpaStep:
             _region(pool, span, scoring)[0].unsqueeze(1).expand(-1, group, -1, -1)
             for pool in (keys, values)
         )
+        # torch's `is_causal` aligns to the first key: right only where the chunk is all there is.
         whole = span.kv_count == count and (scoring.window is None or count <= scoring.window)
         if scoring.softcap is not None:
             mask = self._mask(span, scoring, query)
@@ -117,6 +118,7 @@ def _region(pool: torch.Tensor, span: Span, scoring: Scoring) -> torch.Tensor:
     _, heads, dim = pool.shape
     seen = _seen(span, scoring.window)
     first = span.kv_start + span.kv_count - seen
+    # A view: `transpose` and `narrow` would come to the same, in three calls a row and layer.
     return pool.as_strided(
         (1, heads, seen, dim), (0, dim, heads * dim, 1), pool.storage_offset() + first * heads * dim
     )

@@ -76,6 +76,7 @@ class VarlenBackend:
         last = spans[-1]
         lists = {
             "cu_seq_q": [*(span.q_start for span in spans), last.q_start + last.q_count],
+            # Starts need not be where the one before ends: `seqused_k` says how far each is read.
             "cu_seq_k": [*(span.kv_start for span in spans), last.kv_start + last.kv_count],
             "seqused_k": [span.kv_count for span in spans],
         }

@@ -51,6 +51,7 @@ class NativeForward:
         """See `Forward.move`."""
         for move in moves:
             source, target = move.source // COLUMNS, move.target // COLUMNS
+            # The last block whole: what is garbage in it is written over before it is read.
             blocks = -(-move.length // COLUMNS)
             copied = self._cache[:, :, source : source + blocks]
             self._cache[:, :, target : target + blocks] = copied
@@ -77,6 +78,7 @@ class NativeForward:
             setattr(step, name, tensor.data_ptr())
         step.tokens, step.spans, step.kept = len(ids), len(rows), len(keep)
         step.logits = logits.data_ptr()
+        # Each time: whoever computes says how many, also a warm-up on another thread.
         self._model.threads = torch.get_num_threads()
         self._run(self._model, step)
         return logits
