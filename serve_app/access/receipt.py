@@ -100,6 +100,7 @@ def receipt_here(model: ModelConfig, access: AccessConfig) -> NodeReceipt:
     if resolved.fault is not None:
         return NodeReceipt("", name, None, resolved.fault.message)
     endpoint = access.endpoint or constants.ENDPOINT
+    # Of the token in use: another one's proof would show an auditor what is not served with.
     receipt = find(model, endpoint, fingerprint=resolved.report.fingerprint)
     if receipt is not None:
         return NodeReceipt("", name, receipt)
@@ -176,6 +177,7 @@ def stored(repo_id: str) -> Iterator[Receipt]:
     with suppress(OSError):
         for path in sorted(folder().glob(f"{repo_id.replace('/', '--')}@*.json")):
             receipt = _read(path)
+            # `a--b/c` and `a/b--c` have one name of a file.
             if receipt is not None and receipt.repo_id == repo_id:
                 yield receipt
 

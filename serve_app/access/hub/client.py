@@ -125,6 +125,7 @@ class Wire:
                 pause = _backoff(attempt) if attempt < tries and _may_pass(error) else None
             else:
                 pause = _pause(answer, attempt, tries)
+            # A wait that outlasts the budget would only delay the same answer.
             if pause is not None and time.monotonic() + pause < self._ends_at:
                 time.sleep(pause)
                 continue
@@ -152,8 +153,10 @@ class Wire:
     def _send(
         self, step: Step, method: str, url: str, limit: int, headers: Mapping[str, str]
     ) -> Answer:
+        # What is counted is the Hub's quota; storage has none.
         if origin(url) == self._home:
             self.requests += 1
+        # Not 0, which the client takes as no time at all: it would blame the host.
         seconds = max(0.05, min(self._timeout_s, self._ends_at - time.monotonic()))
         stop_at = time.monotonic() + seconds
         with self._client.stream(method, url, timeout_s=seconds, headers=headers) as response:
@@ -172,6 +175,7 @@ def _read(chunks: Iterator[bytes], limit: int, stop_at: float) -> bytes:
         body += chunk
         if len(body) >= limit:
             break
+        # The client's own limit is of each read: a byte now and then would never reach it.
         if time.monotonic() > stop_at:
             raise httpx2.ReadTimeout("the answer comes too slowly")
     return body[:limit]
@@ -186,6 +190,7 @@ def _may_pass(error: Exception) -> bool:
 def _pause(answer: Answer, attempt: int, tries: int) -> float | None:
     """Return how many seconds to wait before asking again; None says not to."""
     if answer.status == 429 and tries > 1:
+        # A little more than asked: all nodes were told the same second.
         return _wait_asked_for(answer) + random.uniform(0, 0.5)  # noqa: S311
     if answer.status in (408, 500, 502, 503, 504) and attempt < tries:
         return _backoff(attempt)

@@ -66,6 +66,7 @@ def open_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Client:
         NoClient: a variable of the environment names a proxy or a certificate that cannot be.
     """
     fault = _missing_certificates()
+    # Before the client is made, which would say that some file was not found.
     if fault is not None and transport is None:
         raise NoClient(fault)
     try:
@@ -108,6 +109,7 @@ def fault_of(error: Exception, url: str, timeout_s: float) -> NetworkFault:
 def proxy_for(url: str) -> Proxy | None:
     """Return the proxy that this process's environment puts on the way to a URL."""
     parts = urlsplit(url)
+    # As the standard library reads NO_PROXY, and so the client's own.
     if not parts.hostname or proxy_bypass(parts.hostname):
         return None
     for name in (f"{parts.scheme}_proxy", "all_proxy"):
@@ -128,6 +130,7 @@ def is_certificate(error: BaseException | None) -> bool:
         return False
     if isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(error):
         return True
+    # Each layer of the client wraps it in an exception of its own.
     return is_certificate(error.__cause__ or error.__context__)
 
 
