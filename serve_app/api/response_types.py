@@ -159,13 +159,6 @@ class Model(TypedDict):
     parent: NotRequired[str]
 
 
-class ModelList(TypedDict):
-    """`ListModelsResponse`."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
 class ChunkWriter(Protocol):
     """Writes the answers of one request in OpenAI's older form: chunks of one id."""
 
