@@ -16,6 +16,8 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 START_TRIES = 3  # a raylet has 30 s to come up, which a loaded machine may miss
+# Where a replica that cannot start is not the point: Serve would try three times, 10 s each.
+ONE_TRY = {"RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,8 +173,8 @@ def test_check_over_https_with_an_own_authority(tmp_path, certificates, behaviou
     outcome, code, _ = CASES[behaviour]
     with LocalHub([Repo(TINY_REPO, tiny_files())], tls=certificates.server) as hub:
         config = write(tmp_path, hub, hub.issue_token(behaviour))
-        trusted = run(config, "--json", SSL_CERT_FILE=str(certificates.authority))
-        unknown = run(config, "--json")
+        trusted = run(config, "--json", "--this-node", SSL_CERT_FILE=str(certificates.authority))
+        unknown = run(config, "--json", "--this-node")
     assert trusted.returncode == code, trusted.stdout + trusted.stderr
     assert [node["outcome"] for node in json.loads(trusted.stdout)["nodes"]] == [outcome]
     assert unknown.returncode == 4

@@ -6,7 +6,7 @@ import yaml
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.cli.main import main
 from serve_app.cluster.controller import instance_details
-from tests.integration.conftest import LogicalNode, cluster_of
+from tests.integration.conftest import ONE_TRY, LogicalNode, cluster_of
 from tests.integration.service import REPO, SERVING, Service
 from tests.models import make_model
 
@@ -28,7 +28,7 @@ def service(repo, tmp_path_factory):
         nodes = [
             LogicalNode(name, token, SERVING, num_gpus=0, env=env) for name, token in tokens.items()
         ]
-        with cluster_of(*nodes, head_cpus=1) as running:
+        with cluster_of(*nodes, head_cpus=1, env=ONE_TRY) as running:
             yield Service(hub, running, tokens)
 
 

@@ -28,7 +28,9 @@ def service(demo_model_dir):
         env = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
         with cluster_of(*nodes, env=env) as running:
             service = Service(hub, running, tokens)
-            app = service.config()
+            # Serve takes three failed checks for its end; 15 s each would only be waited for here.
+            checks = {"health_check_period_s": 1.0, "health_check_timeout_s": 5.0}
+            app = service.config(overrides=checks)
             app["args"]["api"] = {"stall_timeout_s": STALL_TIMEOUT_S}
             service.put_app(app)
             status = service.wait("RUNNING", "DEPLOY_FAILED")

@@ -177,6 +177,7 @@ ENDLESS = [
 ]  # fmt: skip
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("source", ENDLESS)
 def test_render_stops_a_template_without_end(source):
     """Each stops within its processor time, or before it makes what no memory can hold."""
@@ -186,6 +187,7 @@ def test_render_stops_a_template_without_end(source):
     assert time.thread_time() - began < 2
 
 
+@pytest.mark.timed
 def test_render_stops_a_conversation_that_makes_a_template_run_without_end():
     """A template that looks at all messages for each of them, over a body of 2 MB."""
     source = (
