@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -70,6 +71,42 @@ class IdentityConfig(Part):
     )
 
 
+class SignatureConfig(Part):
+    """Who must have signed the files (OpenSSF Model Signing, `model.sig`): a key or an identity."""
+
+    public_key: str | None = Field(
+        None,
+        min_length=1,
+        description="file of the signer's public key (PEM, P-256, P-384 or P-521), on every node; "
+        "needs no network",
+    )
+    identity: str | None = Field(
+        None,
+        min_length=1,
+        description="the signer's Sigstore identity: a mail address or a workflow's URL",
+    )
+    issuer: str | None = Field(
+        None, min_length=1, description="who vouched for the identity: URL of its OpenID provider"
+    )
+    trust_file: str | None = Field(
+        None,
+        min_length=1,
+        description="file of Sigstore's trust (JSON of a ClientTrustConfig), on every node; null: "
+        "asked of Sigstore over the network",
+    )
+
+    @model_validator(mode="after")
+    def _names_one_signer(self) -> SignatureConfig:
+        by_identity = self.identity is not None and self.issuer is not None
+        if (self.public_key is None) != by_identity or (
+            self.public_key is not None and (self.identity or self.issuer or self.trust_file)
+        ):
+            raise ValueError("set either public_key, or identity and issuer")
+        if find_spec("model_signing") is None:
+            raise ValueError("needs the extra `signing`: pip install 'serve-app[signing]'")
+        return self
+
+
 class AccessConfig(Part):
     """How every node proves that it can read the weights."""
 
@@ -103,6 +140,9 @@ class AccessConfig(Part):
     )
     license: LicensePolicy | None = Field(
         None, description="which licenses may be served; null: whatever access was granted to"
+    )
+    signature: SignatureConfig | None = Field(
+        None, description="who must have signed the files; null: nobody has to"
     )
 
     @field_validator("endpoint")

@@ -13,6 +13,7 @@ It speaks the real protocol, so huggingface_hub and transformers work against it
 server.py      START HERE: LocalHub, the three origins as one context manager
 hub.py         what huggingface.co answers: metadata for everybody, content for who has the grant
 exchange.py    `/oauth/token`: identity tokens of trusted publishers for tokens of the Hub
+mirrors.py     mirrors that answer in its place, with gaps
 storage.py     the CDN behind signed URLs and the Xet store behind its tokens
 behaviours.py  the ways to treat a token, the words of refusals, the accounts
 answers.py     answers that need no repository: JSON, and what a sick Hub says

@@ -82,6 +82,12 @@ class Hub:
 
     def answer(self, request: Request) -> Answer:
         """Answer one request; never raises for what a client can send."""
+        mirror = self._state.mirror
+        if mirror is not None:
+            return mirror.answer(request, self._answer, self._state.repos)
+        return self._answer(request)
+
+    def _answer(self, request: Request) -> Answer:
         target = find_target(request)
         answer = self._faulty(request, target) or self._sound(request, target)
         headers = {

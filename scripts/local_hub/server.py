@@ -14,6 +14,7 @@ from scripts.local_hub.behaviours import Account, Behaviour, Route, fingerprint
 from scripts.local_hub.control import Control
 from scripts.local_hub.exchange import Publishers
 from scripts.local_hub.hub import Hub
+from scripts.local_hub.mirrors import Mirror
 from scripts.local_hub.repos import Repo
 from scripts.local_hub.signing import Signer
 from scripts.local_hub.state import Renaming, State
@@ -197,6 +198,10 @@ class LocalHub:
     def drop_headers(self, *names: str) -> None:
         """Leave headers out of the Hub's answers, as a mirror may; without a name all are sent."""
         self._state.dropped_headers = frozenset(name.lower() for name in names)
+
+    def answer_as(self, mirror: Mirror | None) -> None:
+        """Let a mirror answer in the Hub's place from now on; None is the Hub again."""
+        self._state.mirror = mirror
 
     @property
     def closed_url(self) -> str:

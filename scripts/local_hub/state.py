@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from scripts.local_hub.behaviours import Accounts, Behaviour, Route, fingerprint
 from scripts.local_hub.exchange import Publishers
 from scripts.local_hub.repos import Repo
 from scripts.local_hub.signing import Signer
 from scripts.local_hub.wire import HubRequest, Origin, Request
+
+if TYPE_CHECKING:
+    from scripts.local_hub.mirrors import Mirror
 
 QUOTAS = {"api": 1000, "resolvers": 5000}  # a free account's, per window
 WINDOW_S = 300
@@ -37,6 +41,7 @@ class State:
     chunks_url: str = ""  # where the Xet store says that chunks lie; "" is the CDN
     dropped_headers: frozenset[str] = frozenset()  # in lower case; a mirror may lose some
     publishers: Publishers = field(default_factory=Publishers)
+    mirror: Mirror | None = None  # answers in the Hub's place
     page_size: int = 1000
     outage: Behaviour | None = None
     log: list[HubRequest] = field(default_factory=list)

@@ -11,7 +11,9 @@ notebook.py     why a notebook has no token although its user believes so
 local.py        a model that is a directory on the node
 license.py      the license a model states, its text, and whether the config allows it
 digest.py       one hash for all files of a commit or a directory
+signature.py    who signed the files, and which (bundle.py: the library that verifies it)
 terms.py        what the config wants of a commit besides access
+limited.py      work that may hang, ended in time
 capacity.py     what this node can hold
 verdict.py      outcomes of nodes, and the decision over all of them
 remedies.py     one sentence for each outcome: what to do about it

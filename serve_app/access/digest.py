@@ -55,11 +55,21 @@ def digest_of(hashes: Mapping[str, str]) -> str:
 
 def listing_digest(entries: Entries) -> str:
     """Return the digest of a commit, from a checked listing of it."""
-    return digest_of({path: entry.lfs_sha256 or entry.blob_id for path, entry in entries.items()})
+    return digest_of(listed_hashes(entries))
+
+
+def listed_hashes(entries: Entries) -> dict[str, str]:
+    """Return the hash of each file by its path, from a checked listing."""
+    return {path: entry.lfs_sha256 or entry.blob_id for path, entry in entries.items()}
 
 
 def directory_digest(directory: Path) -> str:
-    """Return the digest of a directory, from its bytes.
+    """Return the digest of a directory, from its bytes; see `directory_hashes`."""
+    return digest_of(directory_hashes(directory))
+
+
+def directory_hashes(directory: Path) -> dict[str, str]:
+    """Return the hash of each file of a directory by its path, from its bytes, as a digest has it.
 
     Each file is read once and remembered by its size, time and inode, so the next time is fast.
 
@@ -84,7 +94,7 @@ def directory_digest(directory: Path) -> str:
         raise ModelLoadError(f"{error.filename or root}: {error.strerror}") from None
     if notes != known:
         _remember(root, notes)
-    return digest_of({name: found for name, (_, found) in notes.items()})
+    return {name: found for name, (_, found) in notes.items()}
 
 
 def digest_fault(wanted: str | None, found: str | None) -> str | None:

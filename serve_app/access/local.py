@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.access.capacity import room_fault
-from serve_app.access.digest import directory_digest
+from serve_app.access.digest import digest_of, directory_hashes
 from serve_app.access.license import facts_of
+from serve_app.access.limited import within
 from serve_app.access.remedies import remedy
+from serve_app.access.signature import Unverified, require_signed
 from serve_app.access.terms import Terms
 from serve_app.access.verdict import NodeVerdict, Outcome, TokenReport
 from serve_app.checkpoint.adapter import check_adapter
@@ -49,27 +51,45 @@ def check_directory(path: str, loader: Loader | None = None) -> NodeVerdict:
     return _verdict(Outcome.GRANTED, path, "")
 
 
-def check_model(path: str, terms: Terms, loader: Loader | None) -> NodeVerdict:
-    """Do `check_directory`, and compare the directory's license and digest with what is wanted.
+def check_model(path: str, terms: Terms, loader: Loader | None, limit_s: float) -> NodeVerdict:
+    """Do `check_directory`, and compare license, digest and signature with what is wanted.
 
-    Reads every byte of the directory if a digest is wanted, the next time only what changed.
+    Reads every byte of the directory if a digest or a signature is wanted, the next time only
+    what changed.
+
+    Args:
+        path: the directory; `~` works.
+        terms: what is wanted of it.
+        loader: see `check_directory`.
+        limit_s: of reading all but those bytes: a mount whose server is gone answers nothing.
 
     Returns:
-        Its verdict, or `license_not_allowed` or `digest_mismatch`; with what the directory is.
+        Its verdict, or `license_not_allowed`, `digest_mismatch`, `signature_invalid` or
+        `weights_unreachable`; with what the directory is.
     """
-    verdict = check_directory(path, loader)
     place = Path(path).expanduser()
-    facts = facts_of(place)
+    read = within(limit_s, lambda: (check_directory(path, loader), facts_of(place)))
+    if read is None:
+        message = f"{path} was not read within {limit_s:g} s"
+        way = f"See to the mount of {path} on this node: its server does not answer, or too slowly."
+        return _verdict(Outcome.WEIGHTS_UNREACHABLE, path, message, way)
+    verdict, facts = read
     if verdict.outcome is not Outcome.GRANTED:
         return replace(verdict, facts=facts)
     try:
+        hashes = directory_hashes(place) if terms.wants_files else {}
         if terms.digest is not None:
-            facts = replace(facts, digest=directory_digest(place))
+            facts = replace(facts, digest=digest_of(hashes))
+        if found := terms.fault(facts):
+            outcome, message = found
+            verdict = _verdict(outcome, path, message, remedy(outcome)[0])
+        elif terms.signature is not None:
+            require_signed(place, hashes, terms.signature, whole=True)
     except ModelLoadError as fault:
-        return replace(_verdict(Outcome.WEIGHTS_MISSING, path, fault.message), facts=facts)
-    if found := terms.fault(facts):
-        outcome, message = found
-        verdict = _verdict(outcome, path, message, remedy(outcome)[0])
+        verdict = _verdict(Outcome.WEIGHTS_MISSING, path, fault.message)
+    except Unverified as fault:
+        way = fault.remedy or remedy(fault.outcome)[0]
+        verdict = _verdict(fault.outcome, path, fault.message, way)
     return replace(verdict, facts=facts)
 
 

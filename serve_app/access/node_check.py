@@ -13,12 +13,13 @@ from dataclasses import replace
 
 from serve_app.access import local
 from serve_app.access import receipt as receipts
-from serve_app.access.digest import listing_digest
+from serve_app.access.digest import listed_hashes, listing_digest
 from serve_app.access.hub.listing import read_listing
 from serve_app.access.hub.model_files import cached_snapshot
 from serve_app.access.hub.probe import check_here, endpoint_of
 from serve_app.access.license import license_in
 from serve_app.access.receipt import Receipt
+from serve_app.access.signature import Unverified, require_signed
 from serve_app.access.terms import Terms
 from serve_app.access.verdict import CommitFacts, NodeVerdict, Outcome
 from serve_app.checkpoint.runnable import Loader
@@ -170,4 +171,11 @@ def _refuse_copy(receipt: Receipt, terms: Terms, loader: Loader | None) -> Commi
     facts = CommitFacts(receipt.license_id, text.sha256 if text else None, digest)
     if found := terms.fault(facts):
         raise _Unfit(found[1])
+    if terms.signature is not None:
+        if entries is None:
+            raise _Unfit("no list of its files is here to compare with the signature")
+        try:
+            require_signed(directory, listed_hashes(entries), terms.signature, whole=False)
+        except Unverified as fault:
+            raise _Unfit(fault.message) from None
     return facts

@@ -49,6 +49,7 @@ class Receipt:
         license_id: as the model card states it; None if it states none, or was not asked for.
         digest: of the commit's list of files; None if it was not asked for.
         identity: whose the token is by an exchange; None of a stored one.
+        mirror: what answered in the Hub's place; None is the Hub.
     """
 
     repo_id: str
@@ -64,6 +65,7 @@ class Receipt:
     license_id: str | None = None
     digest: str | None = None
     identity: str | None = None
+    mirror: str | None = None
 
     def age_s(self) -> float:
         """Return the seconds since the latest proof; negative if it lies in the future."""
@@ -143,6 +145,7 @@ def keep(verdict: NodeVerdict, model: ModelConfig, endpoint: str) -> Receipt | N
         license_id=facts.license_id or known.license_id,
         digest=facts.digest or known.digest,
         identity=verdict.token.identity,
+        mirror=verdict.mirror,
     )
     _write(receipt)
     return receipt

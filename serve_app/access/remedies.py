@@ -77,6 +77,11 @@ _MENDS: dict[Outcome, tuple[str, str | None]] = {
         "or model.revision to the commit that the digest belongs to.",
         "/{repo_id}/commits/{revision}",
     ),
+    Outcome.SIGNATURE_INVALID: (
+        "Take a revision that the signer signed as it is (`model_signing sign`), or correct "
+        "access.signature; serve nothing that nobody vouches for.",
+        "/{repo_id}/tree/{revision}",
+    ),
     Outcome.REPO_NOT_FOUND: (
         "Check model.repo_id; if the repository is private, this node needs the token of an "
         "account that may see it.",
@@ -119,8 +124,39 @@ _MENDS: dict[Outcome, tuple[str, str | None]] = {
     ),
 }
 
+_ACCOUNT = (
+    "{mirror} asks the Hub with an account of its own, the same for all nodes, and that one is "
+    "refused: let whoever runs {mirror} get it the access, or give it another token."
+)
+# Where a mirror answers instead of the Hub. No links: its pages are not the Hub's.
+_AT_MIRROR: dict[Outcome, str] = {
+    Outcome.NO_TOKEN: (
+        "Give this node a token of {mirror}, not of the Hub: in HF_TOKEN before Ray starts, or in "
+        "a file that access.token_file names."
+    ),
+    Outcome.INVALID_TOKEN: (
+        "{mirror} does not know this token: replace the one at {source} by one that {mirror} "
+        "issued, not the Hub."
+    ),
+    Outcome.EXPIRED_TOKEN: "Let {mirror} issue a new token, and replace the one at {source}.",
+    Outcome.LICENSE_NOT_ACCEPTED: _ACCOUNT,
+    Outcome.REQUEST_PENDING: _ACCOUNT,
+    Outcome.REQUEST_REJECTED: _ACCOUNT,
+    Outcome.REQUEST_RESET: _ACCOUNT,
+    Outcome.TOKEN_SCOPE: _ACCOUNT,
+    Outcome.ORG_POLICY: _ACCOUNT,
+    Outcome.CONTENT_BLOCKED: (
+        "{mirror} refuses and does not tell apart whether the rights of this token there are "
+        "missing or the access of its own account on the Hub: ask whoever runs it."
+    ),
+    Outcome.UNKNOWN: (
+        "{mirror} does not prove here what the Hub does, and what is not proven blocks: ask "
+        "whoever runs it for what is missing above, or set another access.endpoint."
+    ),
+}
 
-def remedy(
+
+def remedy(  # noqa: PLR0913 (the words of a sentence)
     outcome: Outcome,
     *,
     repo_id: str = "",
@@ -128,17 +164,22 @@ def remedy(
     endpoint: str = "",
     token: TokenReport = TokenReport(),  # noqa: B008 (frozen)
     host: str | None = None,
+    mirror: str | None = None,
 ) -> tuple[str, str | None]:
     """Return the sentence that says what to do and the link for an outcome."""
     sentence, path = _MENDS[outcome]
+    if mirror is not None:
+        sentence, path = _AT_MIRROR.get(outcome, sentence), None
     words = {
         "repo_id": repo_id,
         "endpoint": endpoint,
         "source": token.source,
         "account": token.account or "the account of this token",
+        "mirror": mirror,
         "host": host or "the storage hosts of the Hub",
     }
     page = None
     if path is not None:
         page = endpoint + path.format(repo_id=repo_id, revision=quote(revision, safe=""))
-    return sentence.format(**words), page
+    said = sentence.format(**words)
+    return said[:1].upper() + said[1:], page

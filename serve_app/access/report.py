@@ -18,7 +18,7 @@ ROWS = 64  # beyond these, granted nodes are counted instead of listed
 WIDTH = 100
 GRANTED = "granted"
 HEAD = ("NODE", "OUTCOME", "TOKEN", "ACCOUNT")
-OUR_WORDS = ("weights_unreachable", "unknown", "identity_refused")
+OUR_WORDS = ("weights_unreachable", "unknown", "identity_refused", "signature_invalid")
 _Problem: TypeAlias = tuple[str, str | None, str]
 
 
@@ -151,7 +151,7 @@ def _warnings(verdict: Verdict) -> Iterator[str]:
     seen: dict[str, list[str]] = {}
     for node in verdict.nodes:
         reservation = (node.hub_message,) if node.outcome == GRANTED and node.hub_message else ()
-        for warning in (*reservation, *node.token.warnings):
+        for warning in (*reservation, *_by_mirror(node), *node.token.warnings):
             seen.setdefault(warning, []).append(node.node_name)
     prints = {node.token.fingerprint for node in verdict.nodes if node.token.fingerprint}
     if len(prints) > 1:
@@ -163,11 +163,22 @@ def _warnings(verdict: Verdict) -> Iterator[str]:
         yield from _wrapped("Note: ", f"{warning} ({_names(names)})", indent="")
 
 
+def _by_mirror(node: NodeVerdict) -> tuple[str, ...]:
+    """Say what a grant proves that came from a mirror."""
+    if node.mirror is None or node.outcome != GRANTED:
+        return ()
+    return (
+        f"granted by {node.mirror} in the Hub's place: proven is what this node may read there; "
+        "the Hub saw the account of the mirror, one for all nodes, and no account of this node",
+    )
+
+
 def _speaker(node: NodeVerdict) -> str:
     """Introduce the message: the Hub's own words, or what was found out about an answer."""
     if node.http_status is None or node.outcome in OUR_WORDS:
         return "Found"
-    return f"The Hub said ({node.http_status})"
+    who = "The Hub" if node.mirror is None else node.mirror.capitalize()
+    return f"{who} said ({node.http_status})"
 
 
 def _names(names: list[str]) -> str:

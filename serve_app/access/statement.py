@@ -36,6 +36,7 @@ def statement(node: NodeReceipt, receipt: Receipt) -> dict[str, Any]:
             "revision": receipt.revision,
             "commit": receipt.commit,
             "endpoint": receipt.endpoint,
+            "mirror": receipt.mirror,
             "digest": receipt.digest,
             "license": {"id": receipt.license_id, "textSha256": receipt.license_sha256},
             "token": {

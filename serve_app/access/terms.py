@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from serve_app.access.digest import digest_fault
 from serve_app.access.license import license_fault
 from serve_app.access.verdict import CommitFacts, Outcome
-from serve_app.access_config import AccessConfig, LicensePolicy
+from serve_app.access_config import AccessConfig, LicensePolicy, SignatureConfig
 from serve_app.config import ModelConfig
 
 
@@ -18,15 +18,22 @@ class Terms:
     Args:
         license: the policy; None allows any license.
         digest: `model.digest`; None allows any files.
+        signature: who must have signed them; None allows anybody's.
     """
 
     license: LicensePolicy | None = None
     digest: str | None = None
+    signature: SignatureConfig | None = None
 
     @classmethod
     def of(cls, model: ModelConfig, access: AccessConfig) -> Terms:
         """Return what a config wants."""
-        return cls(access.license, model.digest)
+        return cls(access.license, model.digest, access.signature)
+
+    @property
+    def wants_files(self) -> bool:
+        """Return whether the list of files has to be read."""
+        return self.digest is not None or self.signature is not None
 
     @property
     def wants_text(self) -> bool:

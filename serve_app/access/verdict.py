@@ -33,6 +33,7 @@ class Outcome(StrEnum):
     CONTENT_BLOCKED = "content_blocked"
     LICENSE_NOT_ALLOWED = "license_not_allowed"
     DIGEST_MISMATCH = "digest_mismatch"
+    SIGNATURE_INVALID = "signature_invalid"
     REPO_NOT_FOUND = "repo_not_found"
     REVISION_NOT_FOUND = "revision_not_found"
     REPO_DISABLED = "repo_disabled"
@@ -84,11 +85,14 @@ class CommitFacts:
         license_id: as its model card states it, in lower case; several joined by a comma.
         license_sha256: of its license text; None if there is none, or nobody had to read it.
         digest: of its list of files, see `access/digest.py`; None if nobody had to compute it.
+        bundle: SHA-256 of a signature that was found to cover its list of files; None if nobody
+            had to look.
     """
 
     license_id: str | None = None
     license_sha256: str | None = None
     digest: str | None = None
+    bundle: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,8 @@ class NodeVerdict:
         receipt_age_s: set if the Hub could not be asked and a receipt of this age granted it.
         deferred: no node was there to ask, and `access.on_no_nodes` leaves it to the replicas.
         facts: what the commit is, as far as this node learned it.
+        mirror: what answered in the Hub's place: its product's name, or `a mirror`; None is the
+            Hub, or a mirror that passes on all of its headers.
     """
 
     node_id: str
@@ -128,6 +134,7 @@ class NodeVerdict:
     receipt_age_s: float | None = None
     deferred: bool = False
     facts: CommitFacts = CommitFacts()
+    mirror: str | None = None
 
     def line(self) -> str:
         """Say the whole verdict in one line."""
@@ -151,6 +158,7 @@ class NodeVerdict:
             },
             "license": {"id": self.facts.license_id, "text_sha256": self.facts.license_sha256},
             "digest": self.facts.digest,
+            "mirror": self.mirror,
         }
 
 

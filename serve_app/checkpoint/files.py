@@ -20,9 +20,19 @@ from serve_app.errors import ModelLoadError
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SIGNATURE = "model.sig"  # of OpenSSF Model Signing; read with the model, whoever asks for it
 TEMPLATES = "additional_chat_templates"  # the one folder that transformers' tokenizers look into
-# Tokenizers, configs, templates and licenses, at the top.
-_SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "USE_POLICY*")
+# Tokenizers, configs, templates, licenses and the signature, at the top.
+_SMALL = (
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.tiktoken",
+    "LICENSE*",
+    "USE_POLICY*",
+    SIGNATURE,
+)
 # Of them what describes other files or a training, and never the model.
 _OTHER = ("*.index.json", "trainer_state.json", "training_args.json", "all_results.json")
 

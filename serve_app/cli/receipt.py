@@ -139,6 +139,7 @@ def _proof(receipt: Receipt) -> dict[str, Any]:
         "endpoint": receipt.endpoint,
         "license_sha256": receipt.license_sha256,
         "license": receipt.license_id,
+        "mirror": receipt.mirror,
         "digest": receipt.digest,
         "token": {
             "source": receipt.token_source,

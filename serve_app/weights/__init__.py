@@ -5,7 +5,7 @@ prefetch.py       the same on every node of a cluster, before a rollout
 store.py          the cache: what is whole, what is missing
 lock.py           one process of a node at a time
 copies.py         copies that another tool made
-digest.py         what is about to be loaded, compared with `model.digest`
+provenance.py     what is about to be loaded, compared with `model.digest` and the signature
 peers.py          the other nodes: who has it, who fetches it, their bytes over Ray
 announcements.py  what nodes say of a commit to each other
 chunks.py         what a node runs to hand out its files

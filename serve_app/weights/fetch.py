@@ -24,8 +24,8 @@ from serve_app.access.hub.model_files import listed
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
 from serve_app.weights.copies import linked_files
-from serve_app.weights.digest import require_copy, require_directory
 from serve_app.weights.peers import Peers
+from serve_app.weights.provenance import require_copy, require_directory
 from serve_app.weights.store import Damaged, Store
 
 log = structlog.get_logger()
@@ -89,10 +89,10 @@ def fetch(
     Raises:
         AccessDenied: the Hub refuses although the probe was granted a moment ago.
         ModelLoadError: the files cannot be fetched here (network, disk), or are not those that
-            `model.digest` names.
+            `model.digest` names, or that the signer signed.
     """
     if model.path is not None:
-        require_directory(model)
+        require_directory(model, access)
         return Fetched(Path(model.path).expanduser())
     repo_id = str(model.repo_id)
     if commit is None:

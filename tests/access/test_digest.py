@@ -180,7 +180,7 @@ def test_fetch_loads_what_the_digest_covers(hub, tmp_path):
     with pytest.raises(ModelLoadError, match=r"model\.digest is sha256:0000"):
         fetch(wanting("sha256:" + "0" * 64), config, proven.commit)
     (fetched.directory / "chat_template.jinja").write_text("{{ planted }}")
-    with pytest.raises(ModelLoadError, match=r"does not cover: chat_template\.jinja"):
+    with pytest.raises(ModelLoadError, match=r"are not of the commit: chat_template\.jinja"):
         fetch(wanting(DIGEST), config, proven.commit)
 
 

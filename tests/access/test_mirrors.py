@@ -60,6 +60,14 @@ def test_check_here_treats_another_commit_in_the_header_as_a_contradiction(
     assert "f" * 40 in verdict.hub_message
 
 
+def test_probe_names_the_host_that_it_is_sent_on_to(hub, tmp_path):
+    """A mirror that sends everybody to the Hub: no token goes there, so nothing is proven."""
+    hub.rename(TINY_REPO, "acme/other", origin="https://hub.example")
+    verdict = check_here(MODEL, access(hub, tmp_path, hub.issue_token()))
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "sent on to hub.example, which gets no token" in verdict.hub_message
+
+
 @pytest.mark.parametrize(
     ("url", "target", "may"),
     [

@@ -12,6 +12,7 @@ ALL = [
     "identity_refused", "license_not_accepted", "request_pending", "request_rejected",
     "request_reset", "token_scope", "org_policy", "content_blocked", "license_not_allowed",
     "digest_mismatch",
+    "signature_invalid",
     "repo_not_found", "revision_not_found", "repo_disabled",
     "weights_missing", "weights_unreachable", "rate_limited", "hub_unreachable", "probe_failed",
     "unknown",
@@ -115,6 +116,7 @@ def test_verdict_json_is_the_published_shape():
                 },
                 "license": {"id": None, "text_sha256": None},
                 "digest": None,
+                "mirror": None,
             }
         ],
     }

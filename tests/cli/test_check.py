@@ -119,6 +119,7 @@ def test_check_prints_one_json_object_per_application(capsys):
         "token",
         "license",
         "digest",
+        "mirror",
     }
 
 

@@ -82,6 +82,7 @@ def test_receipt_json_is_one_object_with_the_whole_proof(capsys):
         "endpoint": "https://hub.example",
         "license_sha256": "ef" * 32,
         "license": None,
+        "mirror": None,
         "digest": None,
         "token": {
             "source": "env:HF_TOKEN",

@@ -7,10 +7,12 @@ import pytest
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from scripts.local_hub.exchange import Publisher, identity_token
+from scripts.local_hub.mirrors import artifactory
 from tests.conftest import TINY_REPO, tiny_files
 from tests.integration.conftest import LogicalNode, cluster_of
 from tests.integration.test_check import CASES
 from tests.ports import free_port
+from tests.signing import Signer
 
 pytestmark = pytest.mark.cluster
 
@@ -94,7 +96,7 @@ def test_build_blocked_by_each_refusal_shows_its_table(rollouts, tmp_path):
 
 
 def test_build_blocked_by_each_refusal_of_our_own_shows_its_table(rollouts, tmp_path):
-    """License, digest and identity: one sentence each, and not a byte of the weights."""
+    """License, digest, identity and signature: one sentence each, and not a byte of the weights."""
     token, identity = tmp_path / "token", tmp_path / "identity"
     token.write_text(rollouts.token)
     rollouts.hub.set_behaviour(rollouts.token, Behaviour.granted)
@@ -110,6 +112,12 @@ def test_build_blocked_by_each_refusal_of_our_own_shows_its_table(rollouts, tmp_
             "have the digest sha256",
         ),
         "identity_refused": (None, None, {"identity": named}, "sub wrong"),
+        "signature_invalid": (
+            token,
+            None,
+            {"signature": {"public_key": str(Signer(tmp_path).public)}},
+            "there is no model.sig",
+        ),
     }
     for outcome, (file, model, access, words) in cases.items():
         rollouts.hub.clear_log()
@@ -120,3 +128,21 @@ def test_build_blocked_by_each_refusal_of_our_own_shows_its_table(rollouts, tmp_
         assert "Fix: " in message
         assert "Traceback" not in message
         assert not any(entry.origin != "hub" for entry in rollouts.hub.log)
+
+
+def test_build_blocked_by_a_mirror_that_cannot_prove_the_commit(rollouts, tmp_path):
+    """It says whose answer it was and what is missing, and sends no more than nine bytes."""
+    token = tmp_path / "token"
+    token.write_text("mine")
+    other = {"config.json": b"{}"}
+    rollouts.hub.answer_as(artifactory(rollouts.token, tokens=["mine"], others=other))
+    rollouts.hub.clear_log()
+    try:
+        message, _ = rollouts.blocked(token)
+    finally:
+        rollouts.hub.answer_as(None)
+    assert re.search(r"^  worker +unknown ", message, re.MULTILINE), message
+    said = " ".join(message.split())
+    assert "config.json came with other bytes than are listed" in said
+    assert "Fix: Artifactory does not prove here what the Hub does" in said
+    assert sum(entry.bytes_sent for entry in rollouts.hub.log if entry.status == 206) <= 9

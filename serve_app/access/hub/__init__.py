@@ -2,8 +2,11 @@
 
 probe.py           START HERE: can this process, with its token, read these weights?
 steps.py           the questions that prove it, in order
+subject.py         what is asked for, and what the Hub says of it
 provenance.py      what a commit is besides its name: its license, its digest
 classify.py        what an answer means: WHERE A 403 BECOMES `license_not_accepted`
+mirror.py          what stands in for the Hub, and whether its files are the commit's
+description.py     what the Hub says of a commit to everybody
 client.py          requests with limits of time, bytes, redirects and retries
 bounded_client.py  one connection at a time to a stranger
 network.py         proxies and certificates of this process

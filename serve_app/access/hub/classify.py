@@ -27,6 +27,7 @@ class Step(StrEnum):
     LICENSE = "license text"
     CONFIG = "config.json"
     LISTING = "list of files"
+    SIGNATURE = "signature"
     INDEX = "weights index"
     WEIGHTS = "weights file"
     BYTES = "first bytes of the weights"
@@ -82,19 +83,35 @@ class Answer:
 
     def _body_words(self) -> str:
         payload = self.payload()
-        if isinstance(payload, dict) and isinstance(payload.get("error"), str):
-            return str(payload["error"])
+        if isinstance(payload, dict):
+            return _stated(payload)
         if payload is not None:
             return ""
         text = self.body[:4096].decode("utf-8", "replace")
         return re.sub(r"(?s)<(style|script).*?</\1>|<[^>]*>", " ", text)
 
 
+def _stated(payload: dict[str, Any]) -> str:
+    """Return the words of a JSON error: the Hub's `error`, or Artifactory's list of `errors`."""
+    if isinstance(payload.get("error"), str):
+        return str(payload["error"])
+    errors = payload.get("errors")
+    listed = errors if isinstance(errors, list) else []
+    words = [each.get("message") for each in listed if isinstance(each, dict)]
+    return "; ".join(word for word in words if isinstance(word, str))
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What is known of who asks; a refusal without a token means another thing."""
+    """What is known of who asks; a refusal without a token means another thing.
+
+    Args:
+        has_token: whether a token was sent.
+        of_mirror: whether a mirror is asked, whose bare 401 is about itself.
+    """
 
     has_token: bool
+    of_mirror: bool = False
 
 
 _Match = Callable[[Answer, Caller], object]
@@ -139,7 +156,9 @@ RULES: tuple[tuple[_Match, Outcome], ...] = (
     (_unauthorized(has_token=False, code="GatedRepo"), Outcome.NO_TOKEN),
     (
         lambda answer, caller: (
-            answer.status == 401 and not caller.has_token and answer.step is not Step.DESCRIPTION
+            answer.status == 401
+            and not caller.has_token
+            and (caller.of_mirror or answer.step is not Step.DESCRIPTION)
         ),
         Outcome.NO_TOKEN,
     ),
@@ -180,14 +199,15 @@ def holds_weights(answer: Answer, size: int | None) -> bool:
     if answer.status not in (200, 206) or len(answer.body) < 9 or answer.body[8:9] != b"{":
         return False
     header = int.from_bytes(answer.body[:8], "little")
-    stated = _total(answer)
+    stated = total_bytes(answer)
     if size is not None and stated is not None and stated != size:
         return False
     total = stated if stated is not None else size
     return 2 <= header <= HEADER_BYTES and (total is None or 8 + header <= total)
 
 
-def _total(answer: Answer) -> int | None:
+def total_bytes(answer: Answer) -> int | None:
+    """Return the size of the whole file that an answer is the beginning of, as it says."""
     if answer.status == 206:
         match = re.search(r"/(\d+)$", answer.headers.get("content-range", ""))
         return int(match[1]) if match else None
@@ -197,3 +217,19 @@ def _total(answer: Answer) -> int | None:
 def whole_number(text: str | None) -> int | None:
     """Read a header that holds a number; None if it does not."""
     return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text.strip()) else None
+
+
+def has_no_route(answer: Answer) -> bool:
+    """Return whether a mirror does not know the question; the Hub says with a code what is not."""
+    return answer.status in (400, 404, 405, 501) and answer.code in ("", "EntryNotFound")
+
+
+def product_of(headers: Mapping[str, str]) -> str | None:
+    """Return the product that says of itself to have sent an answer; None if none does.
+
+    Artifactory puts X-JFrog-Version and X-Artifactory-Id into every answer, Nexus its name into
+    Server.
+    """
+    if any(name.startswith(("x-jfrog-", "x-artifactory-")) for name in headers):
+        return "Artifactory"
+    return "Nexus" if "nexus/" in headers.get("server", "").lower() else None

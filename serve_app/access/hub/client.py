@@ -23,7 +23,7 @@ from serve_app.access.hub.bounded_client import (
     may_lead,
     origin,
 )
-from serve_app.access.hub.classify import STORAGE, Answer, Step, whole_number
+from serve_app.access.hub.classify import STORAGE, Answer, Step, product_of, whole_number
 from serve_app.access.hub.network import NoClient, fault_of, host_of, is_certificate
 from serve_app.access.verdict import Outcome
 
@@ -78,6 +78,7 @@ class Wire:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.requests = 0
+        self.product: str | None = None  # what answers in the Hub's place, if it says so
         self.step = Step.DESCRIPTION
         self._home = origin(home)
         self._timeout_s = timeout_s
@@ -161,7 +162,10 @@ class Wire:
         stop_at = time.monotonic() + seconds
         with self._client.stream(method, url, timeout_s=seconds, headers=headers) as response:
             body = _read(response.iter_bytes(), limit, stop_at) if limit > 0 else b""
-            return Answer(step, response.status_code, dict(response.headers), body, url)
+            answer = Answer(step, response.status_code, dict(response.headers), body, url)
+        if origin(url) == self._home:
+            self.product = product_of(answer.headers) or self.product
+        return answer
 
     def _failure(self, step: Step, url: str, error: Exception) -> Failed:
         outcome = Outcome.WEIGHTS_UNREACHABLE if step in STORAGE else Outcome.HUB_UNREACHABLE

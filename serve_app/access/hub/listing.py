@@ -21,7 +21,7 @@ from huggingface_hub._tree_cache import TREE_CACHE_FORMAT_VERSION, TreeCacheEntr
 from huggingface_hub.file_download import repo_folder_name
 
 from serve_app.access.hub.chunk_store import downloads_by_xet
-from serve_app.access.hub.classify import Answer, Step
+from serve_app.access.hub.classify import Answer, Step, has_no_route
 from serve_app.access.hub.client import Wire
 from serve_app.access.hub.folders import Folder
 from serve_app.checkpoint.files import parse_json, read_limited
@@ -108,12 +108,9 @@ def ask_listing(wire: Wire, endpoint: str, repo_id: str, commit: str) -> dict[st
     for _ in range(PAGES):
         url = f"{place}?{urlencode(query)}"
         answer = wire.ask(Step.LISTING, "GET", url, limit=PAGE_BYTES + 1)
-        page = answer.payload() if answer.is_ok else None
-        if len(answer.body) > PAGE_BYTES:
-            raise ModelLoadError(f"a page of the list of files has more than {PAGE_BYTES:,} bytes")
-        if not isinstance(page, list):
-            raise Refusal(answer)
-        for item in page:
+        if not entries and has_no_route(answer):
+            return _described_files(wire, endpoint, repo_id, commit)
+        for item in _page(answer):
             _take(entries, item)
         if len(entries) > ENTRIES:
             raise ModelLoadError(f"the list of files has more than {ENTRIES:,} entries")
@@ -159,6 +156,45 @@ def described(path: str, entry: TreeCacheEntry) -> HubFile:
     """Return one file of a checked listing."""
     size = entry.size if entry.lfs_size is None else entry.lfs_size
     return HubFile(path, size, _etag(entry), entry.xet_hash if downloads_by_xet() else None)
+
+
+def _page(answer: Answer) -> list[Any]:
+    if len(answer.body) > PAGE_BYTES:
+        raise ModelLoadError(f"a page of the list of files has more than {PAGE_BYTES:,} bytes")
+    page = answer.payload() if answer.is_ok else None
+    if not isinstance(page, list):
+        raise Refusal(answer)
+    return page
+
+
+def _described_files(
+    wire: Wire, endpoint: str, repo_id: str, commit: str
+) -> dict[str, TreeCacheEntry]:
+    """Ask a mirror without lists of files for the description of the commit, with the hashes."""
+    url = f"{endpoint}/api/models/{repo_id}/revision/{commit}?blobs=true"
+    answer = wire.ask(Step.LISTING, "GET", url, limit=PAGE_BYTES)
+    payload = answer.payload() if answer.is_ok else None
+    if not isinstance(payload, dict) and not has_no_route(answer):
+        raise Refusal(answer)
+    files = payload.get("siblings") if isinstance(payload, dict) else None
+    stated = [each for each in files or [] if isinstance(each, dict) and "blobId" in each]
+    if not (files and len(stated) == len(files) and payload and payload.get("sha") == commit):
+        raise ModelLoadError(
+            "no list of files with their hashes is to be had (neither by tree/ nor by blobs=true), "
+            "so nothing that is sent could be verified"
+        )
+    entries: dict[str, TreeCacheEntry] = {}
+    for each in stated:
+        item: dict[str, Any] = {
+            "type": "file",
+            "path": each.get("rfilename"),
+            "oid": each["blobId"],
+        }
+        large = each.get("lfs")
+        if isinstance(large, dict):
+            item |= {"lfs": {"oid": large.get("sha256"), "size": large.get("size")}}
+        _take(entries, {**item, "size": each.get("size", -1)})
+    return entries
 
 
 def _take(entries: dict[str, TreeCacheEntry], item: Any) -> None:

@@ -11,7 +11,6 @@ The token's value is put into a header here, and in `download.py`, for the Hub's
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -24,8 +23,10 @@ from serve_app.access import local
 from serve_app.access.hub.bounded_client import origin
 from serve_app.access.hub.classify import Answer, Caller, Step, classify
 from serve_app.access.hub.client import Failed, Wire
-from serve_app.access.hub.steps import JSON_BYTES, Proof, Subject
+from serve_app.access.hub.steps import JSON_BYTES, Proof
+from serve_app.access.hub.subject import Subject
 from serve_app.access.identity import forget
+from serve_app.access.limited import within
 from serve_app.access.remedies import remedy
 from serve_app.access.terms import Terms
 from serve_app.access.token import ResolvedToken, resolve_token
@@ -72,7 +73,8 @@ def check_here(
 ) -> NodeVerdict:
     """Prove, or fail to prove, that this process can read the weights.
 
-    Blocks for at most two thirds of `access.deadline_s`, whatever the network does.
+    Blocks for at most two thirds of `access.deadline_s`, whatever the network does, or a mount;
+    but for reading a directory's every byte, where a digest or a signature wants that.
 
     Args:
         model: what is to be read; a local `path` is checked for completeness instead.
@@ -89,7 +91,8 @@ def check_here(
     """
     name = socket.gethostname()
     if model.path is not None:
-        verdict = local.check_model(model.path, Terms.of(model, access), loader)
+        limit_s = max(1.0, access.deadline_s * BUDGET_SHARE)
+        verdict = local.check_model(model.path, Terms.of(model, access), loader, limit_s)
         return replace(verdict, node_name=name)
     probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
     return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
@@ -136,15 +139,9 @@ class Probe:
 
     def bounded(self, budget_s: float) -> NodeVerdict:
         """Run in a thread that is left behind if it overruns: name resolution has no limit."""
-        results: list[NodeVerdict] = []
-        thread = threading.Thread(
-            target=lambda: results.append(self.run(budget_s)), name="access-probe", daemon=True
-        )
-        thread.start()
         # A little longer than its own limits: what it found has better words than these.
-        thread.join(budget_s + 0.5)
-        if results:
-            return results[0]
+        if verdict := within(budget_s + 0.5, lambda: self.run(budget_s)):
+            return verdict
         step = self._wire.step if self._wire else "token"
         message = f"no answer to the question for the {step} within {budget_s:g} s"
         return self._verdict(Failed(Outcome.HUB_UNREACHABLE, message))
@@ -251,6 +248,7 @@ class Probe:
         self._resolved = replace(self._resolved, report=report)
 
     def _verdict(self, end: Failed) -> NodeVerdict:
+        mirror = self._proof.mirror if self._proof else None
         sentence, url = remedy(
             end.outcome,
             repo_id=self._repo_id,
@@ -258,6 +256,7 @@ class Probe:
             endpoint=self._endpoint,
             token=self._resolved.report,
             host=end.host,
+            mirror=mirror,
         )
         message = end.message
         # A Hub that repeats what it was sent must not put a token into a table.
@@ -277,6 +276,7 @@ class Probe:
             weights_file=self._proof.weights_file if self._proof else None,
             weights_bytes=self._proof.weights_bytes if self._proof else None,
             facts=self._proof.facts if self._proof else CommitFacts(),
+            mirror=mirror,
         )
 
 

@@ -10,87 +10,41 @@ a byte of weights.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urljoin
 
 from serve_app.access.capacity import room_fault
 from serve_app.access.hub import listing
-from serve_app.access.hub.bounded_client import may_lead
+from serve_app.access.hub.bounded_client import REDIRECTS, may_lead
 from serve_app.access.hub.chunk_store import ChunkStore, chunk_hash
 from serve_app.access.hub.classify import (
     Answer,
     Caller,
     Step,
     classify,
+    has_no_route,
     holds_weights,
+    total_bytes,
     whole_number,
 )
 from serve_app.access.hub.client import Failed, Wire
+from serve_app.access.hub.description import read_description
 from serve_app.access.hub.listing import Entries, Masked, ask_listing, described
+from serve_app.access.hub.mirror import UNNAMED, is_listed, refuse_other_size, small_file
 from serve_app.access.hub.network import host_of
 from serve_app.access.hub.provenance import Provenance
-from serve_app.access.terms import Terms
+from serve_app.access.hub.subject import Subject, Weights
 from serve_app.access.verdict import CommitFacts, Outcome
 from serve_app.checkpoint import files
 from serve_app.checkpoint.adapter import WHOLE, adapter_refusal
-from serve_app.checkpoint.names import escape_fault, shown
 from serve_app.checkpoint.runnable import Loader, Refusal, refusal, weights_bytes
 from serve_app.errors import ModelLoadError
 from serve_app.redaction import sanitise
 
 JSON_BYTES = 16 << 20
 FIRST_BYTES = 9  # a safetensors file's header length and the header's opening brace
-COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+WANTED = {"range": f"bytes=0-{FIRST_BYTES - 1}"}
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is to be read, and who asks.
-
-    Args:
-        endpoint: the Hub, without a trailing slash.
-        repo_id: the repository.
-        revision: branch, tag or commit.
-        pinned: the commit that the revision was resolved to before, whose index counts as
-            proven; None resolves it.
-        weights_file: the file of the pinned commit to look at, if it is known.
-        has_token: whether the requests carry a token.
-        loader: what will load the files; None asks for access alone.
-        weights_bytes: of all its weights in memory, if that is known.
-        terms: what the config wants of the commit besides access.
-        facts: what another node learned of the pinned commit.
-        spent_requests: to the Hub, for the token: another one is saved for it.
-    """
-
-    endpoint: str
-    repo_id: str
-    revision: str
-    pinned: str | None
-    weights_file: str | None
-    has_token: bool
-    loader: Loader | None = None
-    weights_bytes: int | None = None
-    terms: Terms = field(default_factory=Terms)
-    facts: CommitFacts | None = None
-    spent_requests: int = 0
-
-    @property
-    def wants_sizes(self) -> bool:
-        """Return whether sizes have to come with the description, and the index need not."""
-        return self.terms.digest is None and bool(self.terms.wants_text or self.spent_requests)
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What the Hub says about one file of weights; `xet_hash` if it lies in the chunk store."""
-
-    answer: Answer
-    name: str
-    size: int | None
-    xet_hash: str | None
 
 
 class Proof:
@@ -108,6 +62,10 @@ class Proof:
         self._config: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._entries: Entries = {}
+        self._compared: set[str] = set()  # small files whose bytes are those of the list
+        self._is_mirror = False  # an answer for a file does not say of which commit it is
+        self._has_chunk_store = True
+        self._sent_bytes: int | None = None  # of the weights file, as it was announced
         self._provenance = Provenance(subject.terms, subject.facts)
         self.commit = subject.pinned
         self.weights_file = subject.weights_file
@@ -122,25 +80,33 @@ class Proof:
         # Else another node has asked all this of the same commit; the gate is passed below by each.
         if self.weights_file is None or not self._provenance.is_known:
             names = self._describe()
-            self._entries = self._provenance.learn(names, self._small_file, self._list)
+            self._provenance.learn(names, self._small_file, self._files)
             self._provenance.refuse()
+            if self._subject.loader is not None:
+                self._config = self._loadable(set(self._entries) or names, self._subject.loader)
             self._sizes |= {path: described(path, e).size for path, e in self._entries.items()}
             names = set(self._entries) or names
-            if self._subject.loader is not None:
-                self._config = self._loadable(names, self._subject.loader)
             self.weights_file = self._shard(names)
         self._provenance.refuse()
+        self._provenance.verify(self._small_file, self._files)
         weights = self._listed(self.weights_file) or self._locate(self.weights_file)
         if self.weights_file == files.SINGLE and weights.size is not None:
             self._weigh(weights.size)
         self._refuse_size()
         self._prove_bytes(weights)
+        if self._is_mirror:
+            self._prove_commit(weights)
 
     def _prove_bytes(self, weights: Weights) -> None:
-        if weights.xet_hash is not None:
+        if weights.xet_hash is not None and self._has_chunk_store:
             self._ask_chunk_store(weights, weights.xet_hash)
         else:
             self._read_first_bytes(weights)
+
+    @property
+    def mirror(self) -> str | None:
+        """What answered in the Hub's place: a product's name, or that it is one; else None."""
+        return self._wire.product or (UNNAMED if self._is_mirror else None)
 
     @property
     def facts(self) -> CommitFacts:
@@ -157,19 +123,13 @@ class Proof:
         payload = answer.payload() if answer.is_ok else None
         if not isinstance(payload, dict):
             raise self._refusal(answer)
-        commit, names = payload.get("sha"), _names(payload.get("siblings"))
-        if not (isinstance(commit, str) and COMMIT.fullmatch(commit)) or names is None:
-            raise Failed(Outcome.UNKNOWN, "the model description names no commit or no files")
-        if self._subject.pinned not in (None, commit):  # a mirror that is behind
-            message = f"asked for commit {self._subject.pinned}, was named about {commit}"
-            raise Failed(Outcome.UNKNOWN, message)
-        self.commit = commit
-        self._sizes = _sizes(payload["siblings"])
-        self._provenance.describe(payload)
-        name = payload.get("id")
-        if answer.url != url and isinstance(name, str) and _REPO.fullmatch(name):
-            self._repo_id = name  # renamed: ask there, not through a redirect each time
-        return names
+        found = read_description(payload, self._subject.pinned)
+        self.commit = found.commit
+        self._sizes = dict(found.sizes)
+        self._provenance.describe(found.card)
+        if answer.url != url and found.repo_id is not None:
+            self._repo_id = found.repo_id  # renamed: ask there, not through a redirect each time
+        return set(found.names)
 
     def _loadable(self, names: set[str], loader: Loader) -> dict[str, Any]:
         """Return the config of a model, or of an adapter, if the engine can load it."""
@@ -225,6 +185,7 @@ class Proof:
         answer = self._wire.ask(step, "GET", url, limit=limit + 1)
         location = urljoin(answer.url, answer.headers.get("location", ""))
         # A file over 10 MB lies with the weights.
+        sent = answer
         if answer.status in (302, 307) and may_lead(answer.url, location):
             answer = self._wire.ask(step, "GET", location, limit=limit + 1)
         is_page = "html" in answer.headers.get("content-type", "")  # as a captive portal sends
@@ -232,6 +193,11 @@ class Proof:
             raise self._refusal(answer)
         if len(answer.body) > limit:
             raise Failed(Outcome.WEIGHTS_MISSING, f"{name} has more than {limit:,} bytes")
+        self._refuse_other_commit(sent, name)
+        entries = self._files() if self.mirror else self._entries  # the download needs them too
+        if name in entries and not is_listed(answer.body, entries[name]):
+            raise Failed(Outcome.UNKNOWN, f"{name} came with other bytes than are listed")
+        self._compared.add(name)
         return answer.body
 
     def _weigh(self, listed: int) -> None:
@@ -247,17 +213,43 @@ class Proof:
     def _locate(self, name: str) -> Weights:
         """Ask for the weights without taking them; here the gate decides."""
         # Not followed: the redirect itself is the Hub's yes, and its target gets no token.
-        answer = self._wire.ask(Step.WEIGHTS, "HEAD", self._file_url(name))
+        answer = self._ask_for(name)
         if not (answer.is_ok or (300 <= answer.status < 400 and "location" in answer.headers)):
             raise self._refusal(answer)
+        self._refuse_other_commit(answer, name)
+        sent = total_bytes(answer) if answer.is_ok else None
+        linked = whole_number(answer.headers.get("x-linked-size"))
+        size = self._sent_bytes = sent if linked is None else linked
+        return Weights(answer, name, size, chunk_hash(answer.headers))
+
+    def _ask_for(self, name: str) -> Answer:
+        """Ask for a weights file; of a mirror, which often sends it itself, for the bytes too."""
+        if self.mirror is None:
+            return self._wire.ask(Step.WEIGHTS, "HEAD", self._file_url(name))
+        url = self._file_url(name)
+        return self._wire.ask(Step.WEIGHTS, "GET", url, limit=FIRST_BYTES, headers=WANTED)
+
+    def _refuse_other_commit(self, answer: Answer, name: str) -> None:
         named = answer.headers.get("x-repo-commit")
-        # A mirror may leave it out: the URL names the commit. A wrong one is another commit.
-        if named not in (None, self.commit):
+        if named is None:
+            self._is_mirror = True
+        elif named != self.commit:
             message = f"the answer for {name} belongs to commit {named}"
             raise Failed(Outcome.UNKNOWN, sanitise(message), status=answer.status)
-        length = answer.headers.get("content-length") if answer.is_ok else None
-        size = whole_number(answer.headers.get("x-linked-size") or length)
-        return Weights(answer, name, size, chunk_hash(answer.headers))
+
+    def _prove_commit(self, weights: Weights) -> None:
+        """Compare what a mirror sends with its list of the commit's files."""
+        entries = self._files()
+        if not self._compared & entries.keys():
+            self._small_file(Step.CONFIG, small_file(entries), files.SMALL_BYTES)
+        listed = self._listed(weights.name)
+        is_same = listed is not None and listed.xet_hash == weights.xet_hash
+        if not (is_same and self._has_chunk_store):  # which gave a byte of that very hash
+            refuse_other_size(entries, weights.name, self._sent_bytes)
+
+    def _files(self) -> Entries:
+        self._entries = self._entries or self._list()
+        return self._entries
 
     def _list(self) -> Entries:
         """Ask for all files of the commit with their hashes, which only a grant shows."""
@@ -286,18 +278,24 @@ class Proof:
             message = f"the Hub sends from https to {sanitise(host_of(url))}, which is not https"
             raise Failed(Outcome.WEIGHTS_UNREACHABLE, message, host=host_of(url))
         # Of the file and not of its answer's status: a CDN may say 200 to whatever it is asked.
-        wanted = {"range": f"bytes=0-{FIRST_BYTES - 1}"}
-        answer = self._wire.ask(Step.BYTES, "GET", url, limit=FIRST_BYTES, headers=wanted)
+        answer = weights.answer
+        if not answer.body:
+            answer = self._wire.ask(Step.BYTES, "GET", url, limit=FIRST_BYTES, headers=WANTED)
         if not holds_weights(answer, weights.size):
             host = host_of(answer.url)
             outcome = classify(answer, Caller(has_token=False))
             message = f"{host} answered {answer.status}, not the bytes of {weights.name}"
             raise Failed(outcome, sanitise(message), status=answer.status, host=host)
+        self._sent_bytes = total_bytes(answer) or self._sent_bytes
 
     def _ask_chunk_store(self, weights: Weights, xet_hash: str) -> None:
         url = self._api_url(f"xet-read-token/{self.commit}")
         store = ChunkStore(self._wire, self._subject.endpoint, url)
         key = store.key()
+        self._has_chunk_store = not has_no_route(key)
+        if not self._has_chunk_store and weights.answer.step is not Step.LISTING:
+            self._read_first_bytes(weights)  # a mirror passes on what it cannot give
+            return
         if not key.is_ok and weights.answer.step is Step.LISTING:
             # A refusal has better words at the file, and a mirror may list what it cannot give.
             self._prove_bytes(self._locate(weights.name))
@@ -307,8 +305,12 @@ class Proof:
         store.prove(key, weights.answer, weights.name, xet_hash)
 
     def _refusal(self, answer: Answer) -> Failed:
-        outcome = classify(answer, Caller(has_token=self._subject.has_token))
+        caller = Caller(self._subject.has_token, of_mirror=bool(self.mirror))
+        outcome = classify(answer, caller)
         words = answer.words or f"the {answer.step} was answered with status {answer.status}"
+        if answer.status in REDIRECTS and (place := answer.headers.get("location")):
+            host = sanitise(host_of(urljoin(answer.url, place)))
+            words = f"the {answer.step} is sent on to {host}, which gets no token of this node"
         return Failed(outcome, words, status=answer.status)
 
     def _file_url(self, name: str) -> str:
@@ -323,28 +325,7 @@ def _unloadable(found: Refusal) -> Failed:
     return Failed(Outcome.WEIGHTS_MISSING, sanitise(found.message), remedy=found.remedy)
 
 
-def _sizes(siblings: list[dict[str, Any]]) -> dict[str, int]:
-    """Return the bytes of the files whose sizes the description states."""
-    stated = {entry.get("rfilename"): entry.get("size") for entry in siblings}
-    return {
-        name: size
-        for name, size in stated.items()
-        if isinstance(name, str) and isinstance(size, int) and size >= 0
-    }
-
-
 def _is_complete(shards: list[str]) -> bool:
     """Return whether names like model-00001-of-00002.safetensors are all of their number."""
     counts = {int(name[:-12].rpartition("-")[2]) for name in shards}
     return counts == {len(shards)}
-
-
-def _names(siblings: Any) -> set[str] | None:
-    if not isinstance(siblings, list) or not all(isinstance(entry, dict) for entry in siblings):
-        return None
-    names = {name for entry in siblings if isinstance(name := entry.get("rfilename"), str)}
-    for name in names:
-        if fault := escape_fault(name):
-            message = f"the model description lists a file whose name {fault}: {shown(name)}"
-            raise Failed(Outcome.UNKNOWN, message)
-    return names

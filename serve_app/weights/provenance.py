@@ -1,32 +1,45 @@
-"""What is about to be loaded, compared with `model.digest`: the gate's digest, of these bytes.
+"""What is about to be loaded, compared with `model.digest` and `access.signature`: of these bytes.
 
-The gate computed it from the Hub's listing, or read the directory. Here the listing that the
-copy was verified by must have the same digest, each file its listed hash, and nothing may lie in
-the copy that the listing does not name.
+The gate compared the Hub's listing, or read the directory. Here the listing that the copy was
+verified by must have the same digest and signature, each file its listed hash, and nothing may lie
+in the copy that the listing does not name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from serve_app.access.digest import digest_fault, directory_digest, listing_digest
+from serve_app.access.digest import (
+    digest_fault,
+    digest_of,
+    directory_hashes,
+    listed_hashes,
+)
 from serve_app.access.hub.download import HubDownload
 from serve_app.access.hub.listing import Entries, read_listing
 from serve_app.access.hub.model_files import NotHere, choose, on_disk
+from serve_app.access.signature import Unverified, require_signed
+from serve_app.access.terms import Terms
 from serve_app.checkpoint.files import is_read
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
 from serve_app.weights.store import Store
 
 
-def require_directory(model: ModelConfig) -> None:
-    """Compare a local directory with `model.digest`, if there is one; raises ModelLoadError."""
-    if model.digest is not None:
-        _refuse(model, directory_digest(Path(str(model.path))))
+def require_directory(model: ModelConfig, access: AccessConfig) -> None:
+    """Compare a local directory with what the config wants of its files.
+
+    Raises:
+        ModelLoadError: it is another one, or signed by nobody who is wanted.
+    """
+    terms = Terms.of(model, access)
+    if terms.wants_files:
+        directory = Path(str(model.path)).expanduser()
+        _refuse(model, terms, directory, directory_hashes(directory), whole=True)
 
 
 def require_copy(store: Store, model: ModelConfig, access: AccessConfig, *, offline: bool) -> None:
-    """Compare the copy of a commit with `model.digest`, if there is one.
+    """Compare the copy of a commit with what the config wants of its files.
 
     Args:
         store: the commit in this node's cache.
@@ -38,20 +51,30 @@ def require_copy(store: Store, model: ModelConfig, access: AccessConfig, *, offl
         AccessDenied: the Hub refuses.
         ModelLoadError: the copy is another one, or nobody can say.
     """
-    if model.digest is None:
+    terms = Terms.of(model, access)
+    if not terms.wants_files:
         return
     entries = read_listing(store.repo_id, store.commit)
     if entries is None and not offline:
         entries = HubDownload(store.repo_id, access, store.commit).listing()
     if entries is None:
         message = f"no listing of {store.repo_id} at {store.commit} is here to compare with"
-        raise ModelLoadError(f"{message} model.digest, and the Hub does not answer")
-    _refuse(model, listing_digest(entries))
+        what = "model.digest" if terms.signature is None else "the signature"
+        raise ModelLoadError(f"{message} {what}, and the Hub does not answer")
     _refuse_others(store, entries)
+    _refuse(model, terms, store.snapshot, listed_hashes(entries), whole=False)
 
 
-def _refuse(model: ModelConfig, found: str) -> None:
-    if fault := digest_fault(model.digest, found):
+def _refuse(
+    model: ModelConfig, terms: Terms, directory: Path, hashes: dict[str, str], *, whole: bool
+) -> None:
+    fault = digest_fault(terms.digest, None if terms.digest is None else digest_of(hashes))
+    try:
+        if fault is None and terms.signature is not None:
+            require_signed(directory, hashes, terms.signature, whole=whole)
+    except Unverified as unverified:
+        fault = unverified.message
+    if fault is not None:
         raise ModelLoadError(f"{model.source} is not loaded: {fault}")
 
 
@@ -71,4 +94,4 @@ def _refuse_others(store: Store, entries: Entries) -> None:
             names.append(name)
     if names:
         what = f"the copy of {store.repo_id} in {store.snapshot}"
-        raise ModelLoadError(f"{what} has files that model.digest does not cover: {names[0]}")
+        raise ModelLoadError(f"{what} has files that are not of the commit: {names[0]}")
