@@ -132,6 +132,7 @@ class HubDownload:
             while True:
                 with appending() as stream:
                     have = stream.tell()
+                    # Counted anew after some progress: of 100 GB a connection may break many times.
                     tries = tries + 1 if have - before < PROGRESS_BYTES else 1
                     before = have
                     try:
@@ -171,6 +172,7 @@ class HubDownload:
         expires = whole_number(headers.get("x-xet-token-expiration"))
         try:
             check_endpoint(store)
+            # A Hub over https must not send its key for the store to plain http.
             is_safe = is_plain_http(self._endpoint) or not is_plain_http(store)
         except ValueError:
             is_safe = False
@@ -218,6 +220,7 @@ class HubDownload:
         return content
 
     def _append(self, file: HubFile, stream: BinaryIO) -> None:
+        # Left by whom we do not know, or of another file: nothing of it is worth keeping.
         if stream.tell() > file.size:
             stream.seek(0)
             stream.truncate()
@@ -294,6 +297,7 @@ class HubDownload:
 
     def _refused(self, answer: Answer) -> AccessDenied | ModelLoadError:
         outcome = classify(answer, Caller(has_token=self._token.token is not None))
+        # A 403 is a refusal whatever its words: a replica must not take it for an outage and retry.
         is_denied = outcome not in _FAULTS or answer.status in (401, 403)
         words = sanitise(answer.headers.get("x-error-message", ""))
         said = f"the Hub answered {answer.status}" + (f": {words}" if words else "")

@@ -86,6 +86,7 @@ def exchange(endpoint: str, identity_token: str, resource: str, *, timeout_s: fl
         try:
             answer = _post(url, content, timeout_s)
         except Failed as failed:
+            # A fault with a remedy of its own, such as a wrong proxy, does not pass by waiting.
             if attempt == TRIES or failed.remedy:
                 raise Refused(failed, requests=attempt) from None
         else:
@@ -97,6 +98,7 @@ def exchange(endpoint: str, identity_token: str, resource: str, *, timeout_s: fl
 
 def _post(url: str, content: bytes, timeout_s: float) -> Answer:
     try:
+        # No redirect is followed: the identity token stands in the body, which would go along.
         client = BoundedClient(lambda _url: {"content-type": "application/json"})
     except NoClient as none:
         fault = none.fault

@@ -55,6 +55,7 @@ def _piece(
 ) -> None:
     have = stream.tell()
     end = "" if stop == size else str(stop - 1)
+    # A whole file is asked for plainly: some mirrors do not know ranges.
     wanted = {"range": f"bytes={have}-{end}"} if have or end else {}
     timeout_s = min(HEADERS_S, pace.stall_s)
     for _ in range(HOPS + 1):
@@ -82,10 +83,12 @@ def _copy(
     _refuse_other_bytes(response, url, have, stop, size)
     for chunk in response.iter_bytes():
         have += len(chunk)
+        # Before it is written: a host that never ends must not fill the disk.
         if have > stop:
             raise Overrun(f"{host_of(url)} sends more than the {stop:,} bytes that were announced")
         stream.write(chunk)
         pace.moved(len(chunk))
+    # A clean end of the connection is no end of the file; the next try goes on from here.
     if have < stop:
         raise httpx2.RemoteProtocolError("the bytes broke off")
 
@@ -111,6 +114,7 @@ def _answer(response: httpx2.Response, url: str, pace: Pace) -> Answer:
     body = b""
     for chunk in response.iter_bytes():
         body += chunk
+        # A refusal that drips its words would otherwise hold the fetch up for ever.
         pace.moved(0)
         if len(body) >= WORDS_BYTES:
             break

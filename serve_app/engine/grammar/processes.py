@@ -55,6 +55,7 @@ class Server:
             if self._process is not None and self._process.poll() is None:
                 return
             self._drop()
+            # Of packets: a message is whole or not there, also when its sender dies.
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._control.settimeout(START_TIMEOUT_S)
             with theirs:
@@ -87,6 +88,7 @@ class Server:
         settings = self._settings
         size = settings.slots * settings.mask_bytes
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Memory that both sides map: a mask of 16 KB a token would be too slow through a socket.
         slots = os.memfd_create("masks")
         text = _file("job", json.dumps(asdict(job)).encode())
         try:
@@ -158,6 +160,7 @@ class Server:
         Raises:
             OSError: it is gone, or starts again.
         """
+        # Bounded, because the engine's thread asks too, and starting the server takes a second.
         if not self._lock.acquire(timeout=EXCHANGE_TIMEOUT_S):
             raise TimeoutError("the grammar server is starting")
         try:

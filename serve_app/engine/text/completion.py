@@ -76,12 +76,14 @@ class Completion:
             self._ids.append(update.token)
             self._completion_tokens += 1
             reason = update.finish_reason
+            # Thoughts are split off first: a stop string in them ends nothing.
             thoughts, words = self._parted(self._text_of(update.token, reason), reason)
             reasoning += thoughts
             text += self._stop.push(words)
             if self._stop.matched:
                 reason = FinishReason.STOP
             if reason is not None:
+                # What looked like the beginning of a stop string, and was none.
                 text += self._stop.flush()
                 if update.finish_reason is FinishReason.STOP and self._include_stop:
                     text += self._unseen(update.token)
