@@ -12,10 +12,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+USES = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]  # as a Ray node's
+
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Files: `server` goes to `LocalHub(tls=…)`, `authority` to SSL_CERT_FILE."""
+    """Files: `server` goes to `LocalHub(tls=…)` or a node of Ray, `authority` to SSL_CERT_FILE."""
 
     server: tuple[Path, Path]
     authority: Path
@@ -40,7 +42,7 @@ def make_certificates(directory: Path) -> Certificates:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(USES), critical=False)
         .sign(root_key, hashes.SHA256())
     )
     paths = [directory / name for name in ("server.pem", "server.key", "authority.pem")]

@@ -81,7 +81,7 @@ def ours(model_dir: Path, streams: int, port: int) -> Iterator[dict[str, str]]:
     from serve_app.app import build_app  # noqa: PLC0415
 
     cores = os.cpu_count() or 1
-    ray.init(num_cpus=4 * cores, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4 * cores, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         for backend in ENGINES.values():

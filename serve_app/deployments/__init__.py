@@ -3,7 +3,10 @@
 ingress.py        OpenAI's HTTP surface in front of the replicas; needs no GPU
 engine_client.py  the replicas as an `LLMEngine`, over a Serve handle
 server.py         one replica, which is one engine
-heartbeats.py     signs of life in a stream between the two
+frames.py         all that a replica has for an ingress after a step, as one message
+frame_sender.py   the replica's end of the connection that carries them
+frame_receiver.py the ingress' end, and where a request's deltas arrive
+heartbeats.py     signs of life in a stream of Ray, where there is no such connection
 autoscaling.py    how many replicas the load needs
 files.py          files of tokens and keys that change: checked at once, and recorded
 grant_watch.py    the re-check beside somebody else's application, itself a small one

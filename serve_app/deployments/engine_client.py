@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.deployments.heartbeats import without_heartbeats
+from serve_app.deployments.frame_receiver import LOST, NO_CONNECTION, FrameReceiver, Inbox
 from serve_app.errors import (
     EngineDead,
     EngineError,
@@ -27,7 +27,7 @@ from serve_app.errors import (
     RequestCancelled,
     ServeAppError,
 )
-from serve_app.protocol import GenerationRequest, Prompt, PromptTokens, TokenDelta
+from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.serve_config import SERVER_DEPLOYMENT
 
 log = structlog.get_logger()
@@ -35,6 +35,7 @@ log = structlog.get_logger()
 READY_TIMEOUT_S = 2.0
 UNTOUCHED_S = 10.0  # how long a request looks for a replica whose engine runs; one ends in 2 s
 AGAIN_S = 0.25
+LAST_FRAME_S = 5.0  # behind the end of the call that it belongs to
 
 
 class RemoteEngine:
@@ -42,6 +43,7 @@ class RemoteEngine:
 
     Args:
         handle: handle of the `LLMServer` deployment.
+        receiver: where replicas send deltas.
         patience_s: how long a request may wait for its first delta, in Serve's line, in the
             engine's, and for a replica to start.
         stall_timeout_s: how long a replica that has taken it on may give no sign of life.
@@ -51,12 +53,15 @@ class RemoteEngine:
     def __init__(
         self,
         handle: DeploymentHandle[Any],
+        receiver: FrameReceiver,
         *,
         patience_s: float,
         stall_timeout_s: float,
         may_sleep: bool = False,
     ) -> None:
         self._stream = handle.options(stream=True)
+        self._receiver = receiver
+        self._tasks: set[asyncio.Task[None]] = set()
         self._handle = handle
         self._patience_s = patience_s
         self._stall_timeout_s = stall_timeout_s
@@ -95,26 +100,62 @@ class RemoteEngine:
                 return
 
     async def _continue(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-        deltas: Any = self._stream.generate.remote(request)
-        unfinished = request.n  # completions
-        finished = False
-        try:
-            async for item in without_heartbeats(
-                deltas, patience_s=self._patience_s, stall_timeout_s=self._stall_timeout_s
-            ):
-                if isinstance(item, ServeAppError):
-                    finished = True
-                    raise item
-                if item.finish_reason is not None:
-                    unfinished -= 1
-                finished = unfinished == 0
-                yield item
-        except (RayError, RayServeException) as error:
-            finished = True
-            raise translate(error, request_id=request.request_id) from None
-        finally:
-            if not finished:
-                deltas.cancel()
+        with self._receiver.open() as inbox:
+            call: Any = self._stream.generate.remote(request, inbox.reply_to)
+            forwarding = self._start(_forward(call, inbox, request.request_id))
+            patient_until: float | None = time.monotonic() + self._patience_s
+            unfinished = request.n  # completions
+            over = False
+            try:
+                while unfinished:
+                    item = await self._next(inbox, patient_until)
+                    if isinstance(item, ServeAppError):
+                        # Behind a lost connection the replica may be at it still.
+                        over = item.details.get("cause") != NO_CONNECTION
+                        raise item
+                    patient_until = None
+                    if item.finish_reason is not None:
+                        unfinished -= 1
+                    over = unfinished == 0
+                    yield item
+            finally:
+                if not (over or forwarding.done()):
+                    call.cancel()
+
+    async def _next(self, inbox: Inbox, patient_until: float | None) -> TokenDelta | ServeAppError:
+        """Return what comes next for a request.
+
+        Args:
+            inbox: the request's.
+            patient_until: when its first delta has to be there, in monotonic seconds; None once
+                it was.
+
+        Raises:
+            NotReady: the first delta did not come in time.
+            EngineDead: the replica that has it gives no sign of life any more.
+        """
+        while True:
+            ends = [] if patient_until is None else [patient_until]
+            if inbox.taken:
+                ends.append(inbox.heard + self._stall_timeout_s)
+            remaining = min(ends) - time.monotonic()
+            if (item := await inbox.get(remaining)) is not None:
+                return item
+            now = time.monotonic()
+            if patient_until is not None and now >= patient_until:
+                raise NotReady(f"no replica answered within {self._patience_s:g} s; retry later")
+            if inbox.taken and now >= inbox.heard + self._stall_timeout_s:
+                raise EngineDead(
+                    f"the replica gave no sign of life for {self._stall_timeout_s:g} s; "
+                    "retry the request",
+                    cause="stalled",
+                )
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def ready(self) -> bool:
         """Return whether a replica would answer now; False when none does within two seconds.
@@ -167,6 +208,31 @@ class RemoteEngine:
         return answer
 
 
+async def _forward(call: Any, inbox: Inbox, request_id: str) -> None:
+    """Put what comes over Ray's stream of a call into its inbox, and how it ended.
+
+    Items come this way where the replica cannot reach this ingress by itself.
+    """
+    try:
+        async for item in call:
+            if isinstance(item, Heartbeat):
+                inbox.sign_of_life()
+            else:
+                inbox.put(item)
+        if inbox.closed:
+            return
+        await asyncio.sleep(LAST_FRAME_S)  # the call may be over before the last frame is here
+        error: ServeAppError = EngineDead(LOST, cause="no end")
+    except (RayError, RayServeException) as failure:
+        if inbox.closed:  # its client has cancelled it, which is nothing to log
+            return
+        error = translate(failure, request_id=request_id)
+    except asyncio.CancelledError:
+        inbox.put(RequestCancelled("the request was cancelled"))
+        raise
+    inbox.put(error)
+
+
 def _asleep() -> bool:
     """Return whether this application has no replica of the model, and starts none."""
     name = serve.get_replica_context().app_name
@@ -192,5 +258,5 @@ def translate(error: Exception, *, request_id: str) -> ServeAppError:
     detail = "" if ours else str(cause)[:2000]
     log.error("request.failed", request_id=request_id, cause=kind, detail=detail)
     if not ours:
-        return EngineDead("the replica was lost while it answered; retry the request", cause=kind)
+        return EngineDead(LOST, cause=kind)
     return EngineError("generation failed", cause=kind)

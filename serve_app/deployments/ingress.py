@@ -24,9 +24,11 @@ from serve_app.access.token import write_no_core_file
 from serve_app.access.verdict import Verdict
 from serve_app.api.app import RequestRecord, create_app
 from serve_app.cluster.controller import through_haproxy
+from serve_app.cluster.network import node_address
 from serve_app.config import AppConfig
 from serve_app.deployments.engine_client import RemoteEngine
 from serve_app.deployments.files import recheck, recheck_nodes, watch_files
+from serve_app.deployments.frame_receiver import FrameReceiver
 from serve_app.deployments.status import Fleet, living_nodes
 from serve_app.errors import (
     RequestCancelled,
@@ -80,8 +82,11 @@ class Ingress:
         logs.configure_serve(config.logging)
         write_no_core_file()  # keys and prompts of clients pass through here
         self._metrics = IngressMetrics()
+        self._frames = FrameReceiver()
+        await self._frames.listen(node_address())
         self._engine = RemoteEngine(
             llm,
+            self._frames,
             patience_s=config.api.first_token_timeout_s,
             stall_timeout_s=config.api.stall_timeout_s,
             may_sleep=config.replica.min_replicas == 0,
@@ -133,13 +138,15 @@ class Ingress:
         """Answer Serve's health check on the loop that answers requests: it has to come round."""
 
     async def __del__(self) -> None:
-        """Stop the watch."""
+        """Stop the watch, and what listens for replicas."""
         if watchdog := getattr(self, "_watchdog", None):
             watchdog.stop()
         if files := getattr(self, "_files", None):
             files.stop()
         for watching in getattr(self, "_watching", ()):
             watching.cancel()
+        if frames := getattr(self, "_frames", None):
+            frames.close()
 
     def _finished(self, record: RequestRecord) -> None:
         self._metrics.observe(record)

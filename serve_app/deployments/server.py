@@ -14,7 +14,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,6 +32,8 @@ from serve_app.config import AccessConfig, AppConfig, ModelConfig
 from serve_app.deployments import status
 from serve_app.deployments.autoscaling import load_of
 from serve_app.deployments.files import watch_files
+from serve_app.deployments.frame_sender import FrameSender
+from serve_app.deployments.frames import ReplyTo
 from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
 from serve_app.engine import backends
 from serve_app.errors import AccessDenied, EngineDead, ModelLoadError, ServeAppError
@@ -82,7 +84,7 @@ class LLMServer:
     async def __init__(self, config: AppConfig, commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
         self._metrics = metrics.ServerMetrics()
-        self._heartbeat_s = config.api.stall_timeout_s / HEARTBEATS_PER_TIMEOUT
+        self._carry_tokens(config)
         context = serve.get_replica_context()
         self._ledger = cold_start.Ledger(context.app_name, context.replica_tag)
         try:
@@ -102,35 +104,52 @@ class LLMServer:
         )
         self._start = asyncio.create_task(recording)
         self._files = watch_files(context.app_name, config)
-        self._first_answer: asyncio.Task[None] | None = None
         self._watching = [
             asyncio.create_task(self._sample()),
             asyncio.create_task(end_when_dead(self._engine)),
         ]
 
+    def _carry_tokens(self, config: AppConfig) -> None:
+        self._heartbeat_s = config.api.stall_timeout_s / HEARTBEATS_PER_TIMEOUT
+        self._frames = FrameSender(self._heartbeat_s)
+        self._first_answer: asyncio.Task[None] | None = None
+
     async def generate(
-        self, request: GenerationRequest
+        self, request: GenerationRequest, reply_to: ReplyTo | None = None
     ) -> AsyncIterator[TokenDelta | Heartbeat | ServeAppError]:
         """Continue one prompt; see `LLMEngine.generate`.
 
         Our own errors travel as the last item, not as exceptions: Serve would log every
-        client's mistake with a traceback and count it as a failure of the replica. Heartbeats
-        come first and while there is no delta, so that the reader knows of a lost replica.
+        client's mistake with a traceback and count it as a failure of the replica.
+
+        Args:
+            request: what to continue.
+            reply_to: where the items go; then there are none here. Without it, or where it
+                cannot be reached, they come from here, with heartbeats first and while there is
+                none, so that the reader knows of a lost replica.
         """
+        deltas = self._deltas(request)
+        connection = await self._frames.connection(reply_to) if reply_to else None
+        try:
+            if reply_to and connection:
+                await connection.carry(reply_to.key, deltas)
+                return
+            async for delta in with_heartbeats(deltas, self._heartbeat_s):
+                yield delta
+        except ServeAppError as error:
+            yield error
+
+    async def _deltas(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         asked_at = cold_start.now()
         try:
             self._engine.check()
         except EngineDead as dead:  # another replica may have it, whatever it asks for
-            yield EngineDead(dead.message, untouched=True)
-            return
-        try:
-            async for delta in with_heartbeats(self._engine.generate(request), self._heartbeat_s):
-                if self._first_answer is None and isinstance(delta, TokenDelta):
-                    recording = self._record_first_answer(asked_at, cold_start.now() - asked_at)
-                    self._first_answer = asyncio.create_task(recording)
-                yield delta
-        except ServeAppError as error:
-            yield error
+            raise EngineDead(dead.message, untouched=True) from None
+        async for delta in self._engine.generate(request):
+            if self._first_answer is None:
+                recording = self._record_first_answer(asked_at, cold_start.now() - asked_at)
+                self._first_answer = asyncio.create_task(recording)
+            yield delta
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens | ServeAppError:
         """Return a prompt's tokens, or our own error as a value; see `generate`."""
@@ -179,6 +198,7 @@ class LLMServer:
             files.stop()
         if engine := getattr(self, "_engine", None):
             await asyncio.to_thread(engine.close)
+        self._frames.close()
 
     async def _prove_access(self, config: AppConfig, commit: str | None) -> list[_Proven]:
         """Prove the model and each adapter; the model is the first."""

@@ -10,9 +10,10 @@ from contextlib import suppress
 from serve_app.engine.sequence import Update
 from serve_app.errors import EngineError, InvalidRequest, ServeAppError
 
-# What carries a delta to its client costs about a millisecond of one core, however long the
-# delta is. Many streams share it: each waits its turn, and what comes meanwhile goes along.
-DELTAS_PER_S = 400
+# What carries a delta to its client costs a quarter of a millisecond of a core, however long the
+# delta is (`scripts/bench_carry`), most of it in the one process that is an ingress. Many streams
+# share that: each waits its turn, and what comes meanwhile goes along.
+DELTAS_PER_S = 4000
 MAX_DELTA_INTERVAL_S = 0.1
 
 

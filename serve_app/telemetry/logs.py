@@ -59,6 +59,9 @@ EVENTS = {
     "engine.hung": "a step takes longer than engine.step_timeout_s; with its phase and its stack",
     "engine.died": "the engine stopped for good; every open request has got its error",
     "ingress.hung": "the ingress' event loop is blocked; its process ends; with the stack",
+    "frames.not_listening": "replicas cannot connect to this ingress; their answers come over Ray",
+    "frames.unreachable": "a replica cannot connect to an ingress; its answers go over Ray, slower",
+    "frames.broken": "a replica's connection said what is no frame, and was ended",
     "grammar.failed": "no process could be made to compile a structure; the client got a 429",
     "grammar.unavailable": "the model's tokenizer cannot be used for structured output, and why",
     "keys.failed": "the file of API keys cannot be read, or its file system does not answer; the "

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from serve_app.deployments import engine_client
 from serve_app.deployments.engine_client import RemoteEngine, translate
+from serve_app.deployments.frame_receiver import FrameReceiver
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
 from serve_app.protocol import (
     FinishReason,
@@ -40,7 +41,8 @@ class Handle:
         assert options == {"stream": True}
         return self
 
-    def remote(self, request):
+    def remote(self, request, reply_to):
+        assert reply_to is None  # nobody listens: all comes over the call
         assert request in (REQUEST, STRUCTURED)
         return Deltas(self, self.courses.pop(0))
 
@@ -70,7 +72,7 @@ class Deltas:
 
 
 def remote(handle):
-    return RemoteEngine(handle, patience_s=0.2, stall_timeout_s=0.1)
+    return RemoteEngine(handle, FrameReceiver(), patience_s=0.2, stall_timeout_s=0.1)
 
 
 async def taken(handle, request=REQUEST):
@@ -172,3 +174,17 @@ async def test_engine_client_treats_a_silent_replica_as_lost():
     assert await asyncio.wait_for(taken(handle), 2) == [FIRST, LAST]
     handle = Handle([BEAT, FIRST, *[0.06, BEAT] * 5, LAST])
     assert await taken(handle) == [FIRST, LAST]
+
+
+async def test_remote_engine_patience():
+    """Signs of life do not prolong what the first token may take; after it they alone count."""
+    beats = [0.04, BEAT] * 20
+    with pytest.raises(NotReady, match=r"within 0\.2 s"):
+        await asyncio.wait_for(taken(Handle([*beats, FIRST])), 2)
+    assert await taken(Handle([FIRST, *beats, LAST])) == [FIRST, LAST]
+
+
+async def test_remote_engine_without_an_end(monkeypatch):
+    """A call that is over before its completion is, is a lost replica."""
+    monkeypatch.setattr(engine_client, "LAST_FRAME_S", 0.01)
+    assert await taken(Handle([FIRST])) == [FIRST, EngineDead]
