@@ -10,6 +10,7 @@ retry; the version that served goes on serving.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import structlog
@@ -36,6 +37,10 @@ REFUSED_AT_ONCE = 64
 # line behind bodies that come slowly. Each kind of work in there has its own: bodies on their way
 # (`api/intake.py`), and what waits for replicas (`per_replica`), which is refused at once.
 INGRESS_REQUESTS = 1_000_000
+# Streams that one ingress carries: it is one process, and sends some 6,000 tokens a second
+# (`scripts/bench_carry`), which are 50 a second for each of them.
+INGRESS_STREAMS = 128
+INGRESS_UPSCALE_S = 5.0  # a process that needs no GPU is there in seconds
 # Streams that run when a replica has to stop get this long; a slow model's longest answer.
 DRAIN_S = 120.0
 # Three failures in a row replace a replica: 15 s after it says so itself, a minute after it
@@ -97,8 +102,7 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
     )(LLMServer)
     ingress = serve.deployment(
         name=INGRESS_DEPLOYMENT,
-        # An ingress that is lost cuts the streams of all replicas; two share them.
-        num_replicas=min(2, config.replica.max_replicas),
+        **_ingress_scale(config),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=INGRESS_REQUESTS,
         graceful_shutdown_timeout_s=DRAIN_S,
@@ -107,6 +111,24 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
         logging_config=logs.serve_logging(config.logging),
     )(serve.ingress()(Ingress))
     return ingress.bind(server.bind(config, verdict.commit), config, verdict)
+
+
+def _ingress_scale(config: AppConfig) -> dict[str, Any]:
+    """Let ingresses grow with the streams that are open, up to what all replicas can run."""
+    replicas = config.replica.max_replicas
+    # An ingress that is lost cuts the streams of all replicas; two share them.
+    least = min(2, replicas)
+    most = math.ceil(replicas * config.engine.max_running_requests / INGRESS_STREAMS)
+    if most <= least:
+        return {"num_replicas": least}
+    return {
+        "autoscaling_config": {
+            "min_replicas": least,
+            "max_replicas": most,
+            "target_ongoing_requests": INGRESS_STREAMS,
+            "upscale_delay_s": INGRESS_UPSCALE_S,
+        }
+    }
 
 
 def _scale(replica: ReplicaConfig) -> dict[str, Any]:

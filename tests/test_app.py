@@ -13,13 +13,27 @@ from serve_app.telemetry.rollout_history import What
 VERDICT = Verdict("acme/tiny", "main", "0" * 40, "https://hub", 1.0, ())
 
 
-@pytest.mark.parametrize(("replicas", "ingresses"), [(1, 1), (2, 2), (8, 2)])
+@pytest.mark.parametrize(("replicas", "ingresses"), [(1, 1), (2, 2), (4, 2)])
 def test_bind_gives_an_ingress_to_lose_to_whoever_has_a_replica_to_lose(replicas, ingresses):
     """One ingress would take every stream with it, those of the other replicas too."""
     scale = {"min_replicas": 1, "max_replicas": replicas}
     config = parse_args({"model": {"repo_id": "acme/tiny"}, "replica": scale})
     application = bind(config, VERDICT)
     assert application._bound_deployment.num_replicas == ingresses
+
+
+def test_bind_lets_ingresses_grow_with_the_streams():
+    """One process carries some streams and no more; what all replicas run decides how many."""
+    config = parse_args(
+        {
+            "model": {"repo_id": "acme/tiny"},
+            "replica": {"min_replicas": 1, "max_replicas": 8},
+            "engine": {"max_running_requests": 256},
+        }
+    )
+    scaling = bind(config, VERDICT)._bound_deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (2, 16)
+    assert scaling.target_ongoing_requests == 128
 
 
 def test_bind_lets_no_line_of_serves_form_before_an_ingress():

@@ -71,7 +71,11 @@ class Watch:
             # Early and never late, so that nobody's license is unchecked for longer than was asked.
             pause_s = self._interval_s * random.uniform(1 - JITTER, 1)  # noqa: S311
             await self._check_what_changes(time.monotonic() + pause_s)
-            self._take(await asyncio.to_thread(self._check))
+            await self.check()
+
+    async def check(self) -> None:
+        """Ask every node now."""
+        self._take(await asyncio.to_thread(self._check))
 
     async def _check_what_changes(self, until: float) -> None:
         """Wait for the next round, and check nodes that cannot wait for it."""

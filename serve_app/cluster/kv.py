@@ -7,6 +7,7 @@ with the cluster.
     coldstart/, phase/    starts of replicas           telemetry/cold_start.py
     weights/              which node has which commit  weights/announcements.py
     changed/              whose token changed          access/file_watch.py
+    watch/, verdict/      who keeps the watch, and what it found   deployments/shared_watch.py
     license/, window/     what replicas found          deployments/status.py
 """
 

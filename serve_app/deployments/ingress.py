@@ -18,8 +18,6 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import __version__
-from serve_app.access.file_watch import Announced
-from serve_app.access.recheck import AtOnce, Watch
 from serve_app.access.token import write_no_core_file
 from serve_app.access.verdict import Verdict
 from serve_app.api.app import RequestRecord, create_app
@@ -27,14 +25,15 @@ from serve_app.cluster.controller import through_haproxy
 from serve_app.cluster.network import node_address
 from serve_app.config import AppConfig
 from serve_app.deployments.engine_client import RemoteEngine
-from serve_app.deployments.files import recheck, recheck_nodes, watch_files
+from serve_app.deployments.files import watch_files
 from serve_app.deployments.frame_receiver import FrameReceiver
-from serve_app.deployments.status import Fleet, living_nodes
+from serve_app.deployments.shared_watch import SharedWatch
+from serve_app.deployments.status import Fleet
 from serve_app.errors import (
     RequestCancelled,
 )
 from serve_app.telemetry import logs, rollout_history
-from serve_app.telemetry.metrics import REPEAT_S, AccessMetrics, IngressMetrics, RolloutMetrics
+from serve_app.telemetry.metrics import REPEAT_S, IngressMetrics, RolloutMetrics
 from serve_app.telemetry.prometheus import Exposition
 from serve_app.watchdog import LoopWatchdog, stack_of
 
@@ -93,25 +92,15 @@ class Ingress:
         )
         self._config = config
         self._commit = verdict.commit
-        application = serve.get_replica_context().app_name
-        access = AccessMetrics()
-        self._watch = Watch(
-            partial(recheck, application, config, verdict.commit),
-            verdict,
-            interval_s=config.access.watch_interval_s,
-            on_verdict=access.show,
-            at_once=AtOnce(
-                Announced(application).nodes,
-                partial(recheck_nodes, application, config, verdict.commit),
-            ),
-        )
-        self._files = watch_files(application, config, keys=True)
+        context = serve.get_replica_context()
+        self._watch = SharedWatch(context.app_name, config, verdict, holder=context.replica_tag)
+        self._files = watch_files(context.app_name, config, keys=True)
         loop = asyncio.get_running_loop()
         self._watchdog = LoopWatchdog(
             loop, limit_s=LOOP_TIMEOUT_S, alarm=partial(_end_process, threading.get_ident())
         )
         self._watchdog.start()
-        jobs = (self._watch.run(), access.keep(living_nodes), export_rollouts())
+        jobs = (self._watch.run(), export_rollouts())
         self._watching = [loop.create_task(work) for work in jobs]
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -145,6 +134,8 @@ class Ingress:
             files.stop()
         for watching in getattr(self, "_watching", ()):
             watching.cancel()
+        if watch := getattr(self, "_watch", None):
+            await asyncio.to_thread(watch.release)
         if frames := getattr(self, "_frames", None):
             frames.close()
 

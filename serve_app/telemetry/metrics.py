@@ -147,6 +147,10 @@ class AccessMetrics:
         }
         self._publish()
 
+    def forget(self) -> None:
+        """Publish nothing any more: another process does."""
+        self._present = {}
+
     async def keep(self, living: Callable[[], Set[str]]) -> None:
         """Publish the last verdict again and again, until cancelled.
 
