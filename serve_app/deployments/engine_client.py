@@ -33,9 +33,9 @@ from serve_app.serve_config import SERVER_DEPLOYMENT
 log = structlog.get_logger()
 
 READY_TIMEOUT_S = 2.0
-UNTOUCHED_S = 10.0  # how long a request looks for a replica whose engine runs; one ends in 2 s
 AGAIN_S = 0.25
 LAST_FRAME_S = 5.0  # behind the end of the call that it belongs to
+UNTOUCHED = 40  # times that a request may meet a stopped engine, whose replica ends in 2 s
 
 
 class RemoteEngine:
@@ -70,17 +70,18 @@ class RemoteEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Continue one prompt on some replica; see `LLMEngine.generate`.
 
-        A replica that is lost before its first delta cost the client nothing yet: the request
-        goes to another one, once. One with a structure does not: should that have been what
-        ended the replica, it would end the next one. A replica whose engine had stopped before
-        counts for nothing: it ends in a moment, and until then it may be met again.
+        A replica that is lost, or whose engine stops, before its first delta cost the client
+        nothing yet: the request goes to another one, once. One with a structure does not: should
+        that have been what ended the replica, it would end the next one. A replica whose engine
+        had stopped before counts for nothing: it ends in a moment, and until then it may be met
+        again.
 
         Raises:
             ServeAppError: the replica's own error, or an `EngineError` that says no more
                 than a client may know.
         """
         moved = request.sampling.structure is not None
-        patient_until = time.monotonic() + UNTOUCHED_S
+        left = UNTOUCHED
         while True:
             begun = False
             try:
@@ -89,7 +90,8 @@ class RemoteEngine:
                         begun = True
                         yield delta
             except EngineDead as dead:
-                if dead.details.get("untouched") and time.monotonic() < patient_until:
+                if dead.details.get("untouched") and left:
+                    left -= 1
                     await asyncio.sleep(AGAIN_S)
                     continue
                 if begun or moved:
@@ -192,6 +194,12 @@ class RemoteEngine:
         return info
 
     async def _ask(self, method: str, *arguments: object) -> Any:
+        try:
+            return await self._ask_one(method, *arguments)
+        except EngineDead:  # such a question ends no replica; another one answers
+            return await self._ask_one(method, *arguments)
+
+    async def _ask_one(self, method: str, *arguments: object) -> Any:
         response: Any = getattr(self._handle, method).remote(*arguments)
         try:
             async with asyncio.timeout(self._stall_timeout_s):

@@ -141,10 +141,6 @@ class LLMServer:
 
     async def _deltas(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         asked_at = cold_start.now()
-        try:
-            self._engine.check()
-        except EngineDead as dead:  # another replica may have it, whatever it asks for
-            raise EngineDead(dead.message, untouched=True) from None
         async for delta in self._engine.generate(request):
             if self._first_answer is None:
                 recording = self._record_first_answer(asked_at, cold_start.now() - asked_at)
@@ -190,10 +186,10 @@ class LLMServer:
 
     async def __del__(self) -> None:
         """Stop the engine thread; Serve calls this after the running streams have ended."""
-        for watching in getattr(self, "_watching", ()):
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+        watching = getattr(self, "_watching", ())
+        for each in watching:
+            each.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         if files := getattr(self, "_files", None):
             files.stop()
         if engine := getattr(self, "_engine", None):

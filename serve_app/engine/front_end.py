@@ -31,7 +31,6 @@ from serve_app.engine.text.completion import Completion
 from serve_app.engine.text.prompt import EncodedRequest, PromptEncoder
 from serve_app.errors import (
     EngineDead,
-    EngineError,
     InvalidRequest,
     ModelNotFound,
     ServeAppError,
@@ -122,9 +121,7 @@ class FrontEnd(Generic[L]):
         self._admission.require(request.n)
         encoded = await self._encoder.encode(request)
         self._check(encoded)
-        structure = request.sampling.structure
-        grammar = None if structure is None else await self._compile(structure, request.client)
-        sequences, stream = self._submit(encoded, request, grammar)
+        sequences, stream = self._submit(encoded, request, await self._grammar(request))
         lead = sequences[0]
         running = {
             sequence.key: (index, sequence, self._completion(request, encoded, sequence))
@@ -197,12 +194,14 @@ class FrontEnd(Generic[L]):
         """Raise if the engine has stopped.
 
         Raises:
-            EngineDead: it failed or was closed; the replica must be replaced.
+            EngineDead: it failed or was closed; the replica must be replaced. `untouched` in its
+                details: nothing of what was asked for was begun, so it cannot be at fault.
         """
         if self._dead is not None:
-            raise EngineDead(self._dead.message, cause=self._dead.details.get("cause"))
+            cause = self._dead.details.get("cause")
+            raise EngineDead(self._dead.message, cause=cause, untouched=True)
         if not self._loop.is_alive():
-            raise EngineDead("The engine is not running.")
+            raise EngineDead("The engine is not running.", untouched=True)
 
     def stats(self) -> EngineStats:
         """Return the present numbers."""
@@ -218,6 +217,15 @@ class FrontEnd(Generic[L]):
 
     def _check(self, encoded: EncodedRequest) -> None:
         """Raise `InvalidRequest` for what this engine cannot do and others can."""
+
+    async def _grammar(self, request: GenerationRequest) -> Worker | None:
+        """Compile a request's structure, if it has one."""
+        structure = request.sampling.structure
+        try:
+            return None if structure is None else await self._compile(structure, request.client)
+        except InvalidRequest:
+            self.check()  # closing ends compilations too, which says nothing of the structure
+            raise
 
     async def _compile(self, structure: Structure, client: str) -> Worker | None:
         """Return what walks a structure for the loop; None where the loop has its own way."""
@@ -312,4 +320,4 @@ class FrontEnd(Generic[L]):
             self._dead = dead
             streams, self._streams = set(self._streams.values()), {}
         for stream in streams:
-            stream.fail(EngineError(message))
+            stream.fail(EngineDead(message))

@@ -119,8 +119,44 @@ async def test_engine_client_does_not_count_a_stopped_engine_as_a_move(monkeypat
         assert await taken(handle, request) == [FIRST, LAST]
     handle = Handle([stopped], [ActorDiedError()], [stopped], [FIRST, LAST])
     assert await taken(handle) == [FIRST, LAST]
-    monkeypatch.setattr(engine_client, "UNTOUCHED_S", 0)
+    monkeypatch.setattr(engine_client, "UNTOUCHED", 0)
     assert await taken(Handle([stopped], [stopped], [FIRST])) == [EngineDead]
+
+
+async def test_engine_client_meets_a_stopped_engine_as_often_after_a_wait(monkeypatch):
+    """How long a request stood in line before does not count."""
+    monkeypatch.setattr(engine_client, "AGAIN_S", 0.001)
+    monkeypatch.setattr(engine_client, "UNTOUCHED", 3)
+    stopped = EngineDead("the engine stopped", untouched=True)
+    handle = Handle([0.15, stopped], [0.15, stopped], [stopped], [FIRST, LAST])
+    assert await taken(handle) == [FIRST, LAST]
+
+
+class Asked:
+    """A deployment's handle whose replicas answer one question after the other."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.tokenize = self
+
+    def options(self, **_options):
+        return self
+
+    async def remote(self, prompt):
+        answer = self.answers.pop(0)
+        if isinstance(answer, ActorDiedError):
+            raise answer
+        return answer
+
+
+async def test_engine_client_asks_another_replica_for_tokens():
+    """Once, whether it was lost or says that its engine stopped; a refusal is one."""
+    for lost in (ActorDiedError(), EngineDead("the engine stopped")):
+        assert await remote(Asked(lost, "ids")).tokenize(TextPrompt("x")) == "ids"
+        with pytest.raises(EngineDead):
+            await remote(Asked(lost, lost, "ids")).tokenize(TextPrompt("x"))
+    with pytest.raises(InvalidRequest):
+        await remote(Asked(InvalidRequest("no"), "ids")).tokenize(TextPrompt("x"))
 
 
 async def test_engine_client_does_not_ask_again_after_a_refusal():

@@ -11,7 +11,7 @@ from contextlib import aclosing
 import jsonschema
 import pytest
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import EngineDead, InvalidRequest
 from serve_app.protocol import (
     FinishReason,
     GenerationRequest,
@@ -193,3 +193,19 @@ async def test_structure_that_cannot_be_enforced_is_refused(engine, structure):
         await run(engine, PROMPT, params(structure))
     assert refused.value.param == "structure"
     assert (await run(engine, PROMPT, GREEDY))[1]
+
+
+async def test_engine_blames_no_structure_when_closed(load):
+    """What was compiled then was not begun: another replica may have it."""
+    engine = load()
+    await asyncio.to_thread(engine.prepare_grammars)
+    slow = {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}], "type": "integer"}
+    sampling = SamplingParams(structure=Structure("json_schema", json.dumps(slow)))
+    asked = asyncio.create_task(run(engine, PROMPT, sampling))
+    async with asyncio.timeout(10):
+        while not engine._grammars._compiling:
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(engine.close)
+    with pytest.raises(EngineDead) as dead:
+        await asyncio.wait_for(asked, 10)
+    assert dead.value.details["untouched"]

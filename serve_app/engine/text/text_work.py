@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from serve_app.errors import ContextLengthExceeded, Overloaded
+from serve_app.errors import ContextLengthExceeded, EngineDead, Overloaded
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +37,7 @@ class TextWork:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="text")
         self._pending = 0
+        self._is_closed = False
         self._lock = threading.Lock()
 
     async def run(self, chars: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -50,17 +51,11 @@ class TextWork:
 
         Raises:
             Overloaded: too much waits already.
+            EngineDead: it was closed before the turn came.
         """
         if chars <= INLINE_CHARS:
             return work(*args, **kwargs)
-        with self._lock:
-            # Alone, a text of any size gets its turn.
-            if self._pending and self._pending + chars > MAX_PENDING_CHARS:
-                raise Overloaded(
-                    "The server has too much text to read now. Please try again in a moment.",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            self._pending += chars
+        closed = EngineDead("The engine was closed.", untouched=True)
 
         def counted() -> T:
             try:
@@ -68,16 +63,30 @@ class TextWork:
             finally:
                 self._settle(chars)
 
-        future = self._executor.submit(counted)
+        with self._lock:
+            if self._is_closed:
+                raise closed
+            # Alone, a text of any size gets its turn.
+            if self._pending and self._pending + chars > MAX_PENDING_CHARS:
+                raise Overloaded(
+                    "The server has too much text to read now. Please try again in a moment.",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            self._pending += chars
+            future = self._executor.submit(counted)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if future.cancelled():  # it had not begun
                 self._settle(chars)
+                if self._is_closed:
+                    raise closed from None
             raise
 
     def close(self) -> None:
         """Begin nothing more; what runs is not waited for."""
+        with self._lock:
+            self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _settle(self, chars: int) -> None:

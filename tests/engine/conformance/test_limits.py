@@ -130,7 +130,7 @@ async def test_engine_ends_when_a_process_of_vllms_is_lost(directory, busy):
             results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
             await asyncio.sleep(1.0)
         if busy:
-            assert {type(result) for result in results} == {EngineError}
+            assert {type(result) for result in results} == {EngineDead}
         assert [entry["event"] for entry in logs].count("engine.died") == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.engine.text import text_work
 from serve_app.engine.text.text_work import TextLimit, TextWork
-from serve_app.errors import ContextLengthExceeded, Overloaded
+from serve_app.errors import ContextLengthExceeded, EngineDead, Overloaded
 from serve_app.protocol import ChatPrompt, SamplingParams, TextPrompt
 from tests.engine.conftest import GREEDY, run
 from tests.models import make_tokenizer
@@ -52,6 +52,22 @@ async def test_text_work_bounds_what_waits(monkeypatch):
     await asyncio.gather(*waiting)
     assert await work.run(100 * LONG, lambda: "alone") == "alone"
     work.close()
+
+
+async def test_text_work_ends_what_waits_when_closed():
+    """Another replica may have it: nothing of it was begun. What runs is not cut off."""
+    work = TextWork()
+    go = threading.Event()
+    tasks = [asyncio.create_task(work.run(LONG, go.wait, 10)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    work.close()
+    go.set()
+    *ran, waited = await asyncio.gather(*tasks, return_exceptions=True)
+    assert ran == [True, True]
+    with pytest.raises(EngineDead) as late:
+        await work.run(LONG, go.wait)
+    for dead in (waited, late.value):
+        assert dead.details["untouched"]
 
 
 async def test_text_work_does_not_count_cancelled_and_failed_work(monkeypatch):
