@@ -99,8 +99,9 @@ def _fetch_here(apps: Sequence[ServedApp], options: argparse.Namespace) -> int:
     if options.link is not None and len(apps) > 1:
         raise ConfigError("--link takes a file with one application")
     wait_s = _duration(options.wait, "--wait")
+    links = {} if options.link is None else prefetch.places_of(apps[0].config.model, options.link)
     code, verdicts = _prove(apps, _check_here, options, wait_s=wait_s)
-    return code or prefetch.run_here(apps, verdicts, link=options.link, as_json=options.json)
+    return code or prefetch.run_here(apps, verdicts, links=links, as_json=options.json)
 
 
 def _fetch_everywhere(

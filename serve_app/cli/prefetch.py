@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -62,7 +64,7 @@ def run_here(
     apps: Sequence[ServedApp],
     verdicts: Mapping[str, Verdict],
     *,
-    link: Path | None,
+    links: Mapping[str, Path],
     as_json: bool,
 ) -> int:
     """Fetch the weights to this machine alone, without Ray, as an init container does.
@@ -70,36 +72,79 @@ def run_here(
     Args:
         apps: applications whose access was proven here.
         verdicts: what the gate said of each, by name.
-        link: becomes a link to the model's directory, with a suffix to an adapter's; None makes
-            none.
+        links: from `places_of`, where links are wanted; they are made when everything is here.
         as_json: print one JSON object for each model and adapter.
 
     Returns:
         The exit code: 0 the weights are here, 5 they are not.
     """
+    directories: dict[str, Path] = {}
     for app in apps:
-        for model, commit in app.config.model.at_commits(verdicts[app.name].commits):
+        base = app.config.model
+        if base.path is not None:
+            print(f"{app.name}: a local directory, nothing to fetch", file=sys.stderr)
+            directories[""] = Path(base.path).expanduser()
+        for model, commit in base.at_commits(verdicts[app.name].commits):
             result = replace(fetch_here(model, app.config.access, commit), node=gethostname())
             print(_shown(app, model, commit, result, as_json=as_json))
             if result.fault:
                 return NOT_FETCHED
-            if link is not None:
-                is_base = model is app.config.model
-                place = link if is_base else link.with_name(f"{link.name}.{model.name}")
-                _link(place, Path(result.directory))
+            directories["" if model is base else model.name] = Path(result.directory)
+    for name, place in links.items():
+        _link(place, directories[name])
     return 0
+
+
+def places_of(model: ModelConfig, link: Path) -> dict[str, Path]:
+    """Return where the links go, of the model, under "", and of each adapter by its name.
+
+    Raises:
+        ConfigError: a link cannot be there.
+    """
+    if link.name in ("", ".."):
+        raise ConfigError(f"--link {link}: end it with the link's own name")
+    places = {"": link}
+    for adapter in model.adapters:
+        if "/" in adapter.name:
+            message = f"the adapter's name {adapter.name!r} has a slash, and PATH.NAME is its link"
+            raise ConfigError(f"--link {link}: {message}")
+        places[adapter.name] = link.with_name(f"{link.name}.{adapter.name}")
+    for place in places.values():
+        if fault := _place_fault(place):
+            raise ConfigError(f"--link {place}: {fault}")
+    return places
+
+
+def _place_fault(place: Path) -> str | None:
+    try:
+        if not place.parent.is_dir():
+            return f"{place.parent} is no directory"
+        if not os.access(place.parent, os.W_OK | os.X_OK):
+            return f"{place.parent} cannot be written"
+        if stat.S_ISLNK(place.lstat().st_mode):
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # its name is too long, say
+        return error.strerror
+    return "what is there is no link, and stays as it is"
 
 
 def _link(place: Path, directory: Path) -> None:
     """Make a link, in one step where another one is: whoever reads it finds one of both."""
-    new = place.with_name(f".{place.name}.{os.getpid()}")
+    # A name of its own: in containers every process may have the same id.
+    new = place.with_name(f".link.{secrets.token_hex(8)}")
+    fault = _place_fault(place)
     try:
-        new.symlink_to(directory)
-        new.replace(place)
+        if fault is None:
+            new.symlink_to(directory.absolute())
+            new.replace(place)
     except OSError as error:
         with suppress(OSError):
             new.unlink()
-        raise ConfigError(f"--link {place}: {error.strerror}") from None
+        fault = error.strerror
+    if fault is not None:
+        raise ConfigError(f"--link {place}: {fault}")
 
 
 def _shown(
