@@ -116,6 +116,8 @@ def test_parse_args_wants_vllm_for_what_only_vllm_does():
     [
         ([{"name": "x", "repo_id": "a/b/c"}], "args.model.adapters.0.repo_id: is not a Hub"),
         ([{"name": "", "repo_id": "a/b"}], "args.model.adapters.0.name"),
+        ([{"name": "a\nb", "repo_id": "a/b"}], "args.model.adapters.0.name: must be a name"),
+        ([{"name": "x", "repo_id": "a/.."}], "args.model.adapters.0.repo_id: is not a Hub"),
         ([{"name": "acme/tiny", "repo_id": "a/b"}], "has the name of the model"),
         ([{"name": "x", "repo_id": "a/b"}] * 2, "or of another adapter"),
         ([{"name": "x", "repo": "a/b"}], "did you mean repo_id?"),
@@ -229,7 +231,9 @@ def test_parse_args_takes_many_names_of_a_model(model, names):
     assert config.model.name == names[0]
 
 
-@pytest.mark.parametrize("served_name", ["", [], [""], ["a" * 257], 3, [3], {"a": 1}])
+@pytest.mark.parametrize(
+    "served_name", ["", [], [""], ["a" * 257], ["a", "b\n"], "\ud800", 3, [3], {"a": 1}]
+)
 def test_parse_args_refuses_a_name_that_is_no_text(served_name):
     """An empty list would leave the model without one."""
     assert "args.model.served_name" in refused({"model": MODEL | {"served_name": served_name}})

@@ -12,14 +12,14 @@ from serve_app.access_config import Part
 
 
 def _repository(value: str) -> str:
-    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", value):
+    if ".." in value or not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", value):
         raise ValueError("is not a Hub repository; write it as owner/name")
     return value
 
 
 def _name(value: str) -> str:
-    if not 0 < len(value) <= 256:
-        raise ValueError("must be a name of 1 to 256 characters")
+    if not (0 < len(value) <= 256 and value.isprintable()):
+        raise ValueError("must be a name of 1 to 256 visible characters")
     return value
 
 
@@ -84,8 +84,10 @@ class ModelConfig(Part):
     @classmethod
     def _names_some(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         names = (value,) if isinstance(value, str) else value
-        if names is not None and not (names and all(0 < len(name) <= 256 for name in names)):
-            raise ValueError("must be a name, or a list of at least one, of 1 to 256 characters")
+        if names == ():
+            raise ValueError("must be a name, or a list of at least one")
+        for name in names or ():
+            _name(name)
         return value
 
     @model_validator(mode="after")

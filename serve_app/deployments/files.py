@@ -48,7 +48,8 @@ def watch_files(application: str, config: AppConfig, *, keys: bool = False) -> F
     Returns:
         The watch, which runs; stop it.
     """
-    files = {} if config.model.path is not None else token_files(config.access)
+    is_local = all(part.path is not None for part in config.model.parts)
+    files = {} if is_local else token_files(config.access)
     if keys and config.api.api_keys_file is not None:
         files[KEYS] = Path(config.api.api_keys_file).expanduser()
     node_id = ray.get_runtime_context().get_node_id()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from serve_app.engine.sequence import Sequence, Update
@@ -21,8 +22,14 @@ class Alone(Protocol):
         ...
 
 
-def warm_up(loop: Alone, encoder: PromptEncoder, *, key: int) -> None:
+def warm_up(loop: Alone, encoder: PromptEncoder, *, key: int, adapter: str = "") -> None:
     """Generate a few tokens on the calling thread, before the loop's own one starts.
+
+    Args:
+        loop: that computes them.
+        encoder: of the model.
+        key: of the sequence.
+        adapter: that they are computed with; "" is none.
 
     Raises:
         ModelLoadError: NaN or infinite logits, an empty text, or a step that fails.
@@ -34,20 +41,26 @@ def warm_up(loop: Alone, encoder: PromptEncoder, *, key: int) -> None:
         prompt_tokens=len(encoded.tokens),
         max_tokens=encoded.max_tokens,
         sampling=encoded.sampling,
+        adapter=adapter,
     )
+    what = f"The model with adapter {adapter}" if adapter else "The model"
     try:
         updates = loop.run_alone(sequence)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ModelLoadError(f"The model fails its first step: {error}") from error
+        raise ModelLoadError(f"{what} fails its first step: {error}") from error
     if faults := [update.fault for update in updates if update.fault is not None]:
-        raise ModelLoadError(f"The model fails its first generation: {faults[0]}")
+        raise ModelLoadError(f"{what} fails its first generation: {faults[0]}")
+    if not all(math.isfinite(update.score.logprob) for update in updates if update.score):
+        raise ModelLoadError(f"{what} fails its first generation: it computes no numbers (NaN).")
+    if adapter:  # one that was made for labels, say, may have no words for this prompt
+        return
     if not encoder.decode([update.token for update in updates if update.token is not None]):
         raise ModelLoadError("The model's first generation is an empty text.")
 
 
 def _encode(encoder: PromptEncoder) -> EncodedRequest:
     """Encode the first prompt that the model can take: a base model has no chat template."""
-    sampling = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True, logprobs=0)
     for prompt in PROMPTS:
         request = GenerationRequest("warm-up", prompt, sampling)
         try:

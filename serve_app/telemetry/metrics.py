@@ -135,12 +135,14 @@ class AccessMetrics:
 
     def show(self, verdict: Verdict) -> None:
         """Publish a verdict over all nodes; a node that is not in it is forgotten."""
-        self._present = {
-            (node.node_id, part.repo_id): (node.node_name, node.outcome.value)
+        found = [
+            ((node.node_id, part.repo_id), (node.node_name, node.outcome.value))
             for part in verdict.parts
             for node in part.nodes
             if node.node_id and not node.deferred
-        }
+        ]
+        # Two parts may be of one repository, at two commits: a refusal is shown before a grant.
+        self._present = dict(sorted(found, key=lambda each: each[1][1] != Outcome.GRANTED.value))
         self._had = {
             key: {*self._had.get(key, ()), outcome, Outcome.GRANTED.value}
             for key, (_, outcome) in self._present.items()

@@ -52,11 +52,13 @@ ADAPTER_CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules
 def adapter_files(**changes: object) -> dict[str, bytes | Path]:
     """Return the repository of a LoRA adapter; None takes a key of its config out."""
     config = {k: v for k, v in (ADAPTER_CONFIG | changes).items() if v is not None}
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora"
     return {
         "README.md": b"# adapter\n",
         "adapter_config.json": json.dumps(config).encode(),
-        "adapter_model.safetensors": safetensors({name: [8, 8]}),
+        "adapter_model.safetensors": safetensors(
+            {f"{name}_{half}.weight": [8, 8] for half in "AB"}
+        ),
         "tokenizer.json": b"{}",
     }
 

@@ -1,12 +1,15 @@
 """A file that changes is one entry of the history, with whose it is; grants go on as they were."""
 
 from dataclasses import replace
+from unittest.mock import Mock
+
+import pytest
 
 from scripts.local_hub.exchange import identity_token
 from serve_app.access.file_watch import Change
 from serve_app.access.verdict import Outcome, Verdict
 from serve_app.cluster.placement import Placement
-from serve_app.config import AccessConfig, AppConfig, ModelConfig
+from serve_app.config import AccessConfig, AppConfig, EngineConfig, ModelConfig
 from serve_app.deployments import files
 from serve_app.telemetry import rollout_history
 from tests.access.cases import COMMIT, granted, verdict
@@ -18,6 +21,19 @@ CONFIG = AppConfig(model=ModelConfig(repo_id="acme/tiny"))
 
 def whole(*nodes):
     return Verdict("acme/tiny", COMMIT, COMMIT, "https://hub", 0.5, nodes)
+
+
+@pytest.mark.parametrize(("adapters", "watched"), [((), set()), (("x",), {"token"})])
+def test_watch_files_watches_the_token_of_an_adapter(monkeypatch, adapters, watched):
+    """Of a model in a directory too: its adapters are asked for at the Hub."""
+    seen = []
+    monkeypatch.setattr(files, "FileWatch", lambda paths, _on_change: seen.append(paths) or Mock())
+    monkeypatch.setattr(files.ray, "get_runtime_context", Mock())
+    named = [{"name": name, "repo_id": f"acme/{name}"} for name in adapters]
+    model = ModelConfig.model_validate({"path": "/models/tiny", "adapters": named})
+    config = AppConfig(model=model, access=ACCESS, engine=EngineConfig(backend="vllm"))
+    files.watch_files("llm", config)
+    assert seen[0].keys() == watched
 
 
 def test_on_change_of_records_a_change_once_with_its_owner(kv_store):

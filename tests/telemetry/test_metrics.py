@@ -54,6 +54,19 @@ def test_access_metrics_have_series_of_their_own_for_adapters(published):
     assert present == {"acme/tiny": "granted", "acme/legal": "no_token"}
 
 
+def test_access_metrics_show_the_refused_one_of_two_commits(published):
+    """Whichever is named first: an alert must not depend on it."""
+    one = Verdict("acme/x", "v1", None, "https://hub", 0.1, (node(1),))
+    other = Verdict(
+        "acme/x", "v2", None, "https://hub", 0.1, (node(1, Outcome.REVISION_NOT_FOUND),)
+    )
+    for adapters in ({"a": one, "b": other}, {"b": other, "a": one}):
+        published.clear()
+        metrics.AccessMetrics().show(replace(verdict_of(node(1)), adapters=adapters))
+        present = {tags["repo"]: tags["outcome"] for value, tags in published if value}
+        assert present["acme/x"] == "revision_not_found"
+
+
 def series(published):
     """Nodes and outcomes of what was published, once each."""
     return {(tags["node"], tags["outcome"]) for _, tags in published}

@@ -160,7 +160,8 @@ class VllmEngine(FrontEnd[VllmLoop]):
         self.adapters = frozenset(loras.names)
         started = time.monotonic()
         try:
-            warm_up(self._loop, encoder, key=next(self._keys))
+            for name in ("", *loras.names):
+                warm_up(self._loop, encoder, key=next(self._keys), adapter=name)
         except BaseException:
             self.close()
             raise

@@ -94,7 +94,17 @@ def test_adapters_for_another_model_are_refused(base, tmp_path):
     """Before vLLM starts, which would take it and answer nonsense."""
     adapter, _ = make_adapter(base, tmp_path, 3)
     tensors = load_file(adapter / "adapter_model.safetensors")
-    other = {name: torch.randn(tensor.shape[0], 7) for name, tensor in tensors.items()}
+    other = {name: t if "lora_B" in name else torch.randn(RANK, 7) for name, t in tensors.items()}
     save_file(other, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelLoadError, match="adapter x: it is for another model"):
+        load(base, "vllm", {"x": adapter})
+
+
+def test_warm_up_refuses_an_adapter_that_gives_no_numbers(base, tmp_path):
+    """Before a request is taken; the message has its name."""
+    adapter, _ = make_adapter(base, tmp_path, 4)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"with adapter x fails .* \(NaN\)"):
         load(base, "vllm", {"x": adapter})
