@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from socket import gethostname
 
+from serve_app.access.hub.folders import Folder
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import connected_places
 from serve_app.config import ModelConfig
@@ -132,16 +131,12 @@ def _place_fault(place: Path) -> str | None:
 
 def _link(place: Path, directory: Path) -> None:
     """Make a link, in one step where another one is: whoever reads it finds one of both."""
-    # A name of its own: in containers every process may have the same id.
-    new = place.with_name(f".link.{secrets.token_hex(8)}")
     fault = _place_fault(place)
     try:
         if fault is None:
-            new.symlink_to(directory.absolute())
-            new.replace(place)
+            with Folder.at(place.parent) as folder:
+                folder.link(place.name, str(directory.absolute()))
     except OSError as error:
-        with suppress(OSError):
-            new.unlink()
         fault = error.strerror
     if fault is not None:
         raise ConfigError(f"--link {place}: {fault}")
