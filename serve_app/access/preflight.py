@@ -28,6 +28,9 @@ from serve_app.cluster.tasks import NodeTasks, node_task
 from serve_app.config import AccessConfig, AppConfig, ModelConfig
 from serve_app.serve_config import ServedApp
 
+# Adapters that are proven at once: on each node that is a process each, whose start takes a core
+# for most of a second. The next ones find it there.
+AT_ONCE = 8
 # A function of `node_check.py`: a node that runs it imports neither this file nor Serve nor torch.
 _PROBE = node_task(prove_later)
 
@@ -66,7 +69,8 @@ def preflight(
 ) -> Verdict:
     """Probe every node of the connected cluster that may host a replica.
 
-    Takes `access.deadline_s` at the most, whatever the network and the nodes do.
+    Takes `access.deadline_s` at the most, whatever the network and the nodes do; a second more
+    for every `AT_ONCE` adapters.
 
     Args:
         config: the application.
@@ -76,10 +80,12 @@ def preflight(
         only: ids of nodes; ask no others, and none of them that no replica may run on.
     """
     places = placements or placements_of(config)
+    began = time.monotonic()
     return _of_all(
         config,
-        lambda model, loader: _probe(model, config.access, places, loader, only),
+        lambda model, loader: _probe(model, config.access, places, loader, only, began),
         access_only=access_only,
+        at_once=AT_ONCE,
     )
 
 
@@ -89,6 +95,7 @@ def _probe(
     placements: Sequence[Placement],
     loader: Loader | None,
     only: frozenset[str] | None,
+    gate_began: float,
 ) -> Verdict:
     """Probe the nodes of some placements for one repository."""
     began = time.monotonic()
@@ -96,8 +103,9 @@ def _probe(
     commit, requests = None, 0
     for placement in placements:
         probes = RayProbes(model, access, placement, loader, only)
-        # One deadline for all places: a builder that takes long holds up every other rollout.
-        left_s = began + access.deadline_s - time.monotonic()
+        # One deadline for all places and adapters: a builder that takes long holds up every other
+        # rollout.
+        left_s = gate_began + access.deadline_s - time.monotonic()
         collection = Collection(probes, deadline_s=max(1.0, left_s))
         # Without a row nobody would have refused; with `only` the others' rows are kept.
         nowhere = [] if only is not None else [_nowhere(placement, access)]
@@ -140,7 +148,8 @@ def check_this_machine(config: AppConfig, *, access_only: bool = False) -> Verdi
         duration_s = time.monotonic() - began
         return _decide(model, config.access, [node], node.commit, node.hub_requests, duration_s)
 
-    return _of_all(config, prove, access_only=access_only)
+    at_once = len(config.model.parts)  # a thread each
+    return _of_all(config, prove, access_only=access_only, at_once=at_once)
 
 
 class RayProbes(NodeTasks[NodeVerdict]):
@@ -185,11 +194,12 @@ def _of_all(
     prove: Callable[[ModelConfig, Loader | None], Verdict],
     *,
     access_only: bool,
+    at_once: int,
 ) -> Verdict:
-    """Prove the model and its adapters, all at once, so that the deadline holds for all."""
+    """Prove the model, and beside it the adapters, some at once."""
     model, *adapters = config.model.parts
     # The model stays on this thread, which is connected to Ray in any case.
-    with ThreadPoolExecutor(1 + len(adapters), thread_name_prefix="gate") as pool:
+    with ThreadPoolExecutor(at_once, thread_name_prefix="gate") as pool:
         proving = [pool.submit(prove, each, ADAPTER_LOADER) for each in adapters]
         verdict = prove(model, None if access_only else loader_of(config))
         found = {each.name: work.result() for each, work in zip(adapters, proving, strict=True)}

@@ -1,16 +1,27 @@
 """Adapters are gated like their model: proven on every node, and one refusal blocks the rollout."""
 
+import threading
+import time
+
 import pytest
 from huggingface_hub import constants
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
+from serve_app.access import preflight
 from serve_app.access.node_check import ADAPTER_LOADER, prove_here
 from serve_app.access.preflight import check_this_machine
-from serve_app.access.verdict import Outcome
+from serve_app.access.verdict import Outcome, Verdict
 from serve_app.checkpoint.runnable import Loader
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.weights.fetch import fetch
-from tests.access.cases import ADAPTER_REPO, access, adapter_files, single_files
+from tests.access.cases import (
+    ADAPTER_REPO,
+    COMMIT,
+    access,
+    adapter_files,
+    granted,
+    single_files,
+)
 from tests.conftest import TINY_REPO
 
 ADAPTER = ModelConfig(repo_id=ADAPTER_REPO)
@@ -111,6 +122,33 @@ def test_probe_refuses_an_adapter_as_a_model(tmp_path):
         verdict = prove_here(ADAPTER, config, loader=Loader())
         assert verdict.outcome is Outcome.WEIGHTS_MISSING
         assert "no model.safetensors and no index" in verdict.hub_message
+
+
+def test_preflight_proves_some_adapters_at_once(monkeypatch):
+    """On each node that is a process each; the deadline is one for all of them."""
+    now, most, deadlines = 0, 0, set()
+    lock = threading.Lock()
+
+    def probe(model, _access, _places, _loader, _only, began):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+            deadlines.add(began)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        return Verdict(model.source, "main", COMMIT, "https://hub", 0.1, (granted(),))
+
+    monkeypatch.setattr(preflight, "_probe", probe)
+    adapters = [{"name": f"a{n}", "repo_id": f"acme/a{n}"} for n in range(40)]
+    model = {"repo_id": TINY_REPO, "adapters": adapters}
+    config = AppConfig.model_validate({"model": model, "engine": {"backend": "vllm"}})
+    verdict = preflight.preflight(config, placements=[object()])
+    assert verdict.approved
+    assert len(verdict.parts) == 41
+    assert most <= preflight.AT_ONCE + 1
+    assert len(deadlines) == 1
 
 
 def test_fetch_takes_an_adapter_like_a_model(hub, tmp_path):
