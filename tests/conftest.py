@@ -43,11 +43,6 @@ from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa:
 
 TINY_REPO = "acme/tiny-llama"
 
-# Tests that start Ray too, for the process that is done with all the others.
-LATE = tuple(
-    f"tests/integration/test_{name}.py" for name in ("quickstart", "rays_rollouts", "weights")
-)
-
 # A shared machine may stop any test for longer than 200 ms.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")
@@ -95,40 +90,43 @@ def tiny_files() -> dict[str, bytes | Path]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Let one process of `pytest -n` run the tests that start Ray, which mostly wait.
+    """Let all but the first process of `pytest -n` run the tests that start Ray, file by file.
 
-    The others run beside them, file by file, and `LATE` after those. (`--dist loadgroup` of
-    pytest-xdist 3.8 does nothing with pytest 9.2.)
+    Those mostly wait, so the others run beside them, in the first process. A process that has no
+    file of its kind left takes one of the others.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneForRay(LoadScopeScheduling):
+    class RayBeside(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            alone = not file.startswith("tests/integration/") or file in LATE
-            return file if alone else "tests/integration"
+            return nodeid.partition("::")[0]
 
-    config.option.loadscopereorder = False  # which would put them behind files of more tests
-    return OneForRay(config, log)
+        def _assign_work_unit(self, node: Any) -> None:
+            starts_ray = node.gateway.id != "gw0"
+            for file in self.workqueue:
+                if file.startswith("tests/integration/") == starts_ray:
+                    self.workqueue.move_to_end(file, last=False)
+                    break
+            super()._assign_work_unit(node)
+
+    config.option.loadscopereorder = False  # which would put files of few tests last
+    return RayBeside(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes, let one begin with the tests that start Ray, which take longest.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test an id of its own, and measure no coverage of those that it would cost much.
 
     pytest 9.2 gives all of a schema's operations (schemathesis) one id, and of tests with one id
-    pytest-xdist runs a single one: those get the id that their name says.
+    pytest-xdist runs a single one: those get the id that their name says. Measuring makes Python
+    half as slow again: tests that bound a time would fail, and slow ones reach little more.
     """
     for item in items:
         if item.parent is not None and not item.nodeid.endswith(item.name):
             item._id = coerce_node_id(f"{item.parent.nodeid}::{item.name}")
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=_turn)
-
-
-def _turn(item: pytest.Item) -> int:
-    if item.nodeid.partition("::")[0] in LATE:
-        return 2
-    return int(item.get_closest_marker("cluster") is None)
+        if config.pluginmanager.hasplugin("_cov"):
+            marks = {mark.name for mark in item.iter_markers()}
+            if marks & {"timed", "slow"}:
+                item.add_marker("no_cover")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.cli.main import main
-from tests.integration.conftest import LogicalNode, cluster_of
+from tests.integration.conftest import ONE_TRY, LogicalNode, cluster_of
 from tests.integration.service import REPO, SERVING, Service
 from tests.models import make_model
 
@@ -31,7 +31,8 @@ def service(tmp_path_factory):
         nodes = [
             LogicalNode(name, token, SERVING, num_gpus=0, env=env) for name, token in tokens.items()
         ]
-        with cluster_of(*nodes, head_cpus=1) as running:  # one node's place is the new version's
+        # One node's place is the new version's.
+        with cluster_of(*nodes, head_cpus=1, env=ONE_TRY) as running:
             service = Service(hub, running, tokens)
             now = tmp_path_factory.mktemp("waits") / "now"
             now.touch()

@@ -184,7 +184,7 @@ def test_render_stops_a_template_without_end(source):
     began = time.thread_time()
     with pytest.raises(TemplateLimit):
         ours(source, cpu_s=0.3)
-    assert time.thread_time() - began < 2
+    assert time.thread_time() - began < 4  # a tick may be a join of 100,000 numbers
 
 
 @pytest.mark.timed

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.engine.text import text_work
 from serve_app.engine.text.text_work import TextLimit, TextWork
-from serve_app.errors import ContextLengthExceeded, EngineDead, Overloaded
+from serve_app.errors import ContextLengthExceeded, EngineDead, InvalidRequest, Overloaded
 from serve_app.protocol import ChatPrompt, SamplingParams, TextPrompt
 from tests.engine.conftest import GREEDY, run
 from tests.models import make_tokenizer
@@ -159,8 +159,11 @@ async def test_text_work_far_over_the_window_costs_its_neighbours_nothing(engine
         return_exceptions=True,
     )
     heart.cancel()
-    assert {type(answer) for answer in answers[:-1]} <= {ContextLengthExceeded, Overloaded}
-    assert ContextLengthExceeded in {type(answer) for answer in answers}
+    refused = [answer for answer in answers[:-1] if not isinstance(answer, Overloaded)]
+    assert refused
+    for answer in refused:  # on a busy machine the template's time may be up before its length
+        is_slow = isinstance(answer, InvalidRequest) and "takes too long" in answer.message
+        assert is_slow or isinstance(answer, ContextLengthExceeded), answer
     assert len(answers[-1][1]) == 50
     assert max(gaps) < 1.5  # generous: other things share the machine
 
