@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pwd
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -56,6 +57,44 @@ def token_files(access: AccessConfig) -> dict[str, Path]:
     if access.token_file is not None:
         return {TOKEN: Path(access.token_file).expanduser()}
     return {TOKEN: Path(constants.HF_TOKEN_PATH)}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a node's files are now.
+
+    Args:
+        stamps: by kind.
+        changes: the files that are others than were known.
+    """
+
+    stamps: dict[str, str]
+    changes: tuple[Change, ...] = ()
+
+
+def look_until_change(access: AccessConfig, known: dict[str, str] | None, limit_s: float) -> Look:
+    """Look at this process's token files until one is another one than is known.
+
+    For nodes where no process of ours runs all the time.
+
+    Args:
+        access: names the files.
+        known: what they were at the last look; None returns what they are now.
+        limit_s: after which nothing has changed.
+    """
+    files = token_files(access)
+    ends_at = time.monotonic() + limit_s
+    while True:
+        now = {kind: _change(kind, path, _stamp(path)) for kind, path in files.items()}
+        stamps = {kind: change.stamp for kind, change in now.items()}
+        changes = () if known is None else _differing(known, now)
+        if known is None or changes or time.monotonic() >= ends_at:
+            return Look(stamps, changes)
+        time.sleep(LOOK_S)
+
+
+def _differing(known: Mapping[str, str], now: Mapping[str, Change]) -> tuple[Change, ...]:
+    return tuple(change for kind, change in now.items() if known.get(kind) != change.stamp)
 
 
 class FileWatch:

@@ -9,6 +9,7 @@ frame_receiver.py the ingress' end, and where a request's deltas arrive
 heartbeats.py     signs of life in a stream of Ray, where there is no such connection
 autoscaling.py    how many replicas the load needs
 files.py          files of tokens and keys that change: checked at once, and recorded
+node_files.py     the same on nodes where no process of ours runs
 shared_watch.py   the re-check of grants while serving: one for all ingresses
 grant_watch.py    the re-check beside somebody else's application, itself a small one
 status.py         the application as a whole, for its status page

@@ -73,12 +73,19 @@ def on_change_of(application: str, node_id: str, access: AccessConfig) -> Callab
             return
         log.info("access.file_changed", node_id=node_id, kind=change.kind, path=change.path)
         if change.kind != IDENTITY or known is None or known != before:
-            _record(application, change)
+            record_change(application, change, socket.gethostname())
 
     return on_change
 
 
-def _record(application: str, change: Change) -> None:
+def record_change(application: str, change: Change, where: str) -> None:
+    """Write a change into the application's history.
+
+    Args:
+        application: its name in Serve.
+        change: what was seen.
+        where: name of the node.
+    """
     happened = "is gone" if change.stamp == GONE else "changed"
     rollout_history.record(
         Entry(
@@ -86,7 +93,7 @@ def _record(application: str, change: Change) -> None:
             what=What.KEYS_CHANGED if change.kind == KEYS else What.TOKEN_CHANGED,
             why=f"{_NAMES[change.kind]}, {change.path}, {happened}",
             # Who wrote it is not known; whose it is, is.
-            who=f"{change.owner} on {socket.gethostname()}",
+            who=f"{change.owner} on {where}",
         )
     )
 
@@ -118,6 +125,11 @@ def recheck_nodes(
         The verdict from before, with these nodes' new answers in it.
     """
     found = preflight(config.at_commit(commit), placements=placements_of(config), only=nodes)
+    return merged(application, before, found)
+
+
+def merged(application: str, before: Verdict, found: Verdict) -> Verdict:
+    """Return a verdict with the new answers of some of its nodes, and record what they changed."""
     adapters = {name: _merged(part, found.adapters[name]) for name, part in before.adapters.items()}
     verdict = replace(_merged(before, found), adapters=adapters)
     rollout_history.record_grants(application, verdict)

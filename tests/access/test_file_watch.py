@@ -166,3 +166,20 @@ def test_announced_returns_later_what_a_silent_store_held_up(kv_store):
     assert announced.nodes() == frozenset()
     kv_store.is_lost = False
     assert announced.nodes() == {"n1"}
+
+
+def test_look_until_change_ends_with_the_first_change(tmp_path, monkeypatch):
+    """What it is compared with comes from the look before, so nothing is missed between two."""
+    monkeypatch.setattr(file_watch, "LOOK_S", 0.01)
+    token = tmp_path / "token"
+    token.write_text("one")
+    config = AccessConfig(token_file=str(token))
+    first = file_watch.look_until_change(config, None, 60)
+    assert first.changes == ()
+    assert file_watch.look_until_change(config, first.stamps, 0.05) == first
+    token.write_text("another")
+    second = file_watch.look_until_change(config, first.stamps, 60)
+    assert [(each.kind, each.path) for each in second.changes] == [("token", str(token))]
+    token.unlink()
+    (gone,) = file_watch.look_until_change(config, second.stamps, 60).changes
+    assert gone.stamp == file_watch.GONE

@@ -13,7 +13,7 @@ def test_recheck_keeps_the_last_verdict_of_an_application_that_is_gone(monkeypat
     def gone(application):
         raise ConfigError(f"no application {application} serves")
 
-    monkeypatch.setattr(grant_watch, "recheck", gone)
+    monkeypatch.setattr(grant_watch, "asked", gone)
     watch = object.__new__(GrantWatch)
     watch._application = "llm"
     watch._watch = SimpleNamespace(verdict="last")

@@ -192,3 +192,35 @@ def test_watch_sees_a_lost_grant_and_restarts_nothing(service, tmp_path):
     shown = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert re.search(r"llm .*access_lost .*b", shown.stdout)
     assert re.search(r"llm .*access_regained .*b", shown.stdout)
+
+
+def test_watch_sees_a_replaced_token_file_within_seconds(service, tmp_path):
+    """Beside it no process of ours runs on the nodes; the next round is 15 minutes away."""
+    token = tmp_path / "token"
+    token.write_text(service.tokens["a"])
+    gated = app(service)
+    access = {"token_file": str(token), "watch_interval_s": 900}
+    gated["args"]["gate"]["access"] |= access
+    watching = {
+        "name": "tokens",
+        "import_path": "serve_app.gate:watch",
+        "route_prefix": "/tokens",
+        "args": {"application": "llm"},
+    }
+    code, output = command(service, tmp_path, "deploy", gated, watching)
+    assert code == 0, output
+
+    def outcomes():
+        nodes = httpx.get(f"{service.url}/tokens/access", timeout=30).json()["nodes"]
+        return {node["outcome"] for node in nodes}
+
+    assert outcomes() == {"granted"}
+    token.write_text(service.hub.issue_token(Behaviour.expired))
+    began = time.monotonic()
+    while outcomes() != {"expired_token"} and time.monotonic() - began < 30:
+        time.sleep(0.2)
+    assert outcomes() == {"expired_token"}
+    assert time.monotonic() - began < 15
+    line = [sys.executable, "-m", "serve_app", "history", "--address", service.cluster.address]
+    shown = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert re.search(r"llm .*token_changed", shown.stdout)
