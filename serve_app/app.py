@@ -24,6 +24,7 @@ from serve_app.config import AppConfig, ReplicaConfig, config_hash, parse_args
 from serve_app.deployments.autoscaling import autoscaling
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.server import LLMServer
+from serve_app.engine.admission import Limits
 from serve_app.errors import ConfigError
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
 from serve_app.telemetry import logs, rollout_history
@@ -85,8 +86,8 @@ def build_app(args: dict[str, Any]) -> Application:
 def bind(config: AppConfig, verdict: Verdict) -> Application:
     """Bind the two deployments to the commits that the gate has proven."""
     config = config.with_adapters_at(verdict.commits)
-    limits = config.engine.max_running_requests + config.api.max_queued_requests
-    per_replica = limits + REFUSED_AT_ONCE
+    limits = Limits.of(config.engine, config.api)
+    per_replica = limits.open + limits.spare + REFUSED_AT_ONCE
     server = serve.deployment(
         name=SERVER_DEPLOYMENT,
         ray_actor_options=actor_options(config.replica),

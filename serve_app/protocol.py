@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
 
 
@@ -18,6 +18,14 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+
+
+class Priority(IntEnum):
+    """Whose request begins first, and stays where there is no room for all: the smaller."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +189,7 @@ class GenerationRequest:
         n: completions, >= 1.
         client: who sent it: clients take turns. No secret; "" is a client like any other.
         adapter: name of the LoRA adapter to answer with; "" is the model itself.
+        priority: before and behind whom it goes.
     """
 
     request_id: str
@@ -189,6 +198,7 @@ class GenerationRequest:
     n: int = 1
     client: str = ""
     adapter: str = ""
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 What is open is bounded twice: in requests and in tokens, prompt and possible completion
 together, because a few long requests can keep the engine busy for as long as many short ones.
-What fits beside the running requests does not count as waiting.
+What fits beside the running requests does not count as waiting. Where one client has filled the
+line, there is some more room for those that have less than their share of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from serve_app.engine.stats import EngineStats
 from serve_app.errors import InvalidRequest, Overloaded
 
 MAX_RETRY_AFTER_S = 600
+SPARE_PART = 4  # of what is taken on, one in so many more is for clients that have little
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,11 @@ class Limits:
     def open(self) -> int:
         """Requests at the most, running or waiting."""
         return self.running + self.queued
+
+    @property
+    def spare(self) -> int:
+        """Requests over `open` that are for clients below their share."""
+        return self.open // SPARE_PART
 
 
 class Load(Protocol):
@@ -72,22 +80,26 @@ class Admission:
     def __init__(self, loop: Load, limits: Limits) -> None:
         self._loop = loop
         self._limits = limits
-        self._open: dict[int, int] = {}  # tokens at the most, by the sequence's key
+        self._open: dict[int, tuple[int, str]] = {}  # tokens at the most, client; by the key
+        self._clients: Counter[str] = Counter()
 
-    def add(self, key: int, tokens: int) -> None:
-        """Note a sequence and the tokens it can come to."""
-        self._open[key] = tokens
+    def add(self, key: int, tokens: int, client: str) -> None:
+        """Note a sequence, the tokens it can come to, and who sent it."""
+        self._open[key] = tokens, client
+        self._clients[client] += 1
 
     def drop(self, key: int) -> None:
         """Forget a sequence that is over; one that is unknown is not an error."""
-        self._open.pop(key, None)
+        if (gone := self._open.pop(key, None)) is not None:
+            self._clients -= Counter({gone[1]: 1})  # which keeps no zeros
 
-    def require(self, count: int, tokens: int = 0) -> None:
+    def require(self, count: int, tokens: int = 0, client: str = "") -> None:
         """Refuse what is too much now.
 
         Args:
             count: completions of a request, each a sequence.
             tokens: that they can come to together; 0 while that is not known.
+            client: who sent it.
 
         Raises:
             InvalidRequest: more completions than the engine ever takes on.
@@ -98,6 +110,8 @@ class Admission:
                 f"The server computes {self._limits.open} completions at the most; lower n.",
                 param="n",
             )
+        if self._has_little(client, count):
+            return
         waiting = self._loop.waiting
         if len(self._open) + count > self._limits.open or waiting >= self._limits.queued:
             raise self._overloaded(
@@ -105,11 +119,17 @@ class Admission:
             )
         stats = self._loop.stats()
         # A sum over what is open, and no counter: it cannot drift from what is counted by request.
-        queued = sum(self._open.values()) - stats.running_tokens
+        queued = sum(tokens for tokens, _ in self._open.values()) - stats.running_tokens
         room = max(0, stats.kv_tokens_total - stats.running_tokens)
         excess = queued + tokens - room - self._limits.queued_tokens
         if queued > 0 and excess > 0:  # alone, a request of any size gets its turn
             raise self._overloaded(f"{self._limits.queued_tokens} waiting tokens", tokens=excess)
+
+    def _has_little(self, client: str, count: int) -> bool:
+        """Return whether a client stays below its share, and there is as much room once more."""
+        own, everything = self._clients[client] + count, len(self._open)
+        room = self._limits.open + self._limits.spare - everything
+        return own * len({*self._clients, client}) <= everything and own <= room
 
     def _overloaded(self, limit: str, *, requests: int = 0, tokens: int = 0) -> Overloaded:
         rate = self._loop.drain_rate()

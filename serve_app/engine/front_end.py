@@ -118,7 +118,7 @@ class FrontEnd(Generic[L]):
         if request.adapter and request.adapter not in self.adapters:
             raise ModelNotFound("this replica has no such adapter", param="model")
         # First without its tokens: overload shall not cost the encoding of a prompt.
-        self._admission.require(request.n)
+        self._admission.require(request.n, client=request.client)
         encoded = await self._encoder.encode(request)
         self._check(encoded)
         sequences, stream = self._submit(encoded, request, await self._grammar(request))
@@ -259,7 +259,7 @@ class FrontEnd(Generic[L]):
             # Dead since the prompt was encoded, it would never end a stream that joins now.
             self.check()
             tokens = len(encoded.tokens) + encoded.max_tokens
-            self._admission.require(request.n, request.n * tokens)
+            self._admission.require(request.n, request.n * tokens, request.client)
             thoughts = self._encoder.thoughts_of(encoded)
             begin = None if thoughts is None else partial(LateMatcher, thoughts=thoughts)
             matchers = grammar.open(request.n, begin) if grammar else []
@@ -272,6 +272,7 @@ class FrontEnd(Generic[L]):
                     sampling=encoded.sampling.of_completion(index),
                     client=request.client,
                     adapter=request.adapter,
+                    priority=request.priority,
                     request=sequences[0].key if index else -1,
                     reuse=index > 0 or request.sampling.prompt_logprobs is None,
                     parent=sequences[0] if index else None,
@@ -280,7 +281,7 @@ class FrontEnd(Generic[L]):
                 )
                 sequences.append(sequence)
                 self._streams[sequence.key] = stream
-                self._admission.add(sequence.key, sequence.limit)
+                self._admission.add(sequence.key, sequence.limit, sequence.client)
             # Last, and all of them: a loop that begins at once must find every stream in its place.
             for sequence in sequences:
                 self._loop.submit(sequence)

@@ -2,15 +2,15 @@
 
 A step holds every running sequence's next token first and then prompts in chunks, short ones
 while anybody streams, so that a long prompt stalls no stream. Half of a step's room for prompts
-goes to the oldest one that is on its way, the other half to short ones that end in it. Clients
-take turns, and so do the requests of one (`waiting.py`): whoever runs more than its share makes
-room for those that run less.
+goes to the oldest one that is on its way, the other half to short ones that end in it. Higher
+classes go first, within one clients take turns, and so do the requests of one (`waiting.py`):
+whoever runs more than its share makes room.
 
 A sequence gets one contiguous region of the cache: enough for its prompt and the first part of
 its completion; it grows by doubling, in place or by moving. What another sequence computed of
-the same beginning is copied. When the cache is full the youngest sequence is put back and
-computed again later (its sampled tokens are kept), so the one that has run longest always gets
-on and nothing can deadlock.
+the same beginning is copied. When the cache is full the youngest sequence of the lowest class is
+put back and computed again later (its sampled tokens are kept), so the one of the highest that
+has run longest always gets on and nothing can deadlock.
 """
 
 from __future__ import annotations
@@ -196,16 +196,18 @@ class Scheduler:
         if rows:
             budget = min(budget, self._chunk)
         scored = SCORED_TOKENS_STREAMING if rows else SCORED_TOKENS
-        prompts = [s for s in self._running.values() if s.missing > 1]
+        decoding = len(rows)
+        prompts = self._shares.in_turn([s for s in self._running.values() if s.missing > 1])
         while budget > 0:
             lead = prompts.pop(0) if prompts else self._admit(moves)
             if lead is None:
-                return
+                break
             if lead.missing > budget:
                 budget -= self._add_short_prompts(rows, prompts, budget // 2, moves)
             kept = len(rows)
             budget -= _add_row(rows, lead, budget, scored)
             scored -= sum(row.kept for row in rows[kept:] if row.sequence.wants_scores)
+        self._shares.computed(rows[decoding:])
 
     def _add_short_prompts(
         self, rows: list[Row], prompts: list[Sequence], budget: int, moves: list[Move]
@@ -233,15 +235,14 @@ class Scheduler:
         return None if waiting is None else self._begin(waiting, moves)
 
     def _share_places(self, moves: list[Move]) -> None:
-        """Begin sequences whose client or request runs less than its share, at others' cost."""
+        """Begin sequences of a higher class, or below their share of it, at others' cost."""
         yields = 0
         while (waiting := self._next()) is not None:
             debtors = [s for s in self._running.values() if self._shares.owes(s, waiting)]
             if not debtors:
                 return
-            while self._begin(waiting, moves) is None:
-                # Of whoever runs most the youngest, which has the least to compute again.
-                debtor = max(reversed(debtors), key=self._shares.of, default=None)
+            while self._begin(waiting, moves) is None:  # the youngest has the least to lose
+                debtor = max(reversed(debtors), key=self._shares.rank, default=None)
                 if debtor is None or yields == MAX_YIELDS:
                     return
                 yields += 1
@@ -306,11 +307,11 @@ class Scheduler:
         # Doubling copies a long completion only a few times; where room is short, less has to do.
         lengths = (2 * length, length + self._reserve, len(sequence.tokens))
         while not any(self._places.grow(sequence, length, moves) for length in lengths):
-            youngest = next(reversed(self._running.values()))
+            last = max(reversed(self._running.values()), key=lambda one: one.priority)
             self.preemptions += 1
-            self._put_back(youngest)
-            # Nobody younger is left to push out, so it waits itself.
-            if youngest is sequence:
+            self._put_back(last)
+            # Nobody else is left to push out, so it waits itself.
+            if last is sequence:
                 return
 
     def _put_back(self, sequence: Sequence) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.engine.cache.allocator import BLOCK_TOKENS, Region
 from serve_app.engine.cache.prefix_cache import Holding, extend_chain
-from serve_app.protocol import FinishReason, SamplingParams, Timing
+from serve_app.protocol import FinishReason, Priority, SamplingParams, Timing
 
 if TYPE_CHECKING:
     from serve_app.engine.grammar.matcher import Matcher
@@ -64,6 +64,7 @@ class Sequence:
         sampling: how to pick tokens.
         client: who sent it; clients take turns.
         adapter: that it is computed with; "" is none.
+        priority: before and behind whom it goes.
         request: what it belongs to, the key of its first sequence; requests take turns.
         reuse: whether a cached beginning may be used; not where every logit is asked for.
         parent: computes the same prompt; this one waits for it and copies.
@@ -90,6 +91,7 @@ class Sequence:
     sampling: SamplingPlan
     client: str = ""
     adapter: str = ""
+    priority: Priority = Priority.NORMAL
     request: int = -1
     reuse: bool = True
     parent: Sequence | None = None

@@ -1,4 +1,4 @@
-"""Who is next: clients take turns, and so do the requests of one client.
+"""Who is next: the higher class, within one clients take turns, and so do a client's requests.
 
 A request counts by what it runs: one with 128 completions that has a place for each of them
 comes after one that has none. Among equals the oldest is first, so with one completion a request
@@ -8,17 +8,18 @@ and one client this is first come, first served.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from serve_app.engine.sequence import Sequence
+from serve_app.engine.sequence import Row, Sequence
 
 
 class Shares:
-    """How many sequences run, by client and by request."""
+    """How many sequences run, by client and by request, and whose prompts were computed lately."""
 
     def __init__(self) -> None:
         self._clients: Counter[str] = Counter()
         self._requests: Counter[int] = Counter()
+        self._ahead: Counter[str] = Counter()  # prompt tokens over those of the client with least
 
     def add(self, sequence: Sequence) -> None:
         """Count one that begins to run."""
@@ -34,12 +35,39 @@ class Shares:
         """Return what the sequence's client and its request run."""
         return self._clients[sequence.client], self._requests[sequence.request]
 
+    def rank(self, sequence: Sequence) -> tuple[int, int, int]:
+        """Return what orders sequences: the first begins, the last makes room."""
+        return sequence.priority, *self.of(sequence)
+
+    def in_turn(self, prompts: list[Sequence]) -> list[Sequence]:
+        """Return prompts that are on their way in the order of their turns.
+
+        Of a class the client is first that had the fewest tokens computed since it has prompts
+        here, then the one that runs least; of a client the oldest.
+        """
+        if not prompts:
+            self._ahead.clear()
+        else:
+            least = min(self._ahead[one.client] for one in prompts)
+            self._ahead -= Counter(dict.fromkeys(self._ahead, least))
+        return sorted(
+            prompts,
+            key=lambda one: (one.priority, self._ahead[one.client], self._clients[one.client]),
+        )
+
+    def computed(self, prompts: Iterable[Row]) -> None:
+        """Count a step's rows of prompts."""
+        for row in prompts:
+            self._ahead[row.sequence.client] += row.count
+
     def owes(self, running: Sequence, waiting: Sequence) -> bool:
         """Return whether a running sequence has to make room for a waiting one.
 
-        It has to if its client, or, within one client, its request, still has at least as many
-        places after the change.
+        It has to if its class is lower. Within a class it has to if its client, or, within one
+        client, its request, still has at least as many places after the change.
         """
+        if running.priority != waiting.priority:
+            return running.priority > waiting.priority
         clients, requests = self.of(running)
         theirs, own = self.of(waiting)
         if running.client != waiting.client:
@@ -99,7 +127,7 @@ class WaitingLine:
         heads = [line[0] for line in self._requests.values() if not line[0].waits_for_parent]
         if not heads:
             return None
-        return min(heads, key=lambda head: (*self._shares.of(head), head.key))
+        return min(heads, key=lambda head: (*self._shares.rank(head), head.key))
 
     def oldest_suspect(self) -> Sequence | None:
         """Return the oldest of those that have to run alone; None if there is none.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from serve_app.engine.cache.allocator import BLOCK_TOKENS
 from serve_app.engine.scheduler import SCORED_TOKENS, SCORED_TOKENS_STREAMING, Scheduler
 from serve_app.engine.sequence import SamplingPlan, Sequence
+from serve_app.protocol import Priority
 
 PLAN = SamplingPlan(
     temperature=0, top_p=1, top_k=0, seed=0, stop_token_ids=frozenset({-1})
@@ -77,9 +78,10 @@ def family(requests: list[tuple[int, int, int, bool]]) -> list[Sequence]:
         one = sequence(key, prompt, more)
         one.tokens = [kind] * (prompt // 2) + [kind % 2] * (prompt - prompt // 2)
         one.client = "ab"[kind % 2]
+        one.priority = Priority(kind % 3)
         if child and made:
             one.parent, one.request = made[-1], made[-1].request
-            one.client = made[-1].client
+            one.client, one.priority = made[-1].client, made[-1].priority
             one.tokens, one.prompt_tokens = list(made[-1].tokens), made[-1].prompt_tokens
         made.append(one)
     return made
@@ -535,3 +537,89 @@ def test_scheduler_begins_nobody_while_a_suspect_finds_no_room():
         began += [key for key in scheduler._running if key not in began]
     assert began == [0, 1, 2]
     assert sorted(simulation.finished) == [0, 1, 2]
+
+
+def of_class(priority: Priority, keys: range, *, prompt: int = 20, more: int = 40):
+    """Make requests of one class, each with a prompt of its own."""
+    made = [sequence(key, prompt, more) for key in keys]
+    for one in made:
+        one.priority = priority
+        one.tokens = [one.key] * prompt
+    return made
+
+
+def test_a_higher_class_begins_first():
+    """Whoever came first, and whoever runs less."""
+    simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=1)
+    for priority, key in ((Priority.LOW, 0), (Priority.NORMAL, 1), (Priority.HIGH, 2)):
+        simulation.scheduler.add(of_class(priority, range(key, key + 1))[0])
+    simulation.run()
+    assert simulation.finished == [2, 1, 0]
+    assert simulation.scheduler.preemptions == 0
+
+
+def test_a_higher_class_takes_places_and_nobody_fails():
+    """The youngest of the lowest goes back with its tokens, and gets on when there is room."""
+    simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=4)
+    scheduler = simulation.scheduler
+    low, normal = of_class(Priority.LOW, range(2)), of_class(Priority.NORMAL, range(2, 4))
+    for one in (*low, *normal):
+        scheduler.add(one)
+    while min(one.generated for one in low) < 5:
+        simulation.step()
+    high = of_class(Priority.HIGH, range(4, 7))
+    for one in high:
+        scheduler.add(one)
+    kept = low[1].generated
+    simulation.step()
+    assert set(scheduler._running) == {2, 4, 5, 6}
+    assert all(one.generated >= kept for one in low)
+    simulation.run()
+    assert sorted(simulation.finished) == list(range(7))
+    assert simulation.finished.index(0) > simulation.finished.index(6)
+    assert scheduler.preemptions == 3
+
+
+def test_a_full_cache_costs_the_lowest_class():
+    """Though the higher one came later."""
+    simulation = Simulation(192, max_batch_tokens=64, max_running_requests=4, reserve_tokens=5)
+    (low,) = of_class(Priority.LOW, range(1), prompt=40, more=140)
+    (high,) = of_class(Priority.HIGH, range(1, 2), prompt=40, more=140)
+    simulation.scheduler.add(low)
+    simulation.step()
+    simulation.scheduler.add(high)
+    simulation.run()
+    assert simulation.finished == [1, 0]
+    assert low.generated == 140
+    assert simulation.scheduler.preemptions > 0
+
+
+def test_a_burst_of_prompts_and_another_client_take_turns():
+    """Its first prompt is next, though many came before; those that follow get half."""
+    simulation = Simulation(
+        8192, max_batch_tokens=256, max_running_requests=16, prefill_chunk_tokens=32
+    )
+    burst = of_class(Priority.NORMAL, range(16), prompt=100, more=100)
+    others = of_class(Priority.NORMAL, range(16, 20), prompt=100, more=1)
+    for one in burst:
+        one.client = "burst"
+        simulation.scheduler.add(one)
+    for _ in range(3):
+        simulation.step()
+    assert burst[0].generated
+
+    def steps_of(other):
+        other.client = "other"
+        simulation.scheduler.add(other)
+        for count in range(1, 99):
+            simulation.step()
+            if other.key in simulation.finished:
+                return count
+        return None
+
+    assert steps_of(others[0]) <= 5  # its prompt alone is four chunks
+    before = sum(one.computed for one in burst)
+    assert sum(steps_of(one) for one in others[1:]) <= 2 * 3 * 4 + 1
+    assert sum(one.computed for one in burst) - before > 2 * 100
+    simulation.run()
+    assert len(simulation.finished) == 20
