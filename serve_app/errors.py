@@ -18,7 +18,9 @@
     │   ├── UnsupportedMediaType     415, the body does not say that it is JSON
     │   ├── HeadersTooLarge          431, too many headers or too many bytes of them
     │   └── InvalidApiKey            401, no key or an unknown one
+    │       └── ExpiredApiKey            401, one whose time is over
     ├── Overloaded               429, the queue is full; says when to retry
+    ├── KeyLimitExceeded         429, a limit of the API key is reached; says which
     ├── RequestCancelled         499, the client went away or asked to stop
     ├── DeadlineExceeded         504, the request's own time limit passed
     ├── NotReady                 503, no replica can answer now
@@ -185,6 +187,20 @@ class InvalidApiKey(RequestError):
 
     code = "invalid_api_key"
     http_status = 401
+
+
+class ExpiredApiKey(InvalidApiKey):
+    """The request carries an API key whose time is over."""
+
+    code = "api_key_expired"
+
+
+class KeyLimitExceeded(ServeAppError):
+    """A limit of the API key is reached; `param` is which. `details` as those of `Overloaded`."""
+
+    code = "key_limit_exceeded"
+    http_status = 429
+    error_type = "rate_limit_error"
 
 
 class Overloaded(ServeAppError):

@@ -2,7 +2,8 @@
 
 app.py                 START HERE: every route and every layer, in the order a request meets them
 middleware.py          the request id, and the one end of every request
-auth.py, hosts.py      API keys; the names this service may be called by
+auth.py, hosts.py      whose key a request has; the names this service may be called by
+keys.py, key_limits.py the file of API keys; what each may use (usage.py: what it has used)
 intake.py              reads bodies (request_body.py: from bytes to a JSON object)
 generation.py          the way of a generation request: read, check, generate, answer
 schemas.py             types and ranges (validation.py: the first fault in plain words)

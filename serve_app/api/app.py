@@ -1,8 +1,8 @@
 """The HTTP application: every route and every layer, in the order a request meets them.
 
     RequestId ─► PlainPath ─► CORS ─► Boundary ─► KnownHost ─► RequireKey ─► routes ─► Generate
-                              if set  errors,     if set, or   if set                  ─► LLMEngine
-                                      records     without keys
+                              if set  errors,     if set, or   if set,                 ─► LLMEngine
+                                      records     without keys and its limits
 
 `create_app` takes built objects and only wires them; it runs under Ray Serve and under any
 ASGI server. Nothing here knows Ray, torch, the log's format or the metrics.
@@ -24,10 +24,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Scope
 
-from serve_app.api.auth import ApiKeys, RequireKey
+from serve_app.api.auth import RequireKey
 from serve_app.api.generation import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, Generate
 from serve_app.api.hosts import KnownHost
 from serve_app.api.intake import Intake
+from serve_app.api.key_limits import HEADERS, KeyLimits
+from serve_app.api.keys import ApiKeys
 from serve_app.api.middleware import Boundary, RequestId
 from serve_app.api.models import Models
 from serve_app.api.names import Names
@@ -38,6 +40,7 @@ from serve_app.api.shared import Shared
 from serve_app.api.sse import dump
 from serve_app.api.status_page import Service, StatusPage
 from serve_app.api.tokenize import token_routes
+from serve_app.api.usage import UsagePage
 from serve_app.config import ApiConfig
 from serve_app.errors import (
     InvalidRequest,
@@ -54,14 +57,14 @@ READY_TIMEOUT_S = 3.0  # over the ingress' own limit, so that its answer arrives
 FRESH_S = 1.0  # age up to which a page is handed out again, however many ask
 PROBES = frozenset({"/health", "/ping", "/ready", "/version"})
 OPEN = PROBES | {"/"}  # the page holds no data; what it asks for needs the key
-QUIET = OPEN | {"/metrics", "/status"}
+QUIET = OPEN | {"/metrics", "/status", "/usage"}
 GENERATION = {
     "/v1/chat/completions": CHAT_COMPLETIONS,
     "/v1/completions": COMPLETIONS,
     "/v1/responses": RESPONSES,
 }
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-_EXPOSED = ("x-request-id", "retry-after")
+_EXPOSED = ("x-request-id", "retry-after", *HEADERS)
 
 
 def create_app(  # noqa: PLR0913 - the one place that wires everything, by keyword
@@ -79,6 +82,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     metrics: Callable[[], Awaitable[str]] | None = None,
     service: Service | None = None,
     on_finished: Callable[[RequestRecord], None] | None = None,
+    key_limits: KeyLimits | None = None,
     direct: bool = True,
 ) -> Starlette:
     """Wire the OpenAI-compatible application.
@@ -97,6 +101,7 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
         metrics: returns Prometheus' text for `/metrics`; None leaves it out.
         service: the service, all of its processes, for `/status`; None if nobody knows it.
         on_finished: called once at the end of every request that is not a healthy probe.
+        key_limits: counts what each API key uses; None counts for this application alone.
         direct: clients connect to this server itself; False where a proxy on this machine is
             always between, so that the connection says nothing of where a request comes from.
 
@@ -109,6 +114,12 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
     pages = _Pages(engine, about, access, metrics)
     intake = Intake(max_bytes=api.max_request_bytes, timeout_s=api.body_timeout_s)
     offload = Offload()
+    keys = None if api.api_keys_file is None else ApiKeys(api.api_keys_file)
+    required = (
+        []
+        if keys is None
+        else [Middleware(RequireKey, keys=keys, limits=key_limits or KeyLimits(), open_paths=OPEN)]
+    )
     app = Starlette(
         routes=[
             *_generation_routes(engine, names, api, intake, offload),
@@ -116,8 +127,9 @@ def create_app(  # noqa: PLR0913 - the one place that wires everything, by keywo
             *models.routes(),
             *pages.routes(),
             *StatusPage(about, service).routes(),
+            *([] if keys is None else UsagePage(keys, service).routes()),
         ],
-        middleware=_layers(api, on_finished, direct=direct),
+        middleware=[*_layers(api, on_finished, direct=direct), *required],
         exception_handlers={HTTPException: _refuse_route},
     )
     app.router.redirect_slashes = False  # `PlainPath` has been there
@@ -167,8 +179,6 @@ def _layers(
     unprotected = direct and api.api_keys_file is None
     if (hosts is None and unprotected) or (hosts is not None and "*" not in hosts):
         layers.append(Middleware(KnownHost, allowed=hosts))
-    if api.api_keys_file is not None:
-        layers.append(Middleware(RequireKey, keys=ApiKeys(api.api_keys_file), open_paths=OPEN))
     return layers
 
 

@@ -44,9 +44,13 @@ from serve_app.errors import (
     RequestCancelled,
     RequestError,
 )
-from serve_app.protocol import LLMEngine
+from serve_app.protocol import LLMEngine, Priority
 
 log = structlog.get_logger()
+
+# What a request is taken for against its key's limit of tokens, until it has ended.
+BYTES_PER_TOKEN = 4
+UNLIMITED_TOKENS = 256  # of a completion without a limit; most are shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,8 @@ class Generate:
                 async with self._intake.body(receive, headers) as raw:
                     # In a thread where it is large: parsing 2 MB takes longer than a token.
                     plan = await self._offload.run(len(raw), partial(self._plan, raw, trace))
+                if trace.allowance is not None:
+                    trace.allowance.reserve(_most_tokens(plan, len(raw)))
                 await while_connected(receive, self._answer(plan, trace, send))
         except TimeoutError:
             # A TimeoutError of the engine's own is a fault and no deadline of the client's.
@@ -170,8 +176,10 @@ class Generate:
             log.debug("request.fields_ignored", request_id=trace.request_id, fields=names)
         if adapter := self._names.adapter(model):
             trace.model = adapter
+        priority = trace.key.priority if trace.key else Priority.NORMAL
         requests = tuple(
-            replace(request, client=trace.client, adapter=adapter) for request in plan.requests
+            replace(request, client=trace.client, adapter=adapter, priority=priority)
+            for request in plan.requests
         )
         return replace(plan, model=model, requests=requests)
 
@@ -212,6 +220,18 @@ class Generate:
             raise self._endpoint.renamed(error) from error
         except RequestError as error:
             raise self._endpoint.renamed(error) from error
+
+
+def _most_tokens(plan: Plan, body_bytes: int) -> int:
+    """Return what a request may come to, prompts and completions together, before they are known.
+
+    Args:
+        plan: says how long its completions may be.
+        body_bytes: which the prompts are most of.
+    """
+    limits = [(request.n, request.sampling.max_tokens) for request in plan.requests]
+    completions = sum(n * (UNLIMITED_TOKENS if limit is None else limit) for n, limit in limits)
+    return body_bytes // BYTES_PER_TOKEN + completions
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

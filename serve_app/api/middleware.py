@@ -41,7 +41,8 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = trace.request_id
+                more = {"x-request-id": trace.request_id, **trace.more_headers()}
+                MutableHeaders(scope=message).update(more)
             await send(message)
 
         await self._app(scope, receive, send_with_id)

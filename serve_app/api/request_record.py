@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 from starlette.types import Scope
 
+from serve_app.api.key_limits import Allowance
+from serve_app.api.keys import Key
 from serve_app.errors import ServeAppError
 from serve_app.protocol import FinishReason, Timing, Usage
 
@@ -34,6 +36,7 @@ class RequestRecord:
         model: the served model; None where no model is involved.
         timing: what the engine did with the first choice.
         itl_s: seconds a token, one for each delta after the first.
+        key: the API key that it came with; None without keys, and for one that is not known.
     """
 
     request_id: str
@@ -49,6 +52,7 @@ class RequestRecord:
     model: str | None
     timing: Timing = field(default_factory=Timing)
     itl_s: tuple[float, ...] = ()
+    key: Key | None = None
 
 
 @dataclass(slots=True)
@@ -60,7 +64,10 @@ class Trace:
     ttft_s: float | None = None
     stream: bool = False
     model: str | None = None
-    client: str = ""  # whose turn it is among others: a key's fingerprint, else the peer's address
+    client: str = ""  # whose turn it is among others: a key's name, else the peer's address
+    key: Key | None = None
+    allowance: Allowance | None = None  # of the key, while the request is under way
+    more_headers: Callable[[], Mapping[str, str]] = dict  # of its answer, when that begins
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     finish_reason: FinishReason | None = None
     timing: Timing = field(default_factory=Timing)
@@ -111,6 +118,7 @@ class Trace:
             model=self.model,
             timing=self.timing,
             itl_s=tuple(self.itl_s),
+            key=self.key,
         )
 
 

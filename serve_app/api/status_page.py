@@ -11,8 +11,8 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,23 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What the keys of one name have used.
+
+    Args:
+        requests: that have ended, however.
+        limited: of these, refused for a limit of the key.
+        prompt_tokens: of answered requests.
+        completion_tokens: likewise.
+    """
+
+    requests: int = 0
+    limited: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What a service does, by its metrics.
 
@@ -52,6 +69,7 @@ class Load:
         failed: requests to generate that failed or were refused.
         generation_tokens: of all requests that have ended.
         tokens_per_s: of those that ended lately; None before that was measured.
+        keys: what API keys have used, by their names in metrics.
     """
 
     waiting: int
@@ -60,6 +78,7 @@ class Load:
     failed: int
     generation_tokens: int
     tokens_per_s: float | None = None
+    keys: Mapping[str, KeyUse] = field(default_factory=dict)
 
 
 class Service(Protocol):

@@ -9,6 +9,7 @@ with the cluster.
     changed/              whose token changed          access/file_watch.py
     watch/, verdict/      who keeps the watch, and what it found   deployments/shared_watch.py
     license/, window/     what replicas found          deployments/status.py
+    keys/                 what API keys used lately    deployments/key_exchange.py
 """
 
 from __future__ import annotations

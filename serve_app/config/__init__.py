@@ -78,7 +78,9 @@ class ReplicaConfig(Part):
 class ApiConfig(Part):
     """Limits of the HTTP surface."""
 
-    api_keys_file: str | None = Field(None, description="file of key hashes; null: no keys asked")
+    api_keys_file: str | None = Field(
+        None, description="file of keys: hashes, names, limits; null: no keys asked"
+    )
     max_queued_requests: int = Field(
         256, ge=1, description="waiting requests per replica before 429"
     )

@@ -11,6 +11,7 @@ autoscaling.py    how many replicas the load needs
 files.py          files of tokens and keys that change: checked at once, and recorded
 node_files.py     the same on nodes where no process of ours runs
 shared_watch.py   the re-check of grants while serving: one for all ingresses
+key_exchange.py   what ingresses tell each other of API keys' use, so that limits hold over all
 grant_watch.py    the re-check beside somebody else's application, itself a small one
 status.py         the application as a whole, for its status page
 """

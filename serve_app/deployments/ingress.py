@@ -21,12 +21,14 @@ from serve_app import __version__
 from serve_app.access.token import write_no_core_file
 from serve_app.access.verdict import Verdict
 from serve_app.api.app import RequestRecord, create_app
+from serve_app.api.key_limits import KeyLimits
 from serve_app.cluster.controller import through_haproxy
 from serve_app.cluster.network import node_address
 from serve_app.config import AppConfig
 from serve_app.deployments.engine_client import RemoteEngine
 from serve_app.deployments.files import watch_files
 from serve_app.deployments.frame_receiver import FrameReceiver
+from serve_app.deployments.key_exchange import KeyExchange
 from serve_app.deployments.shared_watch import SharedWatch
 from serve_app.deployments.status import Fleet
 from serve_app.errors import (
@@ -95,12 +97,17 @@ class Ingress:
         context = serve.get_replica_context()
         self._watch = SharedWatch(context.app_name, config, verdict, holder=context.replica_tag)
         self._files = watch_files(context.app_name, config, keys=True)
+        self._key_limits = KeyLimits()
+        self._exchange = KeyExchange(context.app_name, context.replica_tag, self._key_limits)
         loop = asyncio.get_running_loop()
         self._watchdog = LoopWatchdog(
             loop, limit_s=LOOP_TIMEOUT_S, alarm=partial(_end_process, threading.get_ident())
         )
         self._watchdog.start()
-        jobs = (self._watch.run(), export_rollouts())
+        jobs = [self._watch.run(), export_rollouts()]
+        if config.api.api_keys_file is not None:
+            await self._exchange.round()  # before the first request
+            jobs.append(self._exchange.run())
         self._watching = [loop.create_task(work) for work in jobs]
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -119,6 +126,7 @@ class Ingress:
             metrics=metrics,
             service=Fleet(serve.get_replica_context().app_name, metrics),
             on_finished=self._finished,
+            key_limits=self._key_limits,
             direct=not through_haproxy(),
         )
         return SingleRequestId(app)
@@ -138,6 +146,8 @@ class Ingress:
             await asyncio.to_thread(watch.release)
         if frames := getattr(self, "_frames", None):
             frames.close()
+        if exchange := getattr(self, "_exchange", None):
+            exchange.leave()
 
     def _finished(self, record: RequestRecord) -> None:
         self._metrics.observe(record)
@@ -167,6 +177,7 @@ def write_record(record: RequestRecord) -> None:
     facts = {
         "request_id": record.request_id,
         "path": record.path,
+        "key": record.key and record.key.name,
         "status": record.status,
         "finish_reason": record.finish_reason,
         "error_code": record.error_code,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 
 from serve_app.api.app import GENERATION
 from serve_app.api.shared import Shared
-from serve_app.api.status_page import Load, View
+from serve_app.api.status_page import KeyUse, Load, View
 from serve_app.cluster import kv
 from serve_app.cluster.controller import replicas
 from serve_app.cluster.placement import all_nodes
@@ -43,7 +43,12 @@ SUMMED = {
     "ray_serve_app_num_requests_running": "running",
     "ray_serve_app_generation_tokens_total": "generation_tokens",
 }
-_USED = tuple(f"{name}{{" for name in (REQUESTS, QUEUED, *SUMMED))
+KEY_REQUESTS = "ray_serve_app_key_requests_total"
+OF_KEYS = {
+    "ray_serve_app_key_prompt_tokens_total": "prompt_tokens",
+    "ray_serve_app_key_generation_tokens_total": "completion_tokens",
+}
+_USED = tuple(f"{name}{{" for name in (REQUESTS, QUEUED, KEY_REQUESTS, *SUMMED, *OF_KEYS))
 
 
 class Fleet:
@@ -105,33 +110,40 @@ def load_of(page: str, application: str) -> Load:
         application: Serve's name of it.
     """
     sums: Counter[str] = Counter()
+    keys: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # Before parsing: a page of all nodes has thousands of lines, of which a few dozen count.
     lines = "\n".join(line for line in page.splitlines() if line.startswith(_USED))
     for family in text_string_to_metric_families(lines):
         for sample in family.samples:
-            kind = _kind(sample.name, sample.labels)
-            if kind is not None and sample.labels.get("application") == application:
-                sums[kind] += int(sample.value)
+            labels = sample.labels
+            if labels.get("application") != application:
+                continue
+            counts = keys[labels["key"]] if "key" in labels else sums
+            for kind in _kinds(sample.name, labels):
+                counts[kind] += int(sample.value)
     return Load(
         waiting=sums["waiting"],
         running=sums["running"],
         finished=sums["finished"],
         failed=sums["failed"],
         generation_tokens=sums["generation_tokens"],
+        keys={name: KeyUse(**counts) for name, counts in keys.items()},
     )
 
 
-def _kind(metric: str, labels: Mapping[str, str]) -> str | None:
-    """Return the number of `Load` that a sample is a part of; None for no number."""
+def _kinds(metric: str, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the numbers of `Load`, or of its `KeyUse`, that a sample is a part of."""
     if metric == QUEUED:
-        return "waiting" if labels.get("deployment") == SERVER_DEPLOYMENT else None
+        return ("waiting",) if labels.get("deployment") == SERVER_DEPLOYMENT else ()
+    if metric == KEY_REQUESTS:
+        return ("requests", "limited") if labels["limited"] == "yes" else ("requests",)
     if metric != REQUESTS:
-        return SUMMED[metric]
+        return ((SUMMED | OF_KEYS)[metric],)
     if labels["outcome"] in set(FinishReason):
-        return "finished"
+        return ("finished",)
     if labels["path"] not in GENERATION or labels["outcome"] == RequestCancelled.code:
-        return None
-    return "failed" if int(labels["status"]) >= 400 else None
+        return ()
+    return ("failed",) if int(labels["status"]) >= 400 else ()
 
 
 def _view_of(application: str) -> View:

@@ -17,6 +17,7 @@ from ray.serve import metrics
 from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
 from serve_app.api.app import RequestRecord
 from serve_app.engine.stats import EngineStats
+from serve_app.errors import KeyLimitExceeded
 
 # Bounds in seconds: from one decode step on a GPU to a minute of queueing on a CPU.
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
@@ -93,6 +94,21 @@ class IngressMetrics:
         self._generation = metrics.Counter(
             "serve_app_generation_tokens_total", description="Tokens sent to clients."
         )
+        self._key_requests = metrics.Counter(
+            "serve_app_key_requests_total",
+            description="Requests by the name of their API key; limited: refused for its limits.",
+            tag_keys=("key", "limited"),  # type: ignore[arg-type]
+        )
+        self._key_prompt = metrics.Counter(
+            "serve_app_key_prompt_tokens_total",
+            description="Prompt tokens of answered requests by the name of their API key.",
+            tag_keys=("key",),
+        )
+        self._key_generation = metrics.Counter(
+            "serve_app_key_generation_tokens_total",
+            description="Tokens sent to clients by the name of their API key.",
+            tag_keys=("key",),
+        )
 
     def observe(self, record: RequestRecord) -> None:
         """Count one finished request."""
@@ -114,6 +130,16 @@ class IngressMetrics:
             self._prompt.inc(record.prompt_tokens)
         if record.completion_tokens:
             self._generation.inc(record.completion_tokens)
+        if record.key is not None:
+            self._observe_key(record, record.key.label)
+
+    def _observe_key(self, record: RequestRecord, label: str) -> None:
+        limited = "yes" if record.error_code == KeyLimitExceeded.code else "no"
+        self._key_requests.inc(1, tags={"key": label, "limited": limited})
+        if record.prompt_tokens:  # Ray refuses to add nothing
+            self._key_prompt.inc(record.prompt_tokens, tags={"key": label})
+        if record.completion_tokens:
+            self._key_generation.inc(record.completion_tokens, tags={"key": label})
 
 
 class AccessMetrics:
@@ -256,7 +282,7 @@ class ServerMetrics:
             ),
             metrics.Counter(
                 "serve_app_preemptions_total",
-                description="Requests put back because the KV cache was full.",
+                description="Requests put back, for room in the KV cache or for whose turn it is.",
             ),
         )
         self._counted = (0, 0, 0)

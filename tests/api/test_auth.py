@@ -1,19 +1,18 @@
-"""API keys: hashes in a file, fresh, and never asked of probes."""
+"""API keys: asked of all but probes, with limits, and an end."""
 
 import asyncio
 import hashlib
 import logging
-import os
 import threading
 import time
-import weakref
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from serve_app.api.auth import ApiKeys
-from serve_app.errors import ConfigError
-from tests.api.harness import CHAT, HELLO, Service, refusal
-from tests.fakes import FakeEngine
+from serve_app.api.keys import ApiKeys
+from serve_app.errors import EngineError
+from tests.api.harness import CHAT, HELLO, Connection, Service, refusal
+from tests.fakes import FakeEngine, Pause
 
 KEY = "key-" + "k" * 20
 
@@ -88,55 +87,9 @@ async def test_auth_never_answers_options_with_a_401(key_file):
     assert (await service.request("OPTIONS", CHAT, headers=preflight)).status_code == 200
 
 
-async def until_allowed(keys, key):
-    """Wait for the file to be read again, or fail."""
-    async with asyncio.timeout(5):
-        while not await keys.allow(key):
-            await asyncio.sleep(0.01)
-
-
-async def test_api_keys_take_a_changed_file_without_a_restart(key_file):
-    """A new key works and a removed one does not."""
-    keys = ApiKeys(str(key_file), check_interval_s=0)
-    assert await keys.allow(KEY)
-    key_file.write_text(f"{hashed('new')}\n")
-    await until_allowed(keys, "new")
-    assert not await keys.allow(KEY)
-
-
-async def test_api_keys_end_a_revoked_one_where_nobody_asks(key_file):
-    """Each ingress looks by itself: the first request after a quiet hour is refused, too."""
-    keys = [ApiKeys(str(key_file), check_interval_s=0.05) for _ in range(2)]
-    assert all([await each.allow(KEY) for each in keys])
-    key_file.write_text(f"{hashed('new')}\n")
-    await asyncio.sleep(0.5)  # without a request
-    assert [await each.allow(KEY) for each in keys] == [False, False]
-
-
-@pytest.mark.parametrize("fault", ["gone", "broken", "fifo", "endless"])
-async def test_api_keys_keep_the_last_ones_when_a_file_breaks(key_file, fault, capfd):
-    """A half-written or missing file neither opens the door nor locks everybody out."""
-    keys = ApiKeys(str(key_file), check_interval_s=0)
-    key_file.unlink()
-    if fault == "fifo":
-        os.mkfifo(key_file)
-    elif fault == "endless":
-        key_file.symlink_to("/dev/zero")
-    elif fault == "broken":
-        key_file.write_text("half a ha")
-    await asyncio.sleep(0.2)
-    assert await keys.allow(KEY)
-    assert not await keys.allow("half a ha")
-    assert "keys.failed" in capfd.readouterr().out
-    key_file.unlink(missing_ok=True)
-    key_file.write_text(hashed("new"))
-    await until_allowed(keys, "new")
-    assert not await keys.allow(KEY)
-
-
 async def test_api_keys_hold_up_no_request_when_a_file_system_hangs(key_file, monkeypatch, capfd):
     """It costs the one thread that looks; the keys read before count, and the log says so once."""
-    monkeypatch.setattr("serve_app.api.auth.STALE_S", 0.1)
+    monkeypatch.setattr("serve_app.api.keys.STALE_S", 0.1)
     released, before = threading.Event(), threading.active_count()
     service = Service(api_keys_file=str(key_file))
     monkeypatch.setattr(ApiKeys, "_look", lambda _self: released.wait(10))
@@ -151,56 +104,6 @@ async def test_api_keys_hold_up_no_request_when_a_file_system_hangs(key_file, mo
         assert capfd.readouterr().out.count("keys.failed") == 1
     finally:
         released.set()
-
-
-async def test_api_keys_end_their_thread_with_them(key_file):
-    """An application that is gone leaves nothing that looks at files."""
-    keys = ApiKeys(str(key_file), check_interval_s=0)
-    watching = [t for t in threading.enumerate() if t.name == "serve-app-keys"]
-    assert watching
-    gone = weakref.ref(keys)
-    del keys
-    async with asyncio.timeout(5):
-        while gone() is not None:
-            await asyncio.sleep(0.01)
-
-
-async def test_api_keys_do_not_read_the_file_for_each_request(key_file):
-    """Between two looks the keys are those of the last one."""
-    keys = ApiKeys(str(key_file), check_interval_s=60)
-    await asyncio.sleep(0.1)  # the first look
-    key_file.write_text("")
-    assert await keys.allow(KEY)
-
-
-async def test_api_keys_of_an_empty_file_let_nobody_in(tmp_path):
-    """Keys are asked for and none exists."""
-    path = tmp_path / "keys"
-    path.write_text("# none yet\n")
-    assert not await ApiKeys(str(path)).allow("")
-
-
-def test_api_keys_of_a_wrong_file_stop_the_start(tmp_path):
-    """The message names the file, the line and the fix; never the line's text."""
-    with pytest.raises(ConfigError, match="cannot be read"):
-        ApiKeys(str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="cannot be read"):
-        ApiKeys(str(tmp_path))
-    path = tmp_path / "keys"
-    os.mkfifo(path)
-    with pytest.raises(ConfigError, match="not a file"):
-        ApiKeys(str(path))
-    path.unlink()
-    path.write_text("#" * 5_000_000)
-    with pytest.raises(ConfigError, match="over 4194304 bytes"):
-        ApiKeys(str(path))
-    path.write_text(f"{hashed(KEY)}\nplain-text-key\n")
-    with pytest.raises(ConfigError, match=r"line 2.*sha256sum") as caught:
-        Service(api_keys_file=str(path))
-    assert "plain-text-key" not in caught.value.message
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not text"):
-        ApiKeys(str(path))
 
 
 async def test_auth_writes_a_key_nowhere(key_file, caplog, capfd):
@@ -236,3 +139,120 @@ async def test_auth_makes_each_key_a_client_of_its_own(key_file):
     seen.clear()
     await Service(FakeEngine(script)).chat()
     assert seen == ["127.0.0.1"]
+
+
+def keyed(tmp_path, *lines, engine=None, **options):
+    """Return a service with these keys, `k0` and on, and how to ask it with one of them."""
+    path = tmp_path / "keys"
+    path.write_text("\n".join(f"{hashed(f'k{n}')} {fields}" for n, fields in enumerate(lines)))
+    service = Service(engine, api_keys_file=str(path), **options)
+
+    async def ask(number=0, **fields):
+        headers = {"authorization": f"Bearer k{number}"}
+        return await service.post(CHAT, HELLO | fields, headers=headers)
+
+    return service, ask
+
+
+async def test_auth_answers_an_expired_key_with_a_401_that_says_so(tmp_path):
+    """With a code of its own; the record has its name."""
+    service, ask = keyed(tmp_path, "name=a expires=2020-01-31", "name=b expires=2999-01-01")
+    answer = await ask()
+    error = refusal(answer, 401)
+    assert error["code"] == "api_key_expired"
+    assert "2020-01-31" in error["message"]
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert (await ask(1)).status_code == 200
+    assert [record.key.name for record in service.records] == ["a", "b"]
+
+
+async def test_auth_answers_a_limit_with_a_429_that_says_which(tmp_path):
+    """And when to come back, and what is left; other keys and other paths are not limited."""
+    service, ask = keyed(tmp_path, "name=a rpm=2 tpm=9000", "name=b")
+    first, second, refused = [await ask(max_tokens=9) for _ in range(3)]
+    error = refusal(refused, 429)
+    assert (error["code"], error["param"]) == ("key_limit_exceeded", "rpm")
+    assert "2 requests a minute" in error["message"]
+    assert 55 <= int(refused.headers["retry-after"]) <= 60
+    left = [each.headers["x-ratelimit-remaining-requests"] for each in (first, second, refused)]
+    assert left == ["1", "0", "0"]
+    # Until the answer has ended it is taken for its longest.
+    assert 8000 < int(first.headers["x-ratelimit-remaining-tokens"]) < 9000 - 9
+    assert refused.headers["x-ratelimit-remaining-tokens"] == str(9000 - 2 * (5 + 3))
+    unlimited = await ask(1)
+    assert unlimited.status_code == 200
+    assert "x-ratelimit-limit-requests" not in unlimited.headers
+    models = await service.request("GET", "/v1/models", headers={"authorization": "Bearer k0"})
+    assert models.status_code == 200
+
+
+async def test_auth_limits_the_tokens_that_a_request_may_come_to(tmp_path):
+    """Its own limit, for each completion; without one some hundred; then what it came to."""
+    service, ask = keyed(tmp_path, "name=a tpm=600", *["name=b tpm=600"] * 2)
+    assert (await ask(max_tokens=250, n=2)).status_code == 200  # comes to 5 + 2 * 3
+    assert (await ask(max_tokens=250, n=2)).status_code == 200
+    error = refusal(await ask(max_tokens=290, n=2), 429)
+    assert error["param"] == "tpm"
+    assert (await ask()).status_code == 200
+    assert len(service.engine.requests) == 3
+    long = await ask(1, messages=[{"role": "user", "content": "x" * 4000}])
+    assert long.status_code == 200
+    refusal(await ask(1, messages=[{"role": "user", "content": "x" * 4000}]), 429)
+
+
+@pytest.mark.parametrize("end", ["leaves", "fails", "cancelled"])
+async def test_auth_gives_a_stream_back_however_it_ends(tmp_path, end):
+    """The client goes away, the engine fails in the middle, the server stops."""
+    fault = EngineError("no") if end == "fails" else Pause()
+    engine = FakeEngine(lambda request: ("a", fault) if request.sampling.seed == 1 else ("a",))
+    service, ask = keyed(tmp_path, "name=a streams=1 tpm=300", engine=engine)
+    headers = {"authorization": "Bearer k0"}
+    for _ in range(3):
+        body = HELLO | {"stream": True, "seed": 1, "max_tokens": 200}
+        connection = Connection.json(CHAT, body, headers)
+        running = connection.run(service.app)
+        await connection.arrived.wait()
+        if end != "fails":
+            error = refusal(await ask(), 429)
+            assert (error["param"], error["code"]) == ("streams", "key_limit_exceeded")
+            if end == "leaves":
+                connection.disconnect()
+            else:
+                running.cancel()
+        await asyncio.wait([running])
+        assert (await ask(max_tokens=200)).status_code == 200
+    assert not engine.running
+
+
+@pytest.mark.parametrize("change", ["rotated", "expired"])
+async def test_auth_lets_a_stream_go_on_when_its_key_ends(tmp_path, change):
+    """New requests are refused from then on; the new key of the name counts the old one's."""
+    ends = datetime.now(UTC) + timedelta(seconds=1.5)
+    expires = ends.isoformat() if change == "expired" else "2999-01-01"
+    engine = FakeEngine(("a", Pause(3), "b"))
+    service, ask = keyed(tmp_path, f"name=a streams=1 expires={expires}", engine=engine)
+    body = HELLO | {"stream": True}
+    connection = Connection.json(CHAT, body, {"authorization": "Bearer k0"})
+    running = connection.run(service.app)
+    await connection.arrived.wait()
+    new = f"{hashed('k1')} name=a streams=1"
+    old = "" if change == "rotated" else f"{hashed('k0')} name=a streams=1 expires={expires}\n"
+    (tmp_path / "keys").write_text(old + new)
+    await asyncio.sleep(2.2)
+    code = "api_key_expired" if change == "expired" else "invalid_api_key"
+    assert refusal(await ask(), 401)["code"] == code
+    assert refusal(await ask(1), 429)["param"] == "streams"
+    await running
+    assert connection.body.endswith(b"data: [DONE]\n\n")
+    assert (connection.status, service.records[-1].error_code) == (200, None)
+    engine.script = ("a",)
+    assert (await ask(1)).status_code == 200
+
+
+async def test_auth_tells_the_engine_a_keys_class_and_name(tmp_path):
+    """Names take turns, not keys; without keys all are of one class."""
+    service, ask = keyed(tmp_path, "name=a priority=low", "name=a priority=low", "name=b")
+    for number in (0, 1, 2):
+        await ask(number)
+    seen = [(request.client, request.priority.name) for request in service.engine.requests]
+    assert seen == [("a", "LOW"), ("a", "LOW"), ("b", "NORMAL")]

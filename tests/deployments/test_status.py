@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from ray.exceptions import GetTimeoutError, RayError
 
-from serve_app.api.status_page import Load, View
+from serve_app.api.status_page import KeyUse, Load, View
 from serve_app.deployments import status
 from serve_app.deployments.status import Fleet, load_of, publish_license, publish_window
 from serve_app.errors import RequestCancelled
@@ -114,13 +114,24 @@ ray_serve_app_num_requests_waiting{application="llm",replica="a"} 6.0
 ray_serve_deployment_queued_queries{application="llm",deployment="LLMServer",handle="h"} 2.0
 ray_serve_deployment_queued_queries{application="llm",deployment="Ingress",handle="h"} 50.0
 ray_serve_app_num_requests_waiting_for_nothing{application="llm"} 1000.0
+ray_serve_app_key_requests_total{application="llm",key="a",limited="no",replica="i1"} 5.0
+ray_serve_app_key_requests_total{application="llm",key="a",limited="no",replica="i2"} 4.0
+ray_serve_app_key_requests_total{application="llm",key="a",limited="yes",replica="i2"} 2.0
+ray_serve_app_key_requests_total{application="other",key="b",limited="no"} 7.0
+ray_serve_app_key_prompt_tokens_total{application="llm",key="a"} 300.0
+ray_serve_app_key_generation_tokens_total{application="llm",key="a"} 50.0
 """.replace("CHAT", "/v1/chat/completions").replace("GONE", RequestCancelled.code)
 
 
 def test_load_of_adds_up_all_replicas_of_the_application():
     """What waits in Serve's line counts; what clients ended themselves is neither end."""
     assert load_of(PAGE, "llm") == Load(
-        waiting=8, running=7, finished=7, failed=4, generation_tokens=120
+        waiting=8,
+        running=7,
+        finished=7,
+        failed=4,
+        generation_tokens=120,
+        keys={"a": KeyUse(requests=11, limited=2, prompt_tokens=300, completion_tokens=50)},
     )
     assert load_of(PAGE, "other").finished == 600
     assert load_of("", "llm") == Load(0, 0, 0, 0, 0)

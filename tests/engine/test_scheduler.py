@@ -548,7 +548,7 @@ def of_class(priority: Priority, keys: range, *, prompt: int = 20, more: int = 4
     return made
 
 
-def test_a_higher_class_begins_first():
+def test_scheduler_begins_a_higher_class_first():
     """Whoever came first, and whoever runs less."""
     simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=1)
     for priority, key in ((Priority.LOW, 0), (Priority.NORMAL, 1), (Priority.HIGH, 2)):
@@ -558,7 +558,7 @@ def test_a_higher_class_begins_first():
     assert simulation.scheduler.preemptions == 0
 
 
-def test_a_higher_class_takes_places_and_nobody_fails():
+def test_scheduler_gives_places_to_a_higher_class_and_fails_nobody():
     """The youngest of the lowest goes back with its tokens, and gets on when there is room."""
     simulation = Simulation(4096, max_batch_tokens=64, max_running_requests=4)
     scheduler = simulation.scheduler
@@ -580,7 +580,7 @@ def test_a_higher_class_takes_places_and_nobody_fails():
     assert scheduler.preemptions == 3
 
 
-def test_a_full_cache_costs_the_lowest_class():
+def test_scheduler_puts_back_the_lowest_class_when_the_cache_is_full():
     """Though the higher one came later."""
     simulation = Simulation(192, max_batch_tokens=64, max_running_requests=4, reserve_tokens=5)
     (low,) = of_class(Priority.LOW, range(1), prompt=40, more=140)
@@ -594,7 +594,7 @@ def test_a_full_cache_costs_the_lowest_class():
     assert simulation.scheduler.preemptions > 0
 
 
-def test_a_burst_of_prompts_and_another_client_take_turns():
+def test_scheduler_lets_a_burst_of_prompts_take_turns_with_another_client():
     """Its first prompt is next, though many came before; those that follow get half."""
     simulation = Simulation(
         8192, max_batch_tokens=256, max_running_requests=16, prefill_chunk_tokens=32

@@ -63,7 +63,8 @@ def keys(tmp_path_factory):
     """An API key, and the file with its hash."""
     key = "key-" + secrets.token_hex(20)
     file = tmp_path_factory.mktemp("keys") / "hashes"
-    file.write_text(hashlib.sha256(key.encode()).hexdigest())
+    fields = "name=team rpm=6000 tpm=900000 streams=50 expires=2999-01-01 admin"
+    file.write_text(f"{hashlib.sha256(key.encode()).hexdigest()} {fields}")
     return key, file
 
 
@@ -111,6 +112,7 @@ def test_secrets_are_nowhere(service, keys, home, tmp_path, capfd):
     ask_well_and_badly(service, hidden)
     load_test(service, hidden, tmp_path)
     use_commands(service, hidden, tmp_path, keys_file)
+    read_usage(service, key)
     fail_a_rollout_and_a_replica(service, hidden, keys_file, home)
     crash(ingress)  # keys and prompts of clients passed through it
     gather(service, hidden, home)
@@ -122,6 +124,7 @@ def test_secrets_are_nowhere(service, keys, home, tmp_path, capfd):
     assert REPO.encode() in hidden.places["stored by Ray"]
     everything = b"".join(hidden.places.values())
     assert b"request.finished" in everything
+    assert b"key=team" in everything
     assert everything.count(b"Fatal Python error: Segmentation fault") >= 2
     assert service.tokens["a"] not in str(hidden.places.keys())
     assert hidden.found() == []
@@ -130,6 +133,7 @@ def test_secrets_are_nowhere(service, keys, home, tmp_path, capfd):
 def ask_well_and_badly(service, hidden):
     """Every path with the key, some with a wrong one, bodies that are none."""
     paths = ("/", "/status", "/metrics", "/access", "/ready", "/version", "/nowhere", "/v1/models")
+    paths = (*paths, "/usage")
     bodies = ({"messages": QUESTION, "max_tokens": 2}, {"messages": 3}, {"store": True}, [], "text")
     for name in ("key", "wrong_key"):
         bearer = {"authorization": f"Bearer {hidden.values[name]}"}
@@ -143,6 +147,20 @@ def ask_well_and_badly(service, hidden):
         )
         for answer in answers:
             hidden.add(f"answer to {name}", answer.content + str(answer.headers).encode())
+
+
+def read_usage(service, key):
+    """Ray exports what the key used, under its name."""
+    headers, until = {"authorization": f"Bearer {key}"}, time.monotonic() + 40
+    while True:
+        (usage,) = httpx.get(f"{service.url}/usage", headers=headers).json()["keys"]
+        if usage["completion_tokens"]:
+            break
+        assert time.monotonic() < until, usage
+        time.sleep(1)
+    assert usage["name"] == "team"
+    assert usage["requests"] > 5
+    assert (usage["limited"], usage["limits"]["rpm"]) == (0, 6000)
 
 
 def load_test(service, hidden, tmp_path):

@@ -11,6 +11,7 @@ WALL = {
     "access/recheck.py": "a date to show",
     "api/chat_response.py": "`created`, as the API has it",
     "api/completion_response.py": "`created`, as the API has it",
+    "api/keys.py": "the date of a key's end, as the operator has it",
     "api/responses_response.py": "`created_at` and `completed_at`, as the API has them",
     "deployments/ingress.py": "`created` of the model",
     "telemetry/cold_start.py": "one look when the process starts; from then on the monotonic clock",

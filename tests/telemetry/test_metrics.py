@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 from ray.exceptions import RayError
-from ray.serve.metrics import Gauge
+from ray.serve.metrics import Counter, Gauge
 
 from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
+from serve_app.api.keys import Key
+from serve_app.api.request_record import RequestRecord
 from serve_app.engine.stats import EngineStats
 from serve_app.telemetry import metrics
 
@@ -150,3 +152,36 @@ def test_server_metrics_publish_a_start_with_every_sample(published):
     for _ in range(3):
         server.sample(EngineStats(0, 0, 0, 1, 0, 0, 0, 0))
     assert published.count((2.0, {"phase": "load"})) == 4
+
+
+def test_ingress_metrics_count_by_the_keys_label(monkeypatch):
+    """Whoever has no label of its own is counted with the others; without a key nothing is."""
+    seen = []
+    monkeypatch.setattr(
+        Counter, "inc", lambda self, value=1, tags=None: seen.append((value, tags or {}))
+    )
+    ingress = metrics.IngressMetrics()
+    plain = RequestRecord(
+        request_id="r",
+        path="/v1/completions",
+        status=200,
+        finish_reason="stop",
+        error_code=None,
+        prompt_tokens=7,
+        completion_tokens=3,
+        ttft_s=None,
+        duration_s=0.1,
+        stream=False,
+        model="m",
+    )
+    ingress.observe(plain)
+    assert not [tags for _, tags in seen if "key" in tags]
+    ingress.observe(replace(plain, key=Key("a", label="a")))
+    refused = {"prompt_tokens": 0, "completion_tokens": 0, "error_code": "key_limit_exceeded"}
+    ingress.observe(replace(plain, key=Key("b"), **refused))
+    assert [(value, tags) for value, tags in seen if "key" in tags] == [
+        (1, {"key": "a", "limited": "no"}),
+        (7, {"key": "a"}),
+        (3, {"key": "a"}),
+        (1, {"key": "other", "limited": "yes"}),
+    ]
