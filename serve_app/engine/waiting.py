@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator
 
 from serve_app.engine.sequence import Row, Sequence
 
+# A long prompt: what somebody who comes now and then has computed before it shares with a burst.
+CREDIT_TOKENS = 8192
+MAX_CLIENTS = 10_000  # whose tokens are known; then all begin anew
+
 
 class Shares:
     """How many sequences run, by client and by request, and whose prompts were computed lately."""
@@ -19,7 +23,7 @@ class Shares:
     def __init__(self) -> None:
         self._clients: Counter[str] = Counter()
         self._requests: Counter[int] = Counter()
-        self._ahead: Counter[str] = Counter()  # prompt tokens over those of the client with least
+        self._ahead: Counter[str] = Counter()  # prompt tokens over those of whoever had least
 
     def add(self, sequence: Sequence) -> None:
         """Count one that begins to run."""
@@ -42,14 +46,13 @@ class Shares:
     def in_turn(self, prompts: list[Sequence]) -> list[Sequence]:
         """Return prompts that are on their way in the order of their turns.
 
-        Of a class the client is first that had the fewest tokens computed since it has prompts
-        here, then the one that runs least; of a client the oldest.
+        Of a class the client is first that had the fewest tokens of prompts computed, then the
+        one that runs least; of a client the oldest. Who had none for a while is first for
+        `CREDIT_TOKENS` at the most.
         """
-        if not prompts:
-            self._ahead.clear()
-        else:
-            least = min(self._ahead[one.client] for one in prompts)
-            self._ahead -= Counter(dict.fromkeys(self._ahead, least))
+        if len(clients := {one.client for one in prompts}) > 1:
+            least = min(self._ahead[client] for client in clients)
+            self._ahead -= Counter(dict.fromkeys(self._ahead, least))  # which keeps no zeros
         return sorted(
             prompts,
             key=lambda one: (one.priority, self._ahead[one.client], self._clients[one.client]),
@@ -57,8 +60,11 @@ class Shares:
 
     def computed(self, prompts: Iterable[Row]) -> None:
         """Count a step's rows of prompts."""
+        if len(self._ahead) > MAX_CLIENTS:
+            self._ahead.clear()
         for row in prompts:
-            self._ahead[row.sequence.client] += row.count
+            client = row.sequence.client
+            self._ahead[client] = min(self._ahead[client] + row.count, CREDIT_TOKENS)
 
     def owes(self, running: Sequence, waiting: Sequence) -> bool:
         """Return whether a running sequence has to make room for a waiting one.
