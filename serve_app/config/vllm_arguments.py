@@ -54,6 +54,7 @@ OWNED = {
     "dtype": "is set by model.dtype",
     "max_model_len": "is set by engine.max_context_tokens",
     "max_num_seqs": "is set by engine.max_running_requests",
+    "scheduling_policy": "is set by this package, for the classes of API keys",
     "max_num_batched_tokens": "is set by engine.max_batch_tokens",
     "enable_prefix_caching": "is set by engine.prefix_cache",
     "gpu_memory_utilization": "is set by engine.kv_cache_fraction",

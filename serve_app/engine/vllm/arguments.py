@@ -75,6 +75,7 @@ def engine_arguments(  # noqa: PLR0913 - all that vLLM is started with, by keywo
         "runner": "generate",
         "max_model_len": window,
         "max_num_seqs": engine.max_running_requests,
+        "scheduling_policy": "priority",
         "enable_prefix_caching": engine.prefix_cache,
         "generation_config": "vllm",  # defaults are the front end's
         "max_logprobs": MAX_LOGPROBS,

@@ -204,6 +204,7 @@ class VllmLoop:
             params_of(sequence.sampling, sequence.max_tokens),
             str(sequence.key),
             lora_request=self._loras.request(sequence.adapter),
+            priority=sequence.priority,
             reasoning_ended=sequence.thinking is not Thinking.OPEN,
         )
         async with aclosing(stream):

@@ -17,12 +17,13 @@ from serve_app.protocol import (
     ChatPrompt,
     FinishReason,
     GenerationRequest,
+    Priority,
     SamplingParams,
     Structure,
     TokenPrompt,
 )
 from tests.engine.conformance.conftest import load_backend
-from tests.engine.conftest import drained, run
+from tests.engine.conftest import GREEDY, collect, drained, run
 from tests.models import make_model, make_tokenizer
 
 PROMPT = list(range(10, 30))
@@ -56,8 +57,7 @@ async def test_engine_of_a_replica_from_load_to_close(small):
     for _ in range(2):
         await run(small, PROMPT)
     stream = await begun(small)
-    assert small.stats().running == 1
-    assert small.stats().running_tokens == 420
+    assert (small.stats().running, small.stats().running_tokens) == (1, 420)
     before = small.stats().generation_tokens
     await stream.aclose()
     stats = await drained(small, 20.0)
@@ -80,6 +80,7 @@ async def test_engine_of_a_replica_from_load_to_close(small):
     for task in waiting:  # drained
         assert (await task)[1]
     assert (await drained(small, 20.0)).waiting == 0
+    await a_higher_class_goes_first(small)
 
     for stream in [await begun(small)]:
         await asyncio.to_thread(small.close)
@@ -92,6 +93,29 @@ async def test_engine_of_a_replica_from_load_to_close(small):
         small.check()
     with pytest.raises(EngineDead):
         await run(small, PROMPT)
+
+
+async def a_higher_class_goes_first(engine):
+    """In the line; the one that came first is of the lowest class and ends last."""
+    running, ended = [await begun(engine, f"r{i}") for i in range(2)], []
+
+    async def ask(priority):
+        prompt = TokenPrompt(tuple(PROMPT))
+        request = GenerationRequest(priority.name, prompt, GREEDY, priority=priority)
+        await collect(engine, request)
+        ended.append(priority)
+
+    waiting = []
+    for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH):
+        waiting.append(asyncio.create_task(ask(priority)))
+        async with asyncio.timeout(20):
+            while engine.stats().waiting < len(waiting) and not ended:
+                await asyncio.sleep(0.001)
+    for stream in running:
+        await stream.aclose()
+    await asyncio.gather(*waiting)
+    assert len(ended) == 3
+    assert ended[-1] is Priority.LOW
 
 
 def core_processes() -> set[int]:
