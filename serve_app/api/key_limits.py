@@ -7,8 +7,8 @@ several keys may have one.
 
 Several ingresses tell each other what they have counted (`publish`, `learn`). Between two rounds
 each gives out its part of what was left in the last one: of n ingresses 1/n of it. With one that
-is all, and the limits are exact. With n a burst that comes to one alone may be refused up to a
-round early; and since nobody knows what the others have given out since their last round, together
+is all, and the limits are exact. With n a burst that comes to few of them may be refused some
+rounds early; and since nobody knows what the others gave out since their last round, together
 they count up to half a limit too much, and two requests for each ingress but one.
 """
 
