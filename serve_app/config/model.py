@@ -65,7 +65,7 @@ class ModelConfig(Part):
         description="of all files and their hashes, as `serve-app digest` prints it; null: any",
     )
     share_weights: bool = Field(
-        default=True, description="nodes that proved their access fetch from each other first"
+        default=True, description="nodes that proved their access share what the Hub sends once"
     )
     adapters: tuple[AdapterConfig, ...] = Field(
         (), description="LoRA adapters, each proven and fetched like the model; backend vllm"

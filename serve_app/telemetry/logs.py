@@ -35,8 +35,10 @@ EVENTS = {
     "history.recorded": "an entry of the rollout history: what was decided, when, why, by whom; "
     "`kept` is false where the cluster did not take it",
     "model.downloading": "weights of the pinned commit are fetched into the node's cache",
-    "weights.copied": "another node of the cluster gave the files",
-    "weights.peer_failed": "a node did not give what it was said to have; another source is asked",
+    "weights.copied": "other nodes of the cluster gave pieces of the files",
+    "weights.peer_failed": "a node gave nothing, or other bytes than the piece; another is asked",
+    "weights.refuted": "a file's pieces were as their list says, the whole is not as the Hub says: "
+    "the list's author is not believed any more, and the file comes again",
     "weights.peers_unknown": "which nodes have the files is not known; the Hub is asked",
     "weights.xet_failed": "the chunk store gave no or other bytes; these files come over HTTP",
     "weights.lock_unavailable": "the cache's file system has no locks; a marker file takes over",

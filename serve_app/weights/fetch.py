@@ -1,8 +1,8 @@
 """START HERE: a pinned commit into this node's cache, from whoever has it.
 
     here, whole and verified?  ─► done
-    another node has it?       ─► its bytes over Ray
-    nobody has it?             ─► the Hub, one node of the cluster at a time
+    other nodes have of it?    ─► its pieces over Ray
+    nobody has it?             ─► the Hub, each piece by one node of the cluster
 
 Whatever the source, a file counts only when its hash is the one that the Hub states.
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +23,16 @@ from serve_app.access.hub.model_files import listed
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
 from serve_app.weights.copies import linked_files
+from serve_app.weights.from_hub import fetch_from_hub
 from serve_app.weights.peers import Peers
 from serve_app.weights.provenance import require_copy, require_directory
-from serve_app.weights.store import Damaged, Store
+from serve_app.weights.store import Store
 
 log = structlog.get_logger()
 
 Progress = Callable[[int, int], None]
 TELL_S = 2.0
 IMPATIENT_S = 10.0  # for a listing of what is here whole, as far as its own names say
-FETCHERS = 8  # files at a time from the Hub, as huggingface_hub does it
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +149,9 @@ def _whole(
         return None
     if store.missing(files, remove=False):
         return None
-    with peers.taking_part(store) if peers else nullcontext():
-        return Fetched(store.snapshot, cache_bytes=_total(files))
+    if peers:
+        peers.announce()
+    return Fetched(store.snapshot, cache_bytes=_total(files))
 
 
 def _unlisted(store: Store, hub: HubDownload, peers: Peers | None) -> Fetched | None:
@@ -211,17 +211,20 @@ def _fill(
 ) -> Fetched:
     files = hub.files()
     missing = store.missing(files)
-    hub_bytes = 0
+    hub_bytes = peer_bytes = 0
     store.require_room(files, missing)
-    with peers.taking_part(store) if peers else nullcontext(), _reporting(progress, store, files):
+    with _reporting(progress, store, files):
         if peers and missing:
-            peers.fill(store, missing)
+            lacking = {file.etag for file in missing}
+            peers.fill(store, hub, missing, [f for f in files if f.etag not in lacking])
+            hub_bytes, peer_bytes = peers.hub_bytes, peers.received_bytes
             missing = store.missing(missing)
         if missing:
-            hub_bytes = store.lacking_bytes(missing)
-            _fetch_from_hub(store, hub, missing)
+            hub_bytes += store.lacking_bytes(missing)
+            fetch_from_hub(store, hub, missing)
         store.link(files)
-    peer_bytes = peers.received_bytes if peers else 0
+    if peers:
+        peers.announce()
     here = max(0, _total(files) - hub_bytes - peer_bytes)
     if old := store.old_revisions(files):
         log.info("weights.outdated", repo_id=store.repo_id, revisions=old)
@@ -251,52 +254,3 @@ def _reporting(progress: Progress | None, store: Store, files: Sequence[HubFile]
         over.set()
         if progress:
             watching.join()
-
-
-def _fetch_from_hub(store: Store, hub: HubDownload, files: Sequence[HubFile]) -> None:
-    """Fetch files: from the Hub's chunk store where it can be, else over HTTP."""
-    chunked = [file for file in files if file.xet_hash]
-    with ThreadPoolExecutor(FETCHERS, thread_name_prefix="weights") as pool:
-        _fetch_over_http(pool, store, hub, [file for file in files if not file.xet_hash])
-        if chunked:
-            _fetch_over_http(pool, store, hub, _fetch_chunked(pool, store, hub, chunked))
-
-
-def _fetch_over_http(
-    pool: ThreadPoolExecutor, store: Store, hub: HubDownload, files: Sequence[HubFile]
-) -> None:
-    for _ in pool.map(lambda file: _fetch_file(store, hub, file), files):
-        pass
-
-
-def _fetch_chunked(
-    pool: ThreadPoolExecutor, store: Store, hub: HubDownload, files: Sequence[HubFile]
-) -> list[HubFile]:
-    """Fetch files from the chunk store; returns those that did not come right."""
-    reason = hub.fetch_by_xet([(file, store.prepare_chunked(file)) for file in files])
-    came = pool.map(lambda file: _accept_chunked(store, file), files)
-    left = [file for file, is_right in zip(files, came, strict=True) if not is_right]
-    if left:
-        reason = reason or "other bytes came than are listed"
-        log.warning("weights.xet_failed", repo_id=store.repo_id, files=len(left), reason=reason)
-    return left
-
-
-def _accept_chunked(store: Store, file: HubFile) -> bool:
-    try:
-        store.accept_chunked(file)
-    except Damaged:
-        return False
-    return True
-
-
-def _fetch_file(store: Store, hub: HubDownload, file: HubFile) -> None:
-    """Fetch one file; what a dead process left may be wrong, so once more from its first byte."""
-    for _ in range(2):
-        hub.fetch(file, lambda: store.appending(file))
-        try:
-            store.accept(file)
-        except Damaged:
-            continue
-        return
-    raise ModelLoadError(f"{file.path} of {store.repo_id} came twice with other bytes than listed")

@@ -1,50 +1,35 @@
-"""The other nodes of the cluster: who has the weights, who fetches them, their bytes over Ray.
+"""The other nodes of the cluster, as one commit's weights go through them: over Ray.
 
-One node at a time asks the Hub; the others wait for it and take the files from whoever has them
-whole. All that nodes know of each other stands in Ray's key-value store: `has/<node>` says
-where a node keeps the files, `claim/<n>` that somebody fetches them. A claim that makes no
-progress loses to the next number, by the waiter's own clock; a node that is lost or lies is
-passed over. So nobody waits for a dead leader, and in the worst case everybody asks the Hub.
-
-A node comes here only after its own token was proven, and the hashes that every byte is checked
-against are those that the Hub gave to that token.
+A node comes here only after its own token was proven, and the hashes that every file is checked
+against are those that the Hub gave to that token. Nodes take pieces from each other and from the
+Hub as `swarm.py` decides; where the swarm cannot be reached, everybody asks the Hub.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import random
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import ray
 import structlog
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from serve_app.access.hub.download import HubDownload
 from serve_app.access.hub.listing import HubFile
-from serve_app.access.hub.pace import Pace, Stalled
 from serve_app.config import ModelConfig
-from serve_app.weights.announcements import Announcements
-from serve_app.weights.chunks import CHUNK_BYTES, read_chunks
-from serve_app.weights.store import Damaged, Store
+from serve_app.weights.announcements import Announcements, member_name
+from serve_app.weights.chunks import start_reading
+from serve_app.weights.pieces import PIECE_BYTES
+from serve_app.weights.store import Store
+from serve_app.weights.swarm import SILENT_S
+from serve_app.weights.taking import Silent, SwarmLost, Taking
+from serve_app.weights.tracker import Tracking, alive_nodes
 
 log = structlog.get_logger()
 
-IN_FLIGHT = 4  # chunks between two nodes, which bounds the memory of both object stores
-BEAT_S = 1.0  # of a leader
-SILENT_S = 15.0  # without a beat, after which a leader is dead
-STALL_S = 120.0  # without one more byte; a slow Hub sends 10 MiB of a file at a time
-CHUNK_S = 30.0  # for the next chunk of a peer, whose worker may have to start first
-POLL_S = 0.5
-
-
-class Silent(Exception):
-    """A peer sends nothing any more."""
+FIRST_S = 30.0  # for the first chunk of a piece: the node's process may have to start
+CHUNK_S = 10.0  # for each of the others
 
 
 class Peers:
@@ -53,18 +38,25 @@ class Peers:
     Args:
         repo_id: the repository.
         commit: 40 hex digits.
-        silent_s: how long a leader may be without a sign of life.
+        silent_s: without a report for so long, what a node was to do is for others.
+        piece_bytes: the same for all nodes.
     """
 
-    def __init__(self, repo_id: str, commit: str, *, silent_s: float = SILENT_S) -> None:
+    def __init__(
+        self,
+        repo_id: str,
+        commit: str,
+        *,
+        silent_s: float = SILENT_S,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
         self._commit = (repo_id, commit)
         self._keys = Announcements(repo_id, commit)
-        self._node: str = ray.get_runtime_context().get_node_id()
+        self._name = member_name()
         self._silent_s = silent_s
+        self._piece_bytes = piece_bytes
+        self.hub_bytes = 0
         self.received_bytes = 0
-        self._passed_over: set[str] = set()
-        self._claim = 0
-        self._seen: dict[str, tuple[object, float]] = {}
 
     @classmethod
     def of(cls, model: ModelConfig, commit: str | None) -> Peers | None:
@@ -72,173 +64,82 @@ class Peers:
         shares = model.share_weights and model.repo_id is not None and commit is not None
         return cls(str(model.repo_id), str(commit)) if shares else None
 
-    @contextmanager
-    def taking_part(self, store: Store) -> Iterator[None]:
-        """Show the others that files come if we lead, and at the end that they are here whole.
+    def announce(self) -> None:
+        """Say that the commit is here whole; others may ask for it from now on."""
+        with suppress(RayError):
+            self._keys.put(f"has/{self._name}", "")
+            self._keys.delete(f"part/{self._name}")
 
-        The lead ends here in any case, so that a waiter takes it over at once.
-        """
-        over = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(store, over), daemon=True)
-        beating.start()
-        try:
-            yield
-            with suppress(RayError):
-                self._keys.put(f"has/{self._node}", str(store.blobs))
-        finally:
-            over.set()
-            beating.join()
-            with suppress(RayError):
-                self._release()
-
-    def fill(self, store: Store, files: Sequence[HubFile]) -> None:
-        """Take the missing files from other nodes; return when all are here or we lead.
+    def fill(
+        self, store: Store, hub: HubDownload, missing: Sequence[HubFile], whole: Sequence[HubFile]
+    ) -> None:
+        """Take the missing files, from other nodes and of what none has a part from the Hub.
 
         Args:
             store: this node's cache, locked.
-            files: of the commit.
+            hub: the commit, by this node's own token.
+            missing: files of the commit, each content once; not all of them are here afterwards
+                if there is no other node, or if the swarm is lost.
+            whole: the others.
 
         Raises:
+            AccessDenied: the Hub refuses.
+            ModelLoadError: the Hub does not give what this node was to take from it.
             OSError: this node cannot store them.
         """
+        if len(alive_nodes()) < 2:
+            return  # nobody to share with, and an actor less to wait for
+        name = "-".join(filter(None, (self._name, store.own_suffix)))
+        tracking = Tracking(self._commit, name, silent_s=self._silent_s)
+        taking = Taking(store, hub, tracking, self._read, self._piece_bytes)
+        started = time.monotonic()
         try:
-            while missing := store.missing(files):
-                source = self._pick()
-                if source is not None:
-                    self._copy(source, store, missing)
-                elif self._leads():
-                    return
-                else:
-                    time.sleep(POLL_S)
-        except RayError as error:  # the key-value store does not answer: everybody for himself
+            with self._taking_part(tracking):
+                taking.run(missing, whole)
+        except (RayError, SwarmLost) as error:
             log.warning("weights.peers_unknown", repo_id=store.repo_id, reason=_words(error))
-
-    def _leads(self) -> bool:
-        """Claim the lead if nobody has it, or if nothing comes of the present one."""
-        newest = max(self._claims(), default=0)
-        claim = self._keys.get(f"claim/{newest}") if newest else None
-        if claim is not None and not self._is_over(newest, claim):
-            return False
-        # Of all that claim the same number at once the store lets one succeed.
-        value = self._sign_of_life(beat=0, size=0)
-        if not self._keys.put(f"claim/{newest + 1}", value, overwrite=False):
-            return False
-        self._claim = newest + 1
-        return True
-
-    def _is_over(self, number: int, claim: bytes) -> bool:
-        try:
-            sign = json.loads(claim)
-            node, beat, size = sign["node"], sign["beat"], sign["bytes"]
-        except (ValueError, TypeError, KeyError, RecursionError):  # nobody of ours wrote that
-            return True
-        # On our own node we hold the lock, so who claimed there before has died.
-        if node == self._node or node not in _alive():
-            return True
-        # Compared with what we saw before, not with the time in it: clocks of two nodes differ.
-        silent_s = self._unchanged_s("beat", (number, beat))
-        stalled_s = self._unchanged_s("bytes", (number, size))
-        return silent_s > self._silent_s or stalled_s > STALL_S
-
-    def _unchanged_s(self, name: str, value: object) -> float:
-        """Return for how long we have seen the same value, by our own clock."""
-        now = time.monotonic()
-        if name not in self._seen or self._seen[name][0] != value:
-            self._seen[name] = (value, now)
-        return now - self._seen[name][1]
-
-    def _beat(self, store: Store, over: threading.Event) -> None:
-        for beat in itertools.count(1):
-            if over.wait(BEAT_S):
-                return
-            if self._claim:
-                with suppress(RayError):
-                    value = self._sign_of_life(beat=beat, size=store.progress())
-                    self._keys.put(f"claim/{self._claim}", value)
-
-    def _sign_of_life(self, *, beat: int, size: int) -> str:
-        return json.dumps({"node": self._node, "beat": beat, "bytes": size})
-
-    def _release(self) -> None:
-        for number in self._claims() if self._claim else ():
-            if number <= self._claim:
-                self._keys.delete(f"claim/{number}")
-        self._claim = 0
-
-    def _pick(self) -> str | None:
-        """Return some node that has the files."""
-        nodes, alive = set(self._keys.below("has")), _alive()
-        for lost in nodes - alive:
-            self._keys.delete(f"has/{lost}")
-        # By chance, so that many nodes at a time do not all read from the first one.
-        usable = sorted(nodes & alive - self._passed_over - {self._node})
-        return random.choice(usable) if usable else None  # noqa: S311
-
-    def _copy(self, node: str, store: Store, missing: Sequence[HubFile]) -> None:
-        """Take files from a node, as many as it gives; a bad one is not asked again."""
-        started, before = time.monotonic(), self.received_bytes
-        wanted = [(file.etag, store.begun_bytes(file)) for file in missing]
-        chunks = _start(node, *self._commit, wanted)
-        try:
-            for file in missing:
-                self._receive(chunks, store, file)
-                store.accept(file)
-        except (RayError, StopIteration, Silent, Stalled, Damaged) as error:
-            self._passed_over.add(node)
-            ray.cancel(chunks)
-            log.warning(
-                "weights.peer_failed", peer=node, repo_id=store.repo_id, reason=_words(error)
-            )
-        else:
+        finally:
+            self.hub_bytes += taking.hub_bytes
+            self.received_bytes += taking.peer_bytes
+        if taking.sources:
             log.info(
                 "weights.copied",
-                peer=node,
+                peers=len(taking.sources),
                 repo_id=store.repo_id,
-                received_bytes=self.received_bytes - before,
+                received_bytes=taking.peer_bytes,
                 copy_s=round(time.monotonic() - started, 3),
             )
 
-    def _receive(self, chunks: Any, store: Store, file: HubFile) -> None:
-        """Take one file, and of what a peer sends no byte more than the Hub lists."""
-        have, pace = store.begun_bytes(file), Pace()
-        with store.appending(file) as stream:
-            stream.truncate(have)  # 0 where more was there than the file has
-            stream.seek(have)
-            while have < file.size:
-                chunk = self._next(chunks)
-                if not 0 < len(chunk) <= min(CHUNK_BYTES, file.size - have):
-                    raise Damaged(file.path)
-                stream.write(chunk)
-                have += len(chunk)
-                self.received_bytes += len(chunk)
-                pace.moved(len(chunk))
+    @contextmanager
+    def _taking_part(self, tracking: Tracking) -> Iterator[None]:
+        """Hand out what is here already for as long as the rest comes."""
+        self._keys.put(f"part/{self._name}", "")
+        try:
+            yield
+        finally:
+            with suppress(RayError):
+                tracking.leave()
 
-    def _next(self, chunks: Any) -> bytes:
-        ready, _ = ray.wait([chunks], timeout=CHUNK_S)
-        if not ready:
-            raise Silent
-        chunk = ray.get(next(chunks), timeout=CHUNK_S)
-        return chunk if isinstance(chunk, bytes) else b""
-
-    def _claims(self) -> list[int]:
-        return [int(number) for number in self._keys.below("claim") if number.isdecimal()]
-
-
-def _start(node: str, repo_id: str, commit: str, wanted: list[tuple[str, int]]) -> Any:
-    """Run `read_chunks` on a node; it goes on only as fast as we read."""
-    task: Any = ray.remote(read_chunks)
-    return task.options(
-        name="serve_app.weights",
-        num_cpus=0,
-        num_returns="streaming",
-        max_retries=0,
-        _generator_backpressure_num_objects=IN_FLIGHT,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    ).remote(repo_id, commit, wanted)
-
-
-def _alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    def _read(self, source: str, etag: str, span: tuple[int, int]) -> Iterator[bytes]:
+        timeout_s = FIRST_S
+        try:
+            chunks = start_reading(source, *self._commit, etag, span)
+            try:
+                while True:
+                    ready, _ = ray.wait([chunks], timeout=timeout_s)
+                    if not ready:
+                        raise Silent(f"nothing for {timeout_s:g} s")
+                    chunk = ray.get(next(chunks), timeout=timeout_s)
+                    if not isinstance(chunk, bytes) or not chunk:
+                        raise Silent("it sends something else than bytes")
+                    yield chunk
+                    timeout_s = CHUNK_S
+            except StopIteration:
+                return
+            finally:
+                ray.cancel(chunks)
+        except RayError as error:
+            raise Silent(_words(error)) from None
 
 
 def _words(error: Exception) -> str:

@@ -52,7 +52,7 @@ def prefetch(
 ) -> list[Prefetched]:
     """Fetch a proven commit onto every node where a replica may run, all at once.
 
-    One node asks the Hub, the others take the bytes from it, as at a start (`peers.py`).
+    They share what the Hub sends once, as at a start (`peers.py`).
 
     Args:
         model: what to fetch.

@@ -10,13 +10,14 @@ written, linked or removed lies in the folders of this repository and this commi
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import stat
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +28,8 @@ from serve_app.access.hub.listing import HubFile, cache, folder_name, repo_folde
 from serve_app.access.hub.model_files import content_hasher
 from serve_app.errors import ModelLoadError
 from serve_app.weights.lock import exclusive
+from serve_app.weights.partial import Partial, contiguous, journal_of, read_journal
+from serve_app.weights.pieces import File
 
 log = structlog.get_logger()
 
@@ -116,25 +119,31 @@ class Store:
             self._remove(file)
         return False
 
-    def appending(self, file: HubFile) -> AbstractContextManager[BinaryIO]:
-        """Open what is here of a missing file, at its end."""
-        return self._appending(self._partial(file))
+    @contextmanager
+    def appending(self, file: HubFile) -> Iterator[BinaryIO]:
+        """Open what is here of a missing file from its first byte on, at its end."""
+        name = self._partial(file)
+        with self._open("blobs") as blobs, blobs.appending(name) as stream:
+            if (spans := read_journal(blobs, name)) is not None:  # pieces came in any order
+                stream.truncate(min(contiguous(spans), stream.tell()))
+                blobs.unlink(journal_of(name))
+                stream.seek(0, os.SEEK_END)
+            yield stream
+
+    def pieces(self, file: HubFile, cut: File) -> Partial:
+        """Return the pieces of a missing file that are here."""
+        return Partial(lambda: self._open("blobs"), self._partial(file), cut)
 
     def partial(self, file: HubFile) -> Path:
         """Return where the bytes of a file collect until it is whole."""
         return self.blobs / self._partial(file)
-
-    def begun_bytes(self, file: HubFile) -> int:
-        """Return how much of a missing file is here already, from its first byte on."""
-        have = _size(self.partial(file))
-        return have if have <= file.size else 0
 
     def lacking_bytes(self, missing: Iterable[HubFile]) -> int:
         """Return what is still to come of missing files."""
         lacking = 0
         for file in missing:
             chunked = _size(self.blobs / self._chunked(file))
-            lacking += file.size - max(self.begun_bytes(file), min(chunked, file.size))
+            lacking += file.size - max(self._begun_bytes(file), min(chunked, file.size))
         return lacking
 
     def prepare_chunked(self, file: HubFile) -> Path:
@@ -211,6 +220,11 @@ class Store:
             old[commit] = sum(path.stat().st_size for path in held[commit] - others)
         return old
 
+    @property
+    def own_suffix(self) -> str:
+        """What tells this process's partial files from others'; "" where there can be no others."""
+        return self._suffix.removesuffix("incomplete").rstrip(".")
+
     def progress(self) -> int:
         """Return a number of bytes that grows as long as files arrive or are verified."""
         total = self._hashed
@@ -227,16 +241,18 @@ class Store:
     def _open(self, name: str, *, create: bool = False) -> Folder:
         return Folder.at(cache(), self._name, name, create=create)
 
-    @contextmanager
-    def _appending(self, name: str) -> Iterator[BinaryIO]:
-        with self._open("blobs") as blobs, blobs.appending(name) as stream:
-            yield stream
-
     def _partial(self, file: HubFile) -> str:
         return f"{file.etag}.{self._suffix}"
 
     def _chunked(self, file: HubFile) -> str:
         return f"{file.etag}.xet.{self._suffix}"
+
+    def _begun_bytes(self, file: HubFile) -> int:
+        have = _size(self.partial(file))
+        with suppress(OSError), self._open("blobs") as blobs:
+            if have and (spans := read_journal(blobs, self._partial(file))) is not None:
+                return min(file.size, sum(stop - start for start, stop in spans))
+        return have if have <= file.size else 0
 
     def _accept(self, file: HubFile, name: str) -> None:
         with self._open("blobs") as blobs:

@@ -1,15 +1,20 @@
-"""Weights once per cluster: nodes with a cache each, one of which asks the Hub."""
+"""Weights once per cluster: nodes with a cache each that share what they ask the Hub for."""
 
+import io
+import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from scripts.local_hub import LocalHub, Repo
+from serve_app.weights.lifetime import NAMESPACE
+from serve_app.weights.pieces import PIECE_BYTES
 from tests.integration import fetching
 from tests.integration.conftest import cluster_of
-from tests.integration.fetching import WEIGHTS
+from tests.integration.fetching import WEIGHTS, Line
 from tests.integration.homes import make_homes, nodes_at_home
 from tests.weights.conftest import serve_other_bytes
 
@@ -34,7 +39,23 @@ class Nodes:
         self.hub.clear_log()
         return repo
 
-    def start(self, node, repo, *, silent_s=15.0):
+    def new_repo_of(self, shards, size, rate):
+        """Put one with several files on the Hub, which sends them at a rate in all."""
+        self._repos += 1
+        names = [f"model-{n + 1:05}-of-{shards:05}.safetensors" for n in range(shards)]
+        index = {"metadata": {}, "weight_map": {f"w{n}": name for n, name in enumerate(names)}}
+        files = {name: os.urandom(size) for name in names}
+        files |= {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()}
+        repo = Repo(f"acme/shared-{self._repos}", files)
+        line = Line(rate)
+        for name in names:
+            file = repo.files(repo.sha)[name]
+            file.open = partial(SharedLine, file.open().read(), line)
+        self.hub.add_repo(repo)
+        self.hub.clear_log()
+        return repo
+
+    def start(self, node, repo, *, silent_s=15.0, piece_bytes=PIECE_BYTES, line=None):
         """Fetch a repository onto a node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -45,7 +66,7 @@ class Nodes:
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(ids[node], soft=False),
         )
-        return task.remote(repo.repo_id, repo.sha, self.hub.url, silent_s)
+        return task.remote(repo.repo_id, repo.sha, self.hub.url, silent_s, piece_bytes, line)
 
     def blob(self, node, repo):
         """Return the path of the weights in a node's cache."""
@@ -55,6 +76,19 @@ class Nodes:
     def sent(self):
         """Return the bytes of weights that the Hub sent."""
         return sum(entry.bytes_sent for entry in self.hub.log if entry.origin == "cdn")
+
+
+class SharedLine(io.BytesIO):
+    """Content that comes over a line with others."""
+
+    def __init__(self, content, line):
+        super().__init__(content)
+        self._line = line
+
+    def read(self, size=-1):
+        found = super().read(size)
+        self._line.take(len(found))
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +121,7 @@ def test_fetch_on_many_nodes_asks_the_hub_once(nodes, count, record_testsuite_pr
 
 
 def test_fetch_waits_for_a_slow_hub(nodes):
-    """The leader makes progress, so nobody else asks."""
+    """Who asks it makes progress, so nobody else does."""
     import ray
 
     repo = nodes.new_repo()
@@ -97,24 +131,40 @@ def test_fetch_waits_for_a_slow_hub(nodes):
     assert {result["sha256"] for result in results} == {repo.files(repo.sha)[WEIGHTS].sha256}
 
 
-def test_fetch_replaces_a_leader_that_is_killed(nodes):
-    """The waiter takes over by its own clock; it waits for no dead process."""
+def test_fetch_replaces_a_tracker_that_dies(nodes):
+    """Who takes part says again what it has; what was on its way from the Hub comes twice."""
     import ray
 
     repo = nodes.new_repo()
     slow_down(repo, pause_s=0.2)
-    first = nodes.start("a", repo)
-    partial = Path(f"{nodes.blob('a', repo)}.incomplete")
-    wait_until(lambda: partial.exists() and partial.stat().st_size > 0)
-    second = nodes.start("b", repo, silent_s=2.0)
+    begun = [nodes.start(name, repo, piece_bytes=1 << 20) for name in "ab"]
+    wait_until(lambda: nodes.sent() > 4 << 20)
+    ray.kill(ray.get_actor("weights/tracker", namespace=NAMESPACE))
+    results = ray.get(begun, timeout=60)
+    assert {result["sha256"] for result in results} == {repo.files(repo.sha)[WEIGHTS].sha256}
+    assert SIZE <= nodes.sent() < 1.7 * SIZE
+
+
+def test_fetch_replaces_a_node_that_is_killed(nodes):
+    """What it had goes on from there, to others at once and to itself when it is back."""
+    import ray
+
+    repo = nodes.new_repo()
+    slow_down(repo, pause_s=0.2)
+    few = {"silent_s": 2.0, "piece_bytes": 1 << 20}
+    first = nodes.start("a", repo, **few)
+    begun = Path(f"{nodes.blob('a', repo)}.incomplete")
+    wait_until(lambda: begun.exists() and begun.stat().st_size > 2 << 20)
+    second = nodes.start("b", repo, **few)
     time.sleep(1.0)
     ray.cancel(first, force=True)
     del repo.files(repo.sha)[WEIGHTS].open
     result = ray.get(second, timeout=60)
-    assert result["hub_bytes"] == SIZE + 2
+    assert result["hub_bytes"] + result["peer_bytes"] == SIZE + 2
+    assert result["peer_bytes"] >= 1 << 20
     with pytest.raises(ray.exceptions.RayError):
         ray.get(first, timeout=30)
-    again = ray.get(nodes.start("a", repo), timeout=60)
+    again = ray.get(nodes.start("a", repo, **few), timeout=60)
     assert (again["hub_bytes"], again["sha256"]) == (0, result["sha256"])
     assert 0 < again["peer_bytes"] < SIZE  # it had begun
 
@@ -149,6 +199,29 @@ def test_fetch_does_not_ask_a_node_that_is_lost(nodes):
     results = ray.get([nodes.start(name, repo) for name in "ab"], timeout=60)
     assert sum(result["hub_bytes"] for result in results) == SIZE + 2
     assert nodes.sent() == 2 * SIZE
+
+
+@pytest.mark.slow
+@pytest.mark.timed
+def test_fetch_on_eight_nodes_takes_little_longer_than_on_one(nodes, record_testsuite_property):
+    """Over lines three times as fast as the Hub; one after the other it would be eight times."""
+    import ray
+
+    hub_rate, line, shards, size = 5e6, 15e6, 4, 8 << 20
+    names = ["a", "b", "c", *"efghi"]
+    for node in nodes_at_home(nodes.hub, make_homes("efghi", nodes.homes["a"].parent)):
+        nodes.running.add(node)
+    took = []
+    for starting in (names, names[:1], names):  # the first time, processes start
+        repo = nodes.new_repo_of(shards, size, hub_rate)
+        begun = [nodes.start(name, repo, piece_bytes=1 << 19, line=line) for name in starting]
+        results = ray.get(begun, timeout=120)
+        spans = [result["span"] for result in results]
+        took.append(max(end for _, end in spans) - min(start for start, _ in spans))
+        assert nodes.sent() == shards * size
+        assert len({result["sha256"] for result in results}) == 1
+    record_testsuite_property("eight_nodes_over_one", round(took[2] / took[1], 2))
+    assert took[2] <= 1.5 * took[1]
 
 
 def slow_down(repo, *, pause_s):

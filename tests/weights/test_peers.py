@@ -1,182 +1,354 @@
-"""Who leads, who waits, and when nobody waits any more; the bytes themselves cross a cluster."""
+"""What a node makes of a swarm's orders: pieces from nodes that lie or die, and from the Hub."""
 
-import threading
-import time
+import os
+from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayError
 
 from scripts.local_hub import LocalHub, Repo
-from serve_app.weights import chunks, peers
+from serve_app.access.hub import download
+from serve_app.errors import ModelLoadError
+from serve_app.weights import chunks, partial, peers, taking
+from serve_app.weights.announcements import Announcements
 from serve_app.weights.fetch import fetch
 from serve_app.weights.peers import Peers
+from serve_app.weights.pieces import File
 from serve_app.weights.store import Store
-from tests.access.cases import MODEL, access, single_files
+from serve_app.weights.swarm import Swarm, Unknown
+from tests.access.cases import MODEL, access
 from tests.conftest import TINY_REPO
+from tests.weights.conftest import serve_other_bytes
 
-COMMIT = "c0ffee" + "0" * 34
+PIECE = 1000
+CONTENT = os.urandom(10 * PIECE - 300)
+WEIGHTS = "model.safetensors"
+
+
+def digest(piece, content=CONTENT):
+    return sha256(content[piece * PIECE : (piece + 1) * PIECE]).hexdigest()
+
+
+class Track:
+    """The tracker without its actor; some calls may find it gone."""
+
+    def __init__(self, swarm, name, lose=()):
+        self.swarm, self.name, self.now, self.calls = swarm, name, 100.0, 0
+        self.lose = set(lose)
+
+    def _call(self):
+        self.calls += 1
+        self.now += 0.01
+        if self.calls in self.lose:
+            self.swarm.leave(self.name)
+
+    def join(self, files, **said):
+        return self.swarm.join(self.name, files, now=self.now, **said)
+
+    def exchange(self, report):
+        self._call()
+        return self.swarm.exchange(self.name, report, now=self.now)._replace(wait_s=0.005)
+
+    def leave(self):
+        self.swarm.leave(self.name)
 
 
 @pytest.fixture
-def cluster(monkeypatch, kv_store):
-    """The store and the nodes that are alive."""
-    known = SimpleNamespace(kv=kv_store, alive={"a", "b", "c"})
-    monkeypatch.setattr(peers, "_alive", lambda: set(known.alive))
-    monkeypatch.setattr(peers, "POLL_S", 0.02)
-    monkeypatch.setattr(peers, "BEAT_S", 0.02)
-    return known
+def stage(kv_store, monkeypatch, tmp_path):
+    """A Hub, this node `a`, and nodes that a test describes."""
+    monkeypatch.setattr(peers, "member_name", lambda: "a")
+    monkeypatch.setattr(chunks, "member_name", lambda: "a")
+    monkeypatch.setattr(peers, "alive_nodes", lambda: {"a", "b", "c"})
+    swarm = Swarm(seed=1)
+    with LocalHub([Repo(TINY_REPO, {"config.json": b"{}", WEIGHTS: CONTENT})]) as hub:
+        commit = hub.commits()[TINY_REPO]["main"]
+        file = hub._state.repos[TINY_REPO].files(commit)[WEIGHTS]
+        stage = SimpleNamespace(
+            hub=hub,
+            kv=kv_store,
+            commit=commit,
+            file=file,
+            cut=File(file.sha256, len(CONTENT), PIECE),
+            swarm=swarm,
+            nodes={},
+            asked=[],
+            track=Track(swarm, "a"),
+            config=access(hub, tmp_path, hub.issue_token()),
+            store=Store(TINY_REPO, commit),
+        )
+        monkeypatch.setattr(peers, "Tracking", lambda *_, **__: stage.track)
+
+        def read(_self, source, etag, span):
+            stage.asked.append((source, etag, span))
+            yield from stage.nodes[source](span)
+
+        monkeypatch.setattr(Peers, "_read", read)
+        stage.fetch = lambda: fetch(
+            MODEL, stage.config, commit, peers=Peers(TINY_REPO, commit, piece_bytes=PIECE)
+        )
+        yield stage
 
 
-@pytest.fixture
-def on(monkeypatch):
-    """Make the `Peers` of a node."""
-
-    def make(node, **limits):
-        context = SimpleNamespace(get_node_id=lambda: node)
-        monkeypatch.setattr(peers.ray, "get_runtime_context", lambda: context)
-        return Peers(TINY_REPO, COMMIT, **limits)
-
-    return make
+def add(stage, name, pieces, *, gives=lambda span: [CONTENT[slice(*span)]], stated=CONTENT):
+    """Let a node have pieces of the weights."""
+    here = {piece: digest(piece, stated) for piece in pieces}
+    stage.swarm.join(name, [stage.cut], now=100.0, here={stage.cut: here})
+    stage.nodes[name] = gives
 
 
-def test_peers_have_one_leader_of_many(cluster, on):
-    """However close they come."""
-    nodes = [on(node) for node in "abc"]
-    won = []
-    threads = [threading.Thread(target=lambda n=node: won.append(n._leads())) for node in nodes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert sorted(won) == [False, False, True]
+def sent(stage):
+    return sum(entry.bytes_sent for entry in stage.hub.log if entry.origin == "cdn")
 
 
-def test_peers_follow_a_leader_that_gives_up_at_once(cluster, on):
-    """Its claim is gone with it, whatever went wrong."""
-    first, second = on("a"), on("b")
-    assert first._leads()
-    with pytest.raises(ValueError, match="no"), first.taking_part(Store(TINY_REPO, COMMIT)):
-        raise ValueError("no")
-    assert cluster.kv.held == {}
-    assert second._leads()
+def whole(stage, fetched):
+    assert (fetched.directory / WEIGHTS).read_bytes() == CONTENT
+    assert not list(stage.store.blobs.glob("*incomplete*"))
+    return True
 
 
-def test_peers_follow_a_lost_node_at_once(cluster, on):
-    """Ray says that it is gone."""
-    assert on("a")._leads()
-    second = on("b")
-    assert not second._leads()
-    cluster.alive.remove("a")
-    assert second._leads()
+def test_peers_give_pieces_and_the_hub_the_rest(stage):
+    """Each byte once, and counted where it came from."""
+    add(stage, "b", [0, 3, 9])
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert fetched.peer_bytes == 2 * PIECE + PIECE - 300
+    assert sent(stage) == len(CONTENT) - fetched.peer_bytes
+    assert fetched.hub_bytes == sent(stage) + len(b"{}")
+    assert {span for _, _, span in stage.asked} == {(0, 1000), (3000, 4000), (9000, 9700)}
+    assert stage.kv.held.keys() == {f"weights/{TINY_REPO}@{stage.commit}/has/a"}
 
 
-def test_peers_follow_a_dead_process_of_the_own_node_at_once(cluster, on):
-    """The node's lock is ours, so it cannot be alive."""
-    assert on("a")._leads()
-    assert on("a")._leads()
+def test_peers_that_have_all_leave_nothing_for_the_hub(stage):
+    """In pieces of several, whichever has which."""
+    add(stage, "b", range(6))
+    add(stage, "c", range(4, 10))
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert sent(stage) == 0
+    assert fetched.peer_bytes == len(CONTENT)
+    assert {source for source, _, _ in stage.asked} == {"b", "c"}
 
 
-@pytest.mark.parametrize("sign", ["beat", "bytes"])
-def test_peers_follow_a_leader_without_a_sign_of_life(cluster, on, monkeypatch, sign):
-    """No beat: the process is dead. No bytes: it is stuck. One of both is not enough."""
-    monkeypatch.setattr(peers, "STALL_S", 0.3)
-    first, second = on("a"), on("b", silent_s=0.3)
-    assert first._leads()
-    began = time.monotonic()
-    for count in range(1000):
-        life = {"beat": 0, "bytes": 0} | {("bytes" if sign == "beat" else "beat"): count}
-        first._keys.put("claim/1", first._sign_of_life(beat=life["beat"], size=life["bytes"]))
-        if second._leads():
-            break
-        time.sleep(0.01)
-    assert 0.3 <= time.monotonic() - began < 5
+def test_peers_of_a_cluster_of_one_node(stage, monkeypatch):
+    """There is nobody to share with."""
+    monkeypatch.setattr(peers, "alive_nodes", lambda: {"a"})
+    monkeypatch.setattr(peers, "Tracking", None)
+    assert whole(stage, stage.fetch())
+    assert stage.kv.held.keys() == {f"weights/{TINY_REPO}@{stage.commit}/has/a"}
 
 
-def test_peers_wait_for_a_leader_that_makes_progress(cluster, on):
-    """For as long as it takes."""
-    first, second = on("a"), on("b", silent_s=0.1)
-    assert first._leads()
-    for count in range(30):
-        first._keys.put("claim/1", first._sign_of_life(beat=count, size=count))
-        assert not second._leads()
-        time.sleep(0.01)
+def dies(_span):
+    yield b"x" * 10
+    raise taking.Silent("gone")
 
 
-def test_peers_count_the_newest_claim(cluster, on):
-    """Who overtook a dead leader leads, and clears its claim away in the end."""
-    on("a")._leads()
-    cluster.alive.remove("a")
-    second, third = on("b"), on("c")
-    assert second._leads()
-    assert not third._leads()
-    second._release()
-    assert cluster.kv.held == {}
+@pytest.mark.parametrize(
+    "gives",
+    [
+        lambda span: [b"x" * 100_000],
+        lambda span: [CONTENT[slice(*span)], b"x"],
+        lambda span: [b"x" * (span[1] - span[0])],
+        lambda span: [CONTENT[slice(*span)][:-1]],
+        lambda span: [],
+        dies,
+    ],
+    ids=["too long at once", "too long in the end", "wrong bytes", "too short", "nothing", "dies"],
+)
+def test_peers_pass_over_a_node_that_gives_something_else(stage, gives):
+    """Found out by the piece, before the file is whole; the Hub gives what only it had."""
+    add(stage, "b", range(10), gives=gives)
+    assert whole(stage, stage.fetch())
+    assert len(stage.asked) <= taking.SLOTS
+    assert sent(stage) == len(CONTENT)
 
 
-def test_peers_forget_what_lost_nodes_had(cluster, on):
-    """Their places do not pile up in the store."""
-    asking = on("b")
-    on("a")._keys.put("has/a", "/somewhere")
-    assert asking._pick() == "a"
-    cluster.alive.remove("a")
-    assert asking._pick() is None
-    assert cluster.kv.held == {}
+def test_peers_find_a_wrong_list_by_the_whole_file(stage):
+    """Its author lied about bytes and hashes alike; nobody is given his pieces on from here."""
+    lie = bytes(len(CONTENT))
+    add(stage, "b", range(10), gives=lambda span: [lie[slice(*span)]], stated=lie)
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert len(stage.asked) == 10
+    assert sent(stage) == len(CONTENT)
 
 
-def test_peers_without_the_store_all_ask_the_hub(cluster, on, tmp_path):
+def test_peers_keep_no_wrong_piece(stage, monkeypatch):
+    """It is in no journal, so that no other node gets it from here."""
+    add(stage, "b", range(10), gives=lambda span: [bytes(span[1] - span[0])])
+    kept, keep = [], partial.Partial.keep
+
+    def watched(self, edition, piece, found):
+        kept.append(found)
+        keep(self, edition, piece, found)
+
+    monkeypatch.setattr(partial.Partial, "keep", watched)
+    assert whole(stage, stage.fetch())
+    assert set(kept) == {*map(digest, range(10)), sha256(b"{}").hexdigest()}
+
+
+def test_peers_report_a_hub_that_sends_other_bytes_twice(stage):
+    """As without other nodes."""
+    serve_other_bytes(stage.file, bytes(len(CONTENT)))
+    with pytest.raises(ModelLoadError, match="twice with other bytes"):
+        stage.fetch()
+    assert not (stage.store.blobs / stage.file.sha256).exists()
+
+
+def test_peers_with_a_hub_that_sends_no_parts(stage, monkeypatch):
+    """What was not asked for is dropped; what is here stays."""
+    add(stage, "b", range(5))
+    piece = download.transfer._piece
+
+    def without_parts(client, url, stream, stop, size, pace):
+        stream.seek(0)
+        stream.truncate()
+        piece(client, url, stream, size, size, pace)
+
+    monkeypatch.setattr(download.transfer, "_piece", without_parts)
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert fetched.peer_bytes + fetched.hub_bytes == len(CONTENT) + 2
+
+
+def test_partial_goes_on_with_what_a_dead_process_left(stage, monkeypatch):
+    """Whole pieces alone, each hashed again; a damaged one comes again."""
+    add(stage, "b", range(10))
+    accept = Store.accept
+
+    def killed(self, file):
+        if file.path == WEIGHTS:
+            raise ZeroDivisionError
+        accept(self, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "accept", killed)
+        with pytest.raises(ZeroDivisionError):
+            stage.fetch()
+    left = stage.store.blobs / f"{stage.file.sha256}.incomplete"
+    assert left.stat().st_size == len(CONTENT)
+    with left.open("r+b") as stream:
+        stream.seek(4500)
+        stream.write(b"????")
+    found = partial.Partial(lambda: stage.store._open("blobs"), left.name, stage.cut)
+    found.load()
+    assert sorted(found.here) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert stage.store.lacking_bytes([SimpleNamespace(etag=stage.file.sha256, size=9700)]) == 1000
+
+
+def test_peers_without_a_swarm_go_on_from_the_first_byte(stage):
+    """What came in order is kept, the rest fetched: a start never fails for want of a neighbour."""
+    here = partial.Partial(
+        lambda: stage.store._open("blobs", create=True),
+        f"{stage.file.sha256}.incomplete",
+        stage.cut,
+    )
+    here.belong(1)
+    for piece in (0, 1, 5):
+        with here.writing(1) as writer:
+            writer.put(piece * PIECE, CONTENT[piece * PIECE : (piece + 1) * PIECE])
+            writer.keep(piece, digest(piece))
+
+    class Lost(Track):
+        def join(self, files, **said):
+            raise RayError("no answer")
+
+    stage.track = Lost(stage.swarm, "a")
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert sent(stage) == len(CONTENT) - 2 * PIECE
+
+
+@pytest.mark.parametrize("lose", [(1,), (2, 3), range(1, 50)])
+def test_peers_join_again_where_they_are_forgotten(stage, lose):
+    """With all that is here; one that forgets for ever is left alone."""
+    add(stage, "b", range(5))
+    stage.track = Track(stage.swarm, "a", lose)
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+
+
+def test_peers_without_the_store_of_keys_ask_the_hub(stage):
     """A start never fails for want of a neighbour."""
-    cluster.kv.is_lost = True
-    with LocalHub([Repo(TINY_REPO, single_files())]) as hub:
-        config = access(hub, tmp_path, hub.issue_token())
-        commit = hub.commits()[TINY_REPO]["main"]
-        fetched = fetch(MODEL, config, commit, peers=on("a"))
-    assert (fetched.peer_bytes, fetched.directory.name) == (0, commit)
-    assert fetched.hub_bytes > 0
+    stage.kv.is_lost = True
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert (fetched.peer_bytes, sent(stage)) == (0, len(CONTENT))
 
 
-@pytest.mark.parametrize("claim", [b"", b"[]", b"{}", b'{"node": 1}', b"[" * 99_999])
-def test_peers_wait_for_no_claim_that_nobody_of_ours_wrote(cluster, on, claim):
-    """Whoever may write to the cluster's store can write anything."""
-    first = on("a")
-    cluster.kv.held["weights/acme/tiny-llama@" + COMMIT + "/claim/1"] = claim
-    cluster.kv.held["weights/acme/tiny-llama@" + COMMIT + "/claim/x"] = claim
-    assert first._leads()
+def test_peers_with_a_full_disk(stage, monkeypatch):
+    """In one sentence, and the swarm knows that this node is gone."""
+    add(stage, "b", range(10))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(partial.os, "pwrite", full)
+    with pytest.raises(ModelLoadError, match="No space left on device"):
+        stage.fetch()
+    with pytest.raises(Unknown):
+        stage.swarm.exchange("a", taking.Report(), now=101.0)
+
+
+def test_peers_take_whole_files_from_the_chunk_store(stage, monkeypatch):
+    """One that comes wrong comes over HTTP; nothing of it is given on before."""
+    stage.hub._state.repos[TINY_REPO].xet = True
+    asked = []
+
+    def transfer(_key, files, *, pace):
+        for file in files:
+            asked.append(file.size)
+            Path(file.path).write_bytes(bytes(file.size))
+
+    monkeypatch.setattr(download.xet, "fetch", transfer)
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert asked == [len(CONTENT)]
+    assert sent(stage) == len(CONTENT)
+
+
+def test_peers_ask_the_chunk_store_for_nothing_that_nodes_have(stage, monkeypatch):
+    """A part of it is enough: the rest comes over HTTP."""
+    stage.hub._state.repos[TINY_REPO].xet = True
+    add(stage, "b", range(5))
+    monkeypatch.setattr(download.xet, "fetch", lambda *_, **__: 1 / 0)
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert fetched.peer_bytes == 5 * PIECE
 
 
 @pytest.fixture
-def copy(cluster, on, tmp_path):
-    """A node that has a commit and said so."""
-    with LocalHub([Repo(TINY_REPO, single_files())]) as hub:
-        commit = hub.commits()[TINY_REPO]["main"]
-        store = Store(TINY_REPO, commit)
-        config = access(hub, tmp_path, hub.issue_token())
-        fetch(MODEL, config, commit)
-        on("a")
-        peers.Announcements(TINY_REPO, commit).put("has/a", "here")
-        weights = hub._state.repos[TINY_REPO].files(commit)["model.safetensors"]
-        yield SimpleNamespace(hub=hub, commit=commit, store=store, weights=weights, config=config)
+def copy(stage):
+    """This node has the commit and said so."""
+    stage.fetch()
+    return stage
 
 
-def handed_out(copy, wanted, *, repo_id=TINY_REPO, commit=None):
-    return list(chunks.read_chunks(repo_id, commit or copy.commit, wanted))
+def handed_out(stage, etag, span, *, repo_id=TINY_REPO, commit=None):
+    return b"".join(chunks.read_piece(repo_id, commit or stage.commit, etag, *span))
 
 
-def test_handed_out_chunks_are_whole_files_in_order(copy, monkeypatch):
-    """No chunk holds bytes of two files, and an empty rest has none."""
+def test_chunks_are_the_part_that_was_asked_for(copy, monkeypatch):
+    """In order, and none longer than others expect."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 400)
-    content = single_files()["model.safetensors"]
-    config = single_files()["config.json"]
-    (small,) = (f for f in copy.hub._state.repos[TINY_REPO].files(copy.commit).values()
-                if f.path == "config.json")  # fmt: skip
-    wanted = [(copy.weights.etag, 3), (small.etag, len(config)), (small.etag, 0)]
-    read = handed_out(copy, wanted)
-    assert b"".join(read[:-1]) == content[3:]
-    assert read[-1] == config
-    assert all(len(chunk) <= 400 for chunk in read)
-    (copy.store.blobs / copy.weights.etag).unlink()
-    (copy.store.snapshot / "model.safetensors").unlink()
-    with pytest.raises(chunks.NotOffered):
-        handed_out(copy, [(copy.weights.etag, 0)])
+    read = list(chunks.read_piece(TINY_REPO, copy.commit, copy.file.sha256, 3, 1500))
+    assert b"".join(read) == CONTENT[3:1500]
+    assert max(map(len, read)) == 400
+
+
+def test_chunks_of_a_file_that_is_not_whole(stage):
+    """No other part of it: nobody has hashed that."""
+    stage.fetch()
+    blob = stage.store.blobs / stage.file.sha256
+    blob.rename(f"{blob}.incomplete")
+    here = partial.Partial(lambda: stage.store._open("blobs"), f"{blob.name}.incomplete", stage.cut)
+    here.belong(1)
+    here.keep(1, 4, digest(4))
+    assert handed_out(stage, blob.name, (4000, 5000)) == CONTENT[4000:5000]
+    for span in [(0, 1000), (4000, 4999), (3999, 5000), (0, 9700)]:
+        with pytest.raises(chunks.NotOffered):
+            handed_out(stage, blob.name, span)
 
 
 @pytest.mark.parametrize(
@@ -184,20 +356,22 @@ def test_handed_out_chunks_are_whole_files_in_order(copy, monkeypatch):
     ["../../../secret", "/etc/passwd", "", ".", "secret", "0" * 64, "0" * 40, "x\0y", None, 7,
      "../refs/main", "not-ours.incomplete"],
 )  # fmt: skip
-def test_handed_out_are_files_of_the_commit_alone(copy, own_cache, name):
+def test_chunks_are_of_files_of_the_commit_alone(copy, own_cache, name):
     """Not what lies beside them, above them, or anywhere else."""
     (own_cache / "secret").write_text("secret")
     (copy.store.blobs / "secret").write_text("secret")
     (copy.store.blobs / ("0" * 64)).write_text("secret")
     with pytest.raises(chunks.NotOffered):
-        handed_out(copy, [(name, 0)])
+        handed_out(copy, name, (0, 3))
 
 
-@pytest.mark.parametrize("start", [-1, "0", None, 1.5])
-def test_handed_out_place_in_a_file_is_a_number(copy, start):
+@pytest.mark.parametrize(
+    "span", [(-1, 5), ("0", 5), (None, 5), (1.5, 5), (5, 5), (0, 9701), (True, 5), (0, None)]
+)
+def test_chunks_are_within_the_file(copy, span):
     """From the end, say, there is nothing to read."""
     with pytest.raises(chunks.NotOffered):
-        handed_out(copy, [(copy.weights.etag, start)])
+        handed_out(copy, copy.file.sha256, span)
 
 
 @pytest.mark.parametrize(
@@ -205,32 +379,35 @@ def test_handed_out_place_in_a_file_is_a_number(copy, start):
     [("../..", None), (TINY_REPO, "../../x"), (TINY_REPO, "main"), (None, None), ("a/b/c", None),
      ("acme/other", None), (TINY_REPO, "0" * 40)],
 )  # fmt: skip
-def test_handed_out_is_what_was_announced(copy, repo_id, commit):
+def test_chunks_are_of_what_was_announced(copy, repo_id, commit):
     """Another repository or commit of its cache, and what names neither, stays here."""
     with pytest.raises(chunks.NotOffered):
-        handed_out(copy, [(copy.weights.etag, 0)], repo_id=repo_id, commit=commit)
+        handed_out(copy, copy.file.sha256, (0, 3), repo_id=repo_id, commit=commit)
 
 
-def test_handed_out_is_nothing_without_an_announcement(cluster, copy):
+def test_chunks_are_none_where_nothing_was_announced(copy):
     """Having the files is not offering them."""
-    cluster.kv.held.clear()
+    copy.kv.held.clear()
     with pytest.raises(chunks.NotOffered, match="did not announce"):
-        handed_out(copy, [(copy.weights.etag, 0)])
+        handed_out(copy, copy.file.sha256, (0, 3))
+    Announcements(TINY_REPO, copy.commit).put("has/b", "")
+    with pytest.raises(chunks.NotOffered, match="did not announce"):
+        handed_out(copy, copy.file.sha256, (0, 3))
 
 
-def test_handed_out_is_no_link_out_of_the_cache(copy, tmp_path):
+def test_chunks_follow_no_link_out_of_the_cache(copy, tmp_path):
     """Whoever can write to the cache cannot read more of the node through us."""
     outside = tmp_path / "outside"
     outside.write_text("secret")
-    blob = copy.store.blobs / copy.weights.etag
+    blob = copy.store.blobs / copy.file.sha256
     blob.unlink()
     blob.symlink_to(outside)
     with pytest.raises(chunks.NotOffered, match="outside its cache"):
-        handed_out(copy, [(copy.weights.etag, 0)])
+        handed_out(copy, copy.file.sha256, (0, 3))
 
 
 class LyingPeer:
-    """Sends what it likes instead of the file."""
+    """Sends what it likes, by Ray."""
 
     def __init__(self, *sent):
         self._sent = iter(sent)
@@ -239,56 +416,13 @@ class LyingPeer:
         return next(self._sent)
 
 
-@pytest.mark.parametrize(
-    ("sent", "at_most"),
-    [
-        ([b"x" * 100_000] * 50, 0),
-        ([b"x" * 900] * 50, 1144),
-        ([b"x"] * 5000, 1144),
-        ([b""] * 5, 0),
-        ([{"a": 1}], 0),
-        ([None], 0),
-        ([], 0),
-    ],
-    ids=[
-        "too long at once",
-        "too long in pieces",
-        "wrong bytes",
-        "nothing",
-        "a dict",
-        "None",
-        "end",
-    ],
-)
-def test_peers_pass_over_a_lying_one_at_the_cost_of_a_file(
-    cluster, on, tmp_path, monkeypatch, sent, at_most
-):
-    """Its bytes are counted against the Hub's list and hashed; then the Hub is asked."""
-    monkeypatch.setattr(peers, "_start", lambda *_: LyingPeer(*sent))
+@pytest.mark.parametrize("sent_", [[{"a": 1}], [None], [b""]], ids=["a dict", "None", "empty"])
+def test_peers_take_nothing_but_bytes(kv_store, monkeypatch, sent_):
+    """Whatever crosses, it is bytes or it is nothing."""
+    monkeypatch.setattr(peers, "member_name", lambda: "a")
+    monkeypatch.setattr(peers, "start_reading", lambda *_: LyingPeer(*sent_))
     monkeypatch.setattr(peers.ray, "wait", lambda refs, timeout: (refs, []))
     monkeypatch.setattr(peers.ray, "get", lambda ref, timeout: ref)
     monkeypatch.setattr(peers.ray, "cancel", lambda ref: None)
-    largest = []
-    with LocalHub([Repo(TINY_REPO, {"config.json": b"{}", **weights_only()})]) as hub:
-        commit = hub.commits()[TINY_REPO]["main"]
-        asking = Peers(TINY_REPO, commit) if on("b") else None
-        asking._keys.put("has/a", "here")
-        receive = asking._receive
-
-        def watched(chunks_, store, file):
-            try:
-                receive(chunks_, store, file)
-            finally:
-                largest.append(store.begun_bytes(file))
-
-        monkeypatch.setattr(asking, "_receive", watched)
-        config = access(hub, tmp_path, hub.issue_token())
-        fetched = fetch(MODEL, config, commit, peers=asking)
-        content = weights_only()["model.safetensors"]
-        assert (fetched.directory / "model.safetensors").read_bytes() == content
-    assert max(largest) <= at_most
-    assert asking._passed_over == {"a"}
-
-
-def weights_only():
-    return {"model.safetensors": single_files()["model.safetensors"]}
+    with pytest.raises(taking.Silent):
+        list(Peers(TINY_REPO, "0" * 40)._read("b", "e", (0, 5)))

@@ -116,12 +116,14 @@ class HubDownload:
         with self._failures():
             return read_listing(self._repo_id, self._commit) or self._list(BUDGET_S)
 
-    def fetch(self, file: HubFile, appending: Appending) -> None:
+    def fetch(self, file: HubFile, appending: Appending, *, stop: int | None = None) -> None:
         """Fetch the rest of a file that may be here in part, over HTTP.
 
         Args:
             file: one of `files`.
             appending: opens what is here of it, at its end.
+            stop: the byte before which to end; None is the file's size. Hosts that send no parts
+                send all of the file.
 
         Raises:
             AccessDenied: the Hub refuses although the probe was granted a moment ago.
@@ -136,7 +138,7 @@ class HubDownload:
                     tries = tries + 1 if have - before < PROGRESS_BYTES else 1
                     before = have
                     try:
-                        self._append(file, stream)
+                        self._append(file, stream, stop)
                     except (transfer.Refused, Stalled, *ERRORS) as error:
                         if tries >= TRIES or not _may_pass(error):
                             raise
@@ -219,7 +221,7 @@ class HubDownload:
             )
         return content
 
-    def _append(self, file: HubFile, stream: BinaryIO) -> None:
+    def _append(self, file: HubFile, stream: BinaryIO, stop: int | None) -> None:
         # Left by whom we do not know, or of another file: nothing of it is worth keeping.
         if stream.tell() > file.size:
             stream.seek(0)
@@ -231,7 +233,8 @@ class HubDownload:
             return
         client = BoundedClient(self._credentials)
         try:
-            transfer.append(client, self._url(file.path), stream, file.size, Pace())
+            url, pace = self._url(file.path), Pace()
+            transfer.append(client, url, stream, file.size, pace, stop=stop)
         finally:
             client.close()
 

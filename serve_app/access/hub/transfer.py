@@ -31,7 +31,15 @@ class Overrun(Exception):
     """More bytes, or others, than were announced and asked for; says which host sent them."""
 
 
-def append(client: BoundedClient, url: str, stream: BinaryIO, size: int, pace: Pace) -> None:
+def append(
+    client: BoundedClient,
+    url: str,
+    stream: BinaryIO,
+    size: int,
+    pace: Pace,
+    *,
+    stop: int | None = None,
+) -> None:
     """Write the rest of a file behind what a stream has of it.
 
     Args:
@@ -40,14 +48,16 @@ def append(client: BoundedClient, url: str, stream: BinaryIO, size: int, pace: P
         stream: at its end; truncated if the host sends the file from its beginning.
         size: announced bytes of the whole file, more than the stream has.
         pace: raises `Stalled` if it takes too long.
+        stop: the byte before which to end; None is the size.
 
     Raises:
         Refused: another answer came.
         Overrun: the host sends what was not announced.
         ERRORS: the connection failed or broke off.
     """
-    while (have := stream.tell()) < size:
-        _piece(client, url, stream, min(size, have + PIECE_BYTES), size, pace)
+    last = size if stop is None else stop
+    while (have := stream.tell()) < last:
+        _piece(client, url, stream, min(last, have + PIECE_BYTES), size, pace)
 
 
 def _piece(
