@@ -24,8 +24,7 @@ from typing import Any
 from serve_app.weights.holdings import GIVES
 from serve_app.weights.pieces import PIECE_BYTES, Failed, File, Got, Order, Report
 from serve_app.weights.swarm import Swarm, Unknown
-
-SLOTS, STREAMS = 8, 8  # of a node, as in serve_app/weights/peers.py
+from serve_app.weights.taking import SLOTS, STREAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +273,7 @@ class Simulation:
                 node.say("proven", file)
             else:
                 node.content[file] = {}
-                node.say("refuted", file)
+                node.say("refuted", (file, node.edition[file]))
 
         self._at(self.now + file.size / self.world.hash_rate, verified)
 
@@ -337,10 +336,10 @@ def main() -> int:
     world = World(model(140_000_000_000, 30, PIECE_BYTES))
     total = sum(file.size for file in world.files)
     one_copy_s = _took(Simulation(world, starters(1)))[0]
-    line_s = total / world.line
+    line_s = total / world.line + max(file.size for file in world.files) / world.hash_rate
     lines = [
-        f"One copy by one node: {one_copy_s:.0f} s from the Hub, the last file's hash included; "
-        f"{line_s:.0f} s over a line.",
+        f"One copy by one node, the last file's hash included: {one_copy_s:.0f} s from the Hub, "
+        f"{line_s:.0f} s from another node.",
         "",
         "| nodes | case | slowest node (s) | ÷ one copy | Hub bytes ÷ weights "
         "| most given by a node ÷ weights | whole copies (s) | ÷ one copy |",
@@ -364,8 +363,9 @@ def _row(world: World, count: int, case: str, one_copy_s: float) -> str:
     before = whole_copies_s(world, count, one_copy_s)
     base = one_copy_s
     if "seeds" in options:  # nobody asks the Hub: the line of the one is the limit
-        base = total / world.line
-        before = count * total / world.line
+        hashing_s = max(file.size for file in world.files) / world.hash_rate
+        base = total / world.line + hashing_s
+        before = count * total / world.line + hashing_s
     given = max(node.given for node in simulation.nodes.values())
     return (
         f"| {count} | {case} | {slowest:.0f} | {slowest / base:.2f} "

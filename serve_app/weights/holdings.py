@@ -94,7 +94,7 @@ class Holdings:
             edition.authors.add(got.source or name)
         elif edition.digests[piece] != got.digest:
             if got.source is None:  # the Hub itself says so
-                self._refuted(member, file)
+                self._refuted(member, file, edition.number)
             return
         if edition.owner == name:
             edition.moved_at = member.now
@@ -137,10 +137,10 @@ class Holdings:
         self._wanting[file] -= 1
         self._whole[file] = self._whole.get(file, 0) | member.bit
 
-    def _refuted(self, member: Member, file: File) -> None:
+    def _refuted(self, member: Member, file: File, number: int) -> None:
         """Drop a list for a node, with its authors and all that it takes by lists of theirs."""
         wrong = member.chosen.get(file)
-        if wrong is None or file not in member.wants:
+        if wrong is None or wrong.number != number or file not in member.wants:
             return
         wrong.is_doubted |= member.name not in wrong.authors
         member.bad = 0  # who was blamed by such a list may be right

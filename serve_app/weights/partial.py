@@ -117,10 +117,11 @@ class Partial:
                 with self._blobs() as blobs:
                     self._rewrite(blobs, kept)
 
-    def close(self) -> None:
-        """Let nobody write any more."""
+    def close(self) -> int:
+        """Let nobody write any more; returns the number of the list that it kept to."""
         with self._lock:
-            self._edition = CLOSED
+            edition, self._edition = self._edition, CLOSED
+        return CLOSED if edition is None else edition
 
     def finish(self) -> None:
         """Forget the pieces: the file has become whole, and has another name."""

@@ -74,7 +74,8 @@ class Report:
         got: pieces that are here, as their list says or as the Hub sent them.
         failed: orders that came to nothing.
         proven: files whose bytes have the Hub's hash.
-        refuted: files whose pieces were all here and whose bytes have another; they are gone.
+        refuted: files whose pieces were all here, by the list of this number, and whose bytes
+            have another hash; they are gone.
     """
 
     moved: int = 0
@@ -83,7 +84,7 @@ class Report:
     got: Sequence[Got] = ()
     failed: Sequence[Failed] = ()
     proven: Sequence[File] = ()
-    refuted: Sequence[File] = ()
+    refuted: Sequence[tuple[File, int]] = ()
 
 
 class Answer(NamedTuple):

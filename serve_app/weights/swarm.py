@@ -22,6 +22,7 @@ from serve_app.weights.pieces import Answer, File, Got, Order, Report, lowest, o
 SPAN = 8  # pieces of one request to the Hub
 OPEN_FILES = 8  # at a time from the Hub, by all nodes, so that files become whole one by one
 UNPROVEN_FILES = 1  # at a time by one author, and one more for each that came out right
+SEED_FILES = 8  # likewise by a node that had the whole commit before
 SMALL_BYTES = 1 << 30  # all that an author has unproven may have so much, however many files
 SILENT_S = 15.0  # without a report, after which what a node was to do is for others
 STALL_S = 120.0  # likewise without one more byte
@@ -171,8 +172,8 @@ class Swarm(Holdings):
             self._failed(member, failed)
         for got in report.got:
             self._got(member, got)
-        for file in report.refuted:
-            self._refuted(member, file)
+        for file, edition in report.refuted:
+            self._refuted(member, file, edition)
         for file in report.proven:
             self._proven(member, file)
 
@@ -234,7 +235,8 @@ class Swarm(Holdings):
 
     def _may_have(self, author: str, file: File, unproven: list[Edition]) -> bool:
         size = file.size + sum(each.file.size for each in unproven)
-        allowed = UNPROVEN_FILES + self._right.get(author, 0)
+        is_seed = self._seeds & self._bits.get(author, 0)  # whose lies cost the Hub nothing
+        allowed = (SEED_FILES if is_seed else UNPROVEN_FILES) + self._right.get(author, 0)
         return len(unproven) < allowed or size <= SMALL_BYTES
 
     # What to take from the Hub.

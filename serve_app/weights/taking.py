@@ -300,12 +300,12 @@ class Taking:
 
     def _hash(self, file: File, hub_file: HubFile) -> None:
         partial = self._partials[file]
-        partial.close()  # so that nobody writes any more to what is hashed
+        edition = partial.close()  # so that nobody writes any more to what is hashed
         try:
             self._store.accept(hub_file)
         except Damaged:
             partial.reset()
-            self._events.put(lambda: self._refuted(file))
+            self._events.put(lambda: self._refuted(file, edition))
         else:
             partial.finish()
             self._events.put(lambda: self._proven(file))
@@ -316,10 +316,10 @@ class Taking:
             self._whole.append(file)
             self._say("proven", file)
 
-    def _refuted(self, file: File) -> None:
+    def _refuted(self, file: File, edition: int) -> None:
         hub_file = self._lacking[file]
         self._hashing.discard(file)
-        self._say("refuted", file)
+        self._say("refuted", (file, edition))
         log.warning("weights.refuted", repo_id=self._store.repo_id, file=hub_file.path)
         if self._by_hub.pop(file, 0) >= file.pieces:
             self._wrong[file] += 1

@@ -89,13 +89,13 @@ class SlowGiver(chunks.Giver):
 
 
 def _slow_down(rate: float) -> None:
-    node = ray.get_runtime_context().get_node_id()
-    giver = named_actor(
-        SlowGiver,
-        f"weights/giver/{member_name()}",
-        max_concurrency=GIVES,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    )
+    giver = _giver()
+    if not hasattr(giver, "open_line"):  # a fast one is here
+        ray.kill(giver)
+        deadline = time.monotonic() + 30
+        while not hasattr(giver := _giver(), "open_line"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
     ray.get(giver.open_line.remote(rate))
     line, read = Line(rate), peers.Peers._read
 
@@ -105,3 +105,13 @@ def _slow_down(rate: float) -> None:
             yield chunk
 
     peers.Peers._read = received
+
+
+def _giver() -> Any:
+    node = ray.get_runtime_context().get_node_id()
+    return named_actor(
+        SlowGiver,
+        f"weights/giver/{member_name()}",
+        max_concurrency=GIVES,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )

@@ -159,7 +159,9 @@ def test_swarm_wrong_list_drops_its_author_for_who_found_out():
     decisions = joined("liar", "b", "c", here={"liar": wrong})
     orders = decisions.exchange("b", Report(slots=8), now=0.0).orders
     assert {order.source for order in orders} == {"liar"}
-    answer = decisions.exchange("b", Report(slots=8, streams=8, refuted=[FILE]), now=1.0)
+    answer = decisions.exchange(
+        "b", Report(slots=8, streams=8, refuted=[(FILE, orders[0].edition)]), now=1.0
+    )
     assert {order.source for order in answer.orders} == {None}
     assert pieces(answer.orders) == list(range(10))
     assert len({order.edition for order in (*orders, *answer.orders)}) == 2
@@ -198,7 +200,7 @@ def test_swarm_report_for_what_it_does_not_know_changes_nothing():
     report = Report(
         got=[Got(other, 0, "x", None, 1), Got(FILE, 99, "x", None, 1), Got(FILE, 0, "x", "b", 77)],
         proven=[other],
-        refuted=[other],
+        refuted=[(other, 1), (FILE, 77)],
     )
     assert decisions.exchange("a", report, now=0.0).orders == []
     assert pieces(decisions.exchange("a", READY, now=0.0).orders) == list(range(10))
