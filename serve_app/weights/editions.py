@@ -18,9 +18,10 @@ class Edition:
         file: the file.
         number: of this list; no two have the same.
         whole: nodes that have the file whole.
-        origin: the one of them that pieces without a hash are taken from.
+        origin: the one of them that pieces without a hash are taken from; 0 is the Hub.
         authors: who stated hashes.
         digests: by piece.
+        stated: the pieces that have one.
         holders: nodes, for each piece.
         by_count: pieces, for each number of holders.
         claims: pieces on their way from the Hub, and to whom.
@@ -37,6 +38,7 @@ class Edition:
     origin: int = 0
     authors: set[str] = field(default_factory=set)
     digests: dict[int, str] = field(default_factory=dict)
+    stated: int = 0
     holders: list[int] = field(default_factory=list)
     by_count: dict[int, int] = field(default_factory=dict)
     claims: dict[int, str] = field(default_factory=dict)
@@ -62,7 +64,8 @@ class Edition:
     def lose(self, node: int) -> None:
         """Forget all that a node has."""
         self.whole &= ~node
-        self.origin &= ~node
+        if self.origin & node:
+            self.origin = self.whole & -self.whole
         for piece, held in enumerate(self.holders):
             if held & node:
                 self._put(piece, held & ~node)

@@ -84,13 +84,15 @@ class Holdings:
         edition = self._numbered.get(got.edition)
         if edition is None or edition.file != file or not 0 <= piece < file.pieces:
             return
-        if order := member.orders.get((file, piece)):
+        order = member.orders.get((file, piece))
+        if order is not None and order.edition == got.edition:
             self._landed(member, order)
         self._unfly(member, edition, piece)
         if member.chosen.get(file) is not edition or file not in member.wants:
             return
         if piece not in edition.digests:
             edition.digests[piece] = got.digest
+            edition.stated |= 1 << piece
             edition.authors.add(got.source or name)
         elif edition.digests[piece] != got.digest:
             if got.source is None:  # the Hub itself says so
@@ -216,12 +218,13 @@ class Holdings:
             self._open.discard(edition)
 
     def _close(self, edition: Edition) -> None:
-        if not edition.claims and (edition.whole or 0 not in edition.by_count):
+        if not edition.claims and (edition.origin or 0 not in edition.by_count):
             self._open.discard(edition)
 
     def _add_whole(self, edition: Edition, bit: int) -> None:
         edition.whole |= bit
-        if not edition.origin and len(edition.digests) < edition.file.pieces:
+        # Who says that it has a file gets no say in a list that somebody else has begun.
+        if not (edition.origin or edition.stated or edition.claims):
             self._take_origin(edition, lowest(bit))
 
     def _bit(self, name: str) -> int:

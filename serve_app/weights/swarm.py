@@ -202,7 +202,9 @@ class Swarm(Holdings):
             lacking &= ~edition.stating
             enough, whole = slots, edition.whole.bit_count()
             for count in sorted(edition.by_count):
-                ready = edition.by_count[count] & lacking if count + whole else 0
+                ready = edition.by_count[count] & lacking
+                if not count:  # from nobody, or from who has all of it
+                    ready &= -1 if edition.origin else edition.stated if whole else 0
                 if ready:
                     found.append((count + whole, edition, ready))
                     enough -= ready.bit_count()
@@ -286,8 +288,8 @@ class Swarm(Holdings):
         """Return the pieces that a node lacks, nobody could give it, and nobody takes."""
         lacking = member.wants[edition.file] & ~member.flying.get(edition.file, 0)
         avoided = member.avoided()
-        if not lacking or edition.whole & ~avoided:
-            return 0
+        if edition.whole & ~avoided:
+            lacking &= 0 if edition.origin else ~edition.stated
         for piece in edition.claims:
             lacking &= ~(1 << piece)
         if not avoided:

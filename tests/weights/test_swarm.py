@@ -182,6 +182,18 @@ def test_swarm_takes_few_files_of_an_author_that_nobody_has_proven():
     assert len({o.file for o in decisions.exchange("b", report, now=1.0).orders}) == 2
 
 
+def test_swarm_gives_no_say_to_who_claims_to_have_all():
+    """In a list that others have begun from the Hub; it may give what they stated."""
+    decisions = joined("a", "b")
+    first = decisions.exchange("a", READY, now=0.0).orders[0]
+    decisions.seed("liar")
+    decisions.join("other", [], now=0.0, whole=[FILE])
+    got = [Got(FILE, first.first, "x", None, first.edition)]
+    assert decisions.exchange("a", Report(slots=8, got=got), now=1.0).orders == []
+    (order,) = decisions.exchange("b", READY, now=1.0).orders
+    assert (order.first, order.digest) == (first.first, "x")
+
+
 def test_swarm_pieces_by_another_list_count_for_nothing():
     """A node that comes back with them is told which of them are right."""
     decisions = joined("a", here={"a": {0: "x", 1: "x"}})
