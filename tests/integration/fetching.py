@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,10 +31,21 @@ def fetch_here(
     commit: str,
     endpoint: str,
     silent_s: float,
+    *,
     piece_bytes: int = PIECE_BYTES,
     line: float | None = None,
+    together: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Fetch a commit onto the node of this task, over a line of so many bytes a second each way.
+    """Fetch a commit onto the node of this task.
+
+    Args:
+        repo_id: the repository.
+        commit: 40 hex digits.
+        endpoint: the Hub.
+        silent_s: see `Peers`.
+        piece_bytes: see `Peers`.
+        line: bytes a second of the node, each way.
+        together: a folder, and how many tasks meet there before they begin.
 
     Returns:
         The bytes by source, what came, and between which seconds of the machine's clock.
@@ -42,6 +54,8 @@ def fetch_here(
     known = Peers(repo_id, commit, silent_s=silent_s, piece_bytes=piece_bytes)
     if line is not None:
         _slow_down(line)
+    if together is not None:
+        _meet(*together)
     access = AccessConfig(endpoint=endpoint)
     began = time.monotonic()
     fetched = fetch(ModelConfig(repo_id=repo_id), access, commit, peers=known)
@@ -50,6 +64,13 @@ def fetch_here(
     for path in sorted(fetched.directory.glob("*.safetensors")):
         digest.update(path.read_bytes())
     return {**asdict(fetched), "sha256": digest.hexdigest(), "span": span}
+
+
+def _meet(folder: str, count: int) -> None:
+    place = Path(folder)
+    (place / ray.get_runtime_context().get_task_id()).touch()
+    while len(list(place.iterdir())) < count:
+        time.sleep(0.02)
 
 
 class Line:

@@ -11,7 +11,6 @@ import pytest
 
 from scripts.local_hub import LocalHub, Repo
 from serve_app.weights.lifetime import NAMESPACE
-from serve_app.weights.pieces import PIECE_BYTES
 from tests.integration import fetching
 from tests.integration.conftest import cluster_of
 from tests.integration.fetching import WEIGHTS, Line
@@ -55,8 +54,8 @@ class Nodes:
         self.hub.clear_log()
         return repo
 
-    def start(self, node, repo, *, silent_s=15.0, piece_bytes=PIECE_BYTES, line=None):
-        """Fetch a repository onto a node."""
+    def start(self, node, repo, silent_s=15.0, **options):
+        """Fetch a repository onto a node; the options are those of `fetch_here`."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -66,7 +65,7 @@ class Nodes:
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(ids[node], soft=False),
         )
-        return task.remote(repo.repo_id, repo.sha, self.hub.url, silent_s, piece_bytes, line)
+        return task.remote(repo.repo_id, repo.sha, self.hub.url, silent_s, **options)
 
     def blob(self, node, repo):
         """Return the path of the weights in a node's cache."""
@@ -203,25 +202,29 @@ def test_fetch_does_not_ask_a_node_that_is_lost(nodes):
 
 @pytest.mark.slow
 @pytest.mark.timed
-def test_fetch_on_eight_nodes_takes_little_longer_than_on_one(nodes, record_testsuite_property):
+def test_fetch_on_eight_nodes_takes_little_longer_than_on_one(
+    nodes, tmp_path, record_testsuite_property
+):
     """Over lines three times as fast as the Hub; one after the other it would be eight times."""
     import ray
 
-    hub_rate, line, shards, size = 5e6, 15e6, 4, 8 << 20
+    hub_rate, line, shards, size = 4e6, 12e6, 4, 6 << 20
     names = ["a", "b", "c", *"efghi"]
     for node in nodes_at_home(nodes.hub, make_homes("efghi", nodes.homes["a"].parent)):
         nodes.running.add(node)
     took = []
-    for starting in (names, names[:1], names):  # the first time, processes start
+    for starting in (names[:1], names):
         repo = nodes.new_repo_of(shards, size, hub_rate)
-        begun = [nodes.start(name, repo, piece_bytes=1 << 19, line=line) for name in starting]
-        results = ray.get(begun, timeout=120)
+        meeting = tmp_path / str(len(starting))
+        meeting.mkdir()
+        same = {"piece_bytes": 1 << 19, "line": line, "together": (str(meeting), len(starting))}
+        results = ray.get([nodes.start(name, repo, **same) for name in starting], timeout=120)
         spans = [result["span"] for result in results]
         took.append(max(end for _, end in spans) - min(start for start, _ in spans))
         assert nodes.sent() == shards * size
         assert len({result["sha256"] for result in results}) == 1
-    record_testsuite_property("eight_nodes_over_one", round(took[2] / took[1], 2))
-    assert took[2] <= 1.5 * took[1]
+    record_testsuite_property("eight_nodes_over_one", round(took[1] / took[0], 2))
+    assert took[1] <= 1.5 * took[0]
 
 
 def slow_down(repo, *, pause_s):

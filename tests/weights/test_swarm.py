@@ -60,10 +60,10 @@ def test_swarm_by_whole_files_from_the_hub(one_copy_s):
 
 
 def test_swarm_from_one_node_that_has_all():
-    """Its line carries each piece little more than once; the Hub sends nothing."""
+    """Its line carries each piece few times; the Hub sends nothing."""
     simulation, took = run(starters(8), seeds=("seed",))
     assert simulation.hub_bytes == 0
-    assert max(took.values()) <= 2.5 * TOTAL / WORLD.line
+    assert max(took.values()) <= 4 * TOTAL / WORLD.line  # of eight
     assert simulation.nodes["seed"].given <= 3 * TOTAL
 
 
