@@ -1,10 +1,7 @@
 """Weights once per cluster: nodes with a cache each that share what they ask the Hub for."""
 
-import io
-import json
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from scripts.local_hub import LocalHub, Repo
 from serve_app.weights.lifetime import NAMESPACE
 from tests.integration import fetching
 from tests.integration.conftest import cluster_of
-from tests.integration.fetching import WEIGHTS, Line
+from tests.integration.fetching import WEIGHTS
 from tests.integration.homes import make_homes, nodes_at_home
 from tests.weights.conftest import serve_other_bytes
 
@@ -34,22 +31,6 @@ class Nodes:
         """Put a repository with weights of its own on the Hub; returns its id and commit."""
         self._repos += 1
         repo = Repo(f"acme/shared-{self._repos}", {WEIGHTS: os.urandom(SIZE), "config.json": b"{}"})
-        self.hub.add_repo(repo)
-        self.hub.clear_log()
-        return repo
-
-    def new_repo_of(self, shards, size, rate):
-        """Put one with several files on the Hub, which sends them at a rate in all."""
-        self._repos += 1
-        names = [f"model-{n + 1:05}-of-{shards:05}.safetensors" for n in range(shards)]
-        index = {"metadata": {}, "weight_map": {f"w{n}": name for n, name in enumerate(names)}}
-        files = {name: os.urandom(size) for name in names}
-        files |= {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()}
-        repo = Repo(f"acme/shared-{self._repos}", files)
-        line = Line(rate)
-        for name in names:
-            file = repo.files(repo.sha)[name]
-            file.open = partial(SharedLine, file.open().read(), line)
         self.hub.add_repo(repo)
         self.hub.clear_log()
         return repo
@@ -75,19 +56,6 @@ class Nodes:
     def sent(self):
         """Return the bytes of weights that the Hub sent."""
         return sum(entry.bytes_sent for entry in self.hub.log if entry.origin == "cdn")
-
-
-class SharedLine(io.BytesIO):
-    """Content that comes over a line with others."""
-
-    def __init__(self, content, line):
-        super().__init__(content)
-        self._line = line
-
-    def read(self, size=-1):
-        found = super().read(size)
-        self._line.take(len(found))
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -198,33 +166,6 @@ def test_fetch_does_not_ask_a_node_that_is_lost(nodes):
     results = ray.get([nodes.start(name, repo) for name in "ab"], timeout=60)
     assert sum(result["hub_bytes"] for result in results) == SIZE + 2
     assert nodes.sent() == 2 * SIZE
-
-
-@pytest.mark.slow
-@pytest.mark.timed
-def test_fetch_on_eight_nodes_takes_little_longer_than_on_one(
-    nodes, tmp_path, record_testsuite_property
-):
-    """Over lines three times as fast as the Hub; one after the other it would be eight times."""
-    import ray
-
-    hub_rate, line, shards, size = 4e6, 12e6, 4, 6 << 20
-    names = ["a", "b", "c", *"efghi"]
-    for node in nodes_at_home(nodes.hub, make_homes("efghi", nodes.homes["a"].parent)):
-        nodes.running.add(node)
-    took = []
-    for starting in (names[:1], names):
-        repo = nodes.new_repo_of(shards, size, hub_rate)
-        meeting = tmp_path / str(len(starting))
-        meeting.mkdir()
-        same = {"piece_bytes": 1 << 19, "line": line, "together": (str(meeting), len(starting))}
-        results = ray.get([nodes.start(name, repo, **same) for name in starting], timeout=120)
-        spans = [result["span"] for result in results]
-        took.append(max(end for _, end in spans) - min(start for start, _ in spans))
-        assert nodes.sent() == shards * size
-        assert len({result["sha256"] for result in results}) == 1
-    record_testsuite_property("eight_nodes_over_one", round(took[1] / took[0], 2))
-    assert took[1] <= 1.5 * took[0]
 
 
 def slow_down(repo, *, pause_s):
