@@ -24,6 +24,7 @@ from serve_app.config import AppConfig, ReplicaConfig, config_hash, parse_args
 from serve_app.deployments.autoscaling import autoscaling
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.server import LLMServer
+from serve_app.deployments.unrouted import Unrouted
 from serve_app.engine.admission import Limits
 from serve_app.errors import ConfigError
 from serve_app.serve_config import INGRESS_DEPLOYMENT, SERVER_DEPLOYMENT
@@ -59,6 +60,24 @@ def build_app(args: dict[str, Any]) -> Application:
         RolloutBlocked: the config is wrong or a node could not prove its access; the message
             is complete and meant for a person.
     """
+    return bind(*_proven(args))
+
+
+def build_canary(args: dict[str, Any]) -> Application:
+    """Do the same for a version that is tried beside another, whose ingress it shares.
+
+    Args:
+        args: see `build_app`.
+
+    Raises:
+        RolloutBlocked: as `build_app`.
+    """
+    root = serve.deployment(name="Unrouted", ray_actor_options={"num_cpus": 0}, **HEALTH)(Unrouted)
+    return root.bind(bind_server(*_proven(args)))
+
+
+def _proven(args: dict[str, Any]) -> tuple[AppConfig, Verdict]:
+    """Return the config, and what the gate said of every node: yes."""
     try:
         config = parse_args(args)
     except ConfigError as error:
@@ -80,11 +99,27 @@ def build_app(args: dict[str, Any]) -> Application:
         hub_requests=verdict.hub_requests,
         deferred=verdict.is_deferred,
     )
-    return bind(config, verdict)
+    return config, verdict
 
 
 def bind(config: AppConfig, verdict: Verdict) -> Application:
     """Bind the two deployments to the commits that the gate has proven."""
+    config = config.with_adapters_at(verdict.commits)
+    ingress = serve.deployment(
+        name=INGRESS_DEPLOYMENT,
+        **_ingress_scale(config),
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=INGRESS_REQUESTS,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        **HEALTH,
+        max_surge_percent=100,
+        logging_config=logs.serve_logging(config.logging),
+    )(serve.ingress()(Ingress))
+    return ingress.bind(bind_server(config, verdict), config, verdict)
+
+
+def bind_server(config: AppConfig, verdict: Verdict) -> Application:
+    """Bind the replicas alone."""
     config = config.with_adapters_at(verdict.commits)
     limits = Limits.of(config.engine, config.api)
     per_replica = limits.open + limits.spare + REFUSED_AT_ONCE
@@ -101,17 +136,7 @@ def bind(config: AppConfig, verdict: Verdict) -> Application:
         logging_config=logs.serve_logging(config.logging),
         **_scale(config.replica),
     )(LLMServer)
-    ingress = serve.deployment(
-        name=INGRESS_DEPLOYMENT,
-        **_ingress_scale(config),
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=INGRESS_REQUESTS,
-        graceful_shutdown_timeout_s=DRAIN_S,
-        **HEALTH,
-        max_surge_percent=100,
-        logging_config=logs.serve_logging(config.logging),
-    )(serve.ingress()(Ingress))
-    return ingress.bind(server.bind(config, verdict.commit), config, verdict)
+    return server.bind(config, verdict.commit)
 
 
 def _ingress_scale(config: AppConfig) -> dict[str, Any]:

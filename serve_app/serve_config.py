@@ -21,6 +21,7 @@ from serve_app.errors import ConfigError
 from serve_app.gate_config import GATE_IMPORT_PATH, GatedApp, parse_gated
 
 IMPORT_PATH = "serve_app.app:build_app"
+CANARY_IMPORT_PATH = "serve_app.app:build_canary"  # the same without an ingress
 SERVER_DEPLOYMENT = "LLMServer"  # whose replicas load the weights
 INGRESS_DEPLOYMENT = "Ingress"  # whose replicas speak HTTP
 

@@ -69,6 +69,18 @@ def test_build_app_records_an_approved_build(gate):
         assert entry.duration_s == 0.5
 
 
+def test_build_canary_has_a_root_without_the_replicas(gate):
+    """What Serve puts a port in front of is the root; the replicas stand behind it."""
+    application = app.build_canary(ARGS)
+    root = application._bound_deployment
+    assert (root.name, root.num_replicas) == ("Unrouted", 1)
+    (server,) = root.init_args
+    assert server._bound_deployment.name == "LLMServer"
+    gate[0] = Outcome.EXPIRED_TOKEN
+    with pytest.raises(RolloutBlocked):
+        app.build_canary(ARGS)
+
+
 def test_build_app_records_a_blocked_build_and_blocks(gate):
     """A store that is lost does not turn the refusal into another error."""
     gate[0] = Outcome.EXPIRED_TOKEN

@@ -4,6 +4,7 @@ main.py       START HERE: what each command calls
 options.py    the options of every command
 check.py      the gate without a rollout
 deploy.py     `deploy` and `rollback`
+canary.py     `deploy --canary`: a release in steps (release.py: what it is asked to do)
 prefetch.py   the weights onto every node, after the gate and before a rollout
 history.py    what gates, deploys and rollbacks decided
 receipt.py    what each node has proven, under which license, since when

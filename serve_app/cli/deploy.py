@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,8 +12,10 @@ from typing import Any
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.connection import joined
 from serve_app.config import config_hash
+from serve_app.deployments import canary as store
 from serve_app.errors import ConfigError
 from serve_app.rollout import history
+from serve_app.rollout.canary import without
 from serve_app.rollout.deploy import FAILED, deploy, nudged, report
 from serve_app.rollout.diff import by_name, changes
 from serve_app.rollout.history import Rollout
@@ -37,12 +39,14 @@ class Options:
         as_json: print one JSON object at the end.
         dry_run: show the plan alone.
         remove: names of applications to take away.
+        ended: name of a canary that goes with the rollout; it is not looked after.
     """
 
     timeout_s: float
     as_json: bool = False
     dry_run: bool = False
     remove: tuple[str, ...] = ()
+    ended: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +109,9 @@ def run(
             or a name of `options.remove` is not there.
     """
     serving = Instance(file)
-    goal = serving.goal()
+    goal = without(serving.goal(), options.ended)
     scope = scope_of(file, goal, options.remove)
+    refuse_tried(scope.names)
     for line in changes(goal, scope.goal, scope.set_names):
         _say(line)
     for name in scope.others:
@@ -116,12 +121,27 @@ def run(
             _say(line)
     if options.dry_run:
         return 0
-    with rollout_lock():
-        before = serving.goal()
+    with rollout_lock(wait_s=options.timeout_s if options.ended else 0.0):
+        before = without(serving.goal(), options.ended)
         scope = scope_of(file, before, options.remove)  # again: somebody else may have been faster
+        refuse_tried(scope.names)
         commits = {name: verdict.commits for name, verdict in verdicts.items()}
         good = _good(before, scope, _failing(serving, scope.names), commits)
         return _roll(serving, Rollout(scope, good, commits), options)
+
+
+def refuse_tried(names: Set[str]) -> None:
+    """Refuse to change an application past its canary.
+
+    Raises:
+        ConfigError: one of these has a canary, or is one.
+    """
+    for name in store.under_way():
+        if names & {name, f"{name}{store.SUFFIX}"}:
+            raise ConfigError(
+                f"{name} has a canary: go on with `serve-app deploy CONFIG --canary STEPS`, or go "
+                f"back with `serve-app rollback {name}`"
+            )
 
 
 def _good(

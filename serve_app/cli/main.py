@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from serve_app.cli.options import parser_of
 from serve_app.errors import ConfigError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from serve_app.access.verdict import Verdict
     from serve_app.cli.deploy import Options
     from serve_app.cli.receipt import Audit
+    from serve_app.rollout.scope import Commits
     from serve_app.serve_config import ServedApp
 
 T = TypeVar("T")
@@ -62,9 +63,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def _deploy(options: argparse.Namespace) -> int:
     from serve_app import serve_config
-    from serve_app.cli import deploy
+    from serve_app.cli import canary, deploy, release
 
     how = _rollout_options(options)
+    steps = release.release_of(options)
     goal, apps = serve_config.read_whole(options.config)
     code, verdicts = _gate_before_rollout(apps, options)
     # A plan without a grant records nothing: nobody tried to roll out.
@@ -77,7 +79,29 @@ def _deploy(options: argparse.Namespace) -> int:
     with deploy.connected(options.address):
         if code:
             return deploy.blocked(code, apps, verdicts)
-        return deploy.run(goal, apps, verdicts, how)
+        if steps is None:
+            return deploy.run(goal, apps, verdicts, how)
+        ended = canary.run(goal, apps, verdicts, how, steps)
+    return ended if isinstance(ended, int) else _finish(ended, goal, options, how)
+
+
+def _finish(
+    commits: Commits, goal: dict[str, Any], options: argparse.Namespace, how: Options
+) -> int:
+    """Give all requests to what a canary was good with, after the gate: its steps take hours."""
+    from serve_app import serve_config
+    from serve_app.cli import canary, deploy
+
+    apps = serve_config.served(goal)
+    code, verdicts = _gate_before_rollout(apps, options)
+    tried = canary.at_commits(goal, verdicts, commits)
+    if code == 0 and tried is not goal:  # then that commit is to be proven
+        goal, apps = tried, serve_config.served(tried)
+        code, verdicts = _gate_before_rollout(apps, options)
+    with deploy.connected(options.address):
+        if code:
+            return deploy.blocked(code, apps, verdicts)
+        return canary.finish(goal, apps, verdicts, how)
 
 
 def _prefetch(options: argparse.Namespace) -> int:
@@ -129,10 +153,13 @@ def _duration(text: str, option: str) -> float:
 
 def _rollback(options: argparse.Namespace) -> int:
     from serve_app import serve_config
-    from serve_app.cli import deploy
+    from serve_app.cli import canary, deploy
 
     how = _rollout_options(options)
     with deploy.connected(options.address):
+        code = canary.take_back(options.application, how)
+        if code is not None:
+            return code
         good = deploy.former(options.application)
     apps = serve_config.served(good.applications)
     code, verdicts = _gate_before_rollout(apps, options)

@@ -67,6 +67,7 @@ def _add_rollouts(commands: Commands, runs: Mapping[str, Run]) -> None:
         default=[],
         help="take an application away that serves and is not in the file; others stay",
     )
+    _add_canary(deploy)
     prefetch = commands.add_parser("prefetch", help="after the gate, the weights onto every node")
     prefetch.add_argument("config", type=Path, metavar="CONFIG", help="the Serve YAML")
     prefetch.add_argument("--this-node", action="store_true", help="this machine alone, no Ray")
@@ -93,6 +94,39 @@ def _add_rollouts(commands: Commands, runs: Mapping[str, Run]) -> None:
         parser.add_argument(
             "--timeout", metavar="DURATION", default="30m", help="until it runs (30m; Ray has none)"
         )
+
+
+def _add_canary(deploy: argparse.ArgumentParser) -> None:
+    steps = deploy.add_argument_group(
+        "a release in steps", "a new version beside the one that serves, judged by its own metrics"
+    )
+    steps.add_argument(
+        "--canary", metavar="PERCENTS", help="its share of the requests, step by step: 5,25,100"
+    )
+    steps.add_argument(
+        "--shadow", metavar="PERCENT", help="first, copies of so many requests, answered to nobody"
+    )
+    steps.add_argument("--hold", metavar="DURATION", help="how long a step lasts (10m)")
+    steps.add_argument(
+        "--slo",
+        metavar="LIMITS",
+        help="ttft_p95=1s,error_rate=0.5%% (and always: no worse than the version that serves)",
+    )
+    steps.add_argument(
+        "--min-requests",
+        metavar="N",
+        type=int,
+        default=50,
+        help="of each version in a step; it waits up to --timeout more for them (50)",
+    )
+    steps.add_argument(
+        "--canary-replicas", metavar="N", type=int, default=1, help="replicas of the canary (1)"
+    )
+    steps.add_argument(
+        "--sticky",
+        choices=("conversation", "client"),
+        help="what stays with one version (default: each request for itself)",
+    )
 
 
 def _add_reports(commands: Commands, runs: Mapping[str, Run]) -> None:

@@ -8,6 +8,7 @@ with the cluster.
     weights/              which node has which commit  weights/announcements.py
     changed/              whose token changed          access/file_watch.py
     watch/, verdict/      who keeps the watch, and what it found   deployments/shared_watch.py
+    canary/               who is tried, and how it does deployments/canary.py
     license/, window/     what replicas found          deployments/status.py
     keys/                 what API keys used lately    deployments/key_exchange.py
 """

@@ -2,6 +2,8 @@
 
 ingress.py        OpenAI's HTTP surface in front of the replicas; needs no GPU
 engine_client.py  the replicas as an `LLMEngine`, over a Serve handle
+split.py          two versions behind one ingress (canary.py: the share; track.py: one of them)
+unrouted.py       what stands at the root of a canary, which nobody asks over HTTP
 server.py         one replica, which is one engine
 frames.py         all that a replica has for an ingress after a step, as one message
 frame_sender.py   the replica's end of the connection that carries them

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,17 +26,20 @@ from serve_app.api.key_limits import KeyLimits
 from serve_app.cluster.controller import through_haproxy
 from serve_app.cluster.network import node_address
 from serve_app.config import AppConfig
+from serve_app.deployments.canary import Canary
 from serve_app.deployments.engine_client import RemoteEngine
 from serve_app.deployments.files import watch_files
 from serve_app.deployments.frame_receiver import FrameReceiver
 from serve_app.deployments.key_exchange import KeyExchange
 from serve_app.deployments.shared_watch import SharedWatch
+from serve_app.deployments.split import Split
 from serve_app.deployments.status import Fleet
 from serve_app.errors import (
     RequestCancelled,
 )
+from serve_app.serve_config import SERVER_DEPLOYMENT
 from serve_app.telemetry import logs, rollout_history
-from serve_app.telemetry.metrics import REPEAT_S, IngressMetrics, RolloutMetrics
+from serve_app.telemetry.metrics import REPEAT_S, CanaryMetrics, IngressMetrics, RolloutMetrics
 from serve_app.telemetry.prometheus import Exposition
 from serve_app.watchdog import LoopWatchdog, stack_of
 
@@ -85,26 +89,34 @@ class Ingress:
         self._metrics = IngressMetrics()
         self._frames = FrameReceiver()
         await self._frames.listen(node_address())
-        self._engine = RemoteEngine(
+        context = serve.get_replica_context()
+        application = context.app_name
+        stable = RemoteEngine(
             llm,
             self._frames,
             patience_s=config.api.first_token_timeout_s,
             stall_timeout_s=config.api.stall_timeout_s,
             may_sleep=config.replica.min_replicas == 0,
         )
+        self._engine = Split(
+            stable,
+            partial(connect, self._frames),
+            application=application,
+            ingress=context.replica_tag,
+            metrics=CanaryMetrics(),
+        )
         self._config = config
         self._commit = verdict.commit
-        context = serve.get_replica_context()
-        self._watch = SharedWatch(context.app_name, config, verdict, holder=context.replica_tag)
-        self._files = watch_files(context.app_name, config, keys=True)
+        self._watch = SharedWatch(application, config, verdict, holder=context.replica_tag)
+        self._files = watch_files(application, config, keys=True)
         self._key_limits = KeyLimits()
-        self._exchange = KeyExchange(context.app_name, context.replica_tag, self._key_limits)
+        self._exchange = KeyExchange(application, context.replica_tag, self._key_limits)
         loop = asyncio.get_running_loop()
         self._watchdog = LoopWatchdog(
             loop, limit_s=LOOP_TIMEOUT_S, alarm=partial(_end_process, threading.get_ident())
         )
         self._watchdog.start()
-        jobs = [self._watch.run(), export_rollouts()]
+        jobs = [self._watch.run(), export_rollouts(), self._engine.run()]
         if config.api.api_keys_file is not None:
             await self._exchange.round()  # before the first request
             jobs.append(self._exchange.run())
@@ -152,6 +164,27 @@ class Ingress:
     def _finished(self, record: RequestRecord) -> None:
         self._metrics.observe(record)
         write_record(record)
+
+
+async def connect(frames: FrameReceiver, canary: Canary) -> RemoteEngine:
+    """Return the engine of a canary, which is another application.
+
+    Args:
+        frames: of this ingress.
+        canary: of its application.
+
+    Raises:
+        RayServeException: there is none of its name.
+    """
+    try:
+        handle: DeploymentHandle[Any] = await asyncio.to_thread(
+            serve.get_deployment_handle, SERVER_DEPLOYMENT, canary.application
+        )
+    except KeyError:  # Ray 2.60's own word for it
+        raise RayServeException(f"no {canary.application} serves") from None
+    return RemoteEngine(
+        handle, frames, patience_s=canary.patience_s, stall_timeout_s=canary.stall_timeout_s
+    )
 
 
 async def export_rollouts() -> None:

@@ -23,11 +23,12 @@ from serve_app.errors import ConfigError
 from serve_app.rollout.diff import by_name
 from serve_app.rollout.progress import Progress
 from serve_app.rollout.serve_client import AppState
-from serve_app.serve_config import IMPORT_PATH, SERVER_DEPLOYMENT
+from serve_app.serve_config import CANARY_IMPORT_PATH, IMPORT_PATH, SERVER_DEPLOYMENT
 from serve_app.telemetry.cold_start import Phase
 
 POLL_S = 0.5
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+OURS = frozenset({IMPORT_PATH, CANARY_IMPORT_PATH})
 UPSCALE_DELAY_S = 30.0  # Serve's default
 NUDGE_S = (0.01, 0.1)
 
@@ -47,7 +48,8 @@ class Result:
     """How a rollout ended.
 
     Args:
-        status: `done`, `rolled_back` or `failed`.
+        status: `done`, `rolled_back` or `failed`; of a canary `held`, which stays as it is, or
+            `undecided`, which does so because nobody knows whether it is good.
         reason: why not `done`; empty if it is.
         duration_s: from the gate's yes to the end.
     """
@@ -58,8 +60,8 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0 if the new version serves, else 5."""
-        return 0 if self.status == "done" else 5
+        """0 if the new version serves as it should, 4 if nobody knows, else 5."""
+        return {"done": 0, "held": 0, "undecided": 4}.get(self.status, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ def report(result: Result, *, as_json: bool) -> int:
             "done": "done: every application runs and answered",
             "rolled_back": "rolled back: the config that served before serves again",
             "failed": "failed",
+            "held": "the canary stays at its share",
+            "undecided": "not decided: the canary stays at its share",
         }
         print(f"{words[result.status]}, {result.duration_s:.0f} s")
         if result.reason:
@@ -218,7 +222,7 @@ def _print_phases(
 def _ask_all(serving: Serving, asked: Mapping[str, dict[str, Any]]) -> str | None:
     for name, app in asked.items():
         replica = (app.get("args") or {}).get("replica") or {}
-        if app.get("import_path") != IMPORT_PATH or replica.get("min_replicas", 1) == 0:
+        if app.get("import_path") not in OURS or replica.get("min_replicas", 1) == 0:
             continue  # somebody else's, or asleep until the first request
         if fault := serving.ask(name):
             return f"{name} runs but does not answer: {fault}"

@@ -52,10 +52,10 @@ def changes(
         if name not in old:
             yield f"{name}: new"
         # By key, as Serve itself compares: one that is new and null changes nothing.
-        elif not _differing(old[name], app):  # null is the same as not set
+        elif not differing(old[name], app):  # null is the same as not set
             yield f"{name}: unchanged, nothing restarts"
         else:
-            keys = sorted(_differing(old[name], app))
+            keys = sorted(differing(old[name], app))
             yield f"{name}: changes {', '.join(keys)}; {_effect(old[name], app)}"
             # By name, else a deployment that is new in front would look like all of them changed.
             leaves = [f"{name}: {line}" for line in _leaves("", _keyed(old[name]), _keyed(app))]
@@ -71,7 +71,7 @@ def by_name(goal: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    keys = _differing(old, new)
+    keys = differing(old, new)
     if keys & BUILT:
         return NEW_BUILD
     if keys == {"route_prefix"}:
@@ -82,7 +82,7 @@ def _effect(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _effect_of_overrides(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     before, after = _deployments(old), _deployments(new)
     fields = {
-        name: _differing(before.get(name, {}), after.get(name, {}))
+        name: differing(before.get(name, {}), after.get(name, {}))
         for name in {**before, **after}
         if before.get(name) != after.get(name)
     }
@@ -104,7 +104,8 @@ def _policy_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return bool(was) != bool(will) or bool(was and will and was.get("policy") != will.get("policy"))
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    """Return the keys that differ; one that is null is the same as one that is not set."""
     return {key for key in {*old, *new} if old.get(key) != new.get(key)}
 
 

@@ -7,6 +7,7 @@ it, so Ray takes it away when that process ends, however it ends.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from serve_app.telemetry.rollout_history import whoami
 
 NAME = "rollout"
 ANSWER_TIMEOUT_S = 10.0
+AGAIN_S = 1.0
 START_TIMEOUT_S = 60.0  # of a process that needs no CPU
 
 
@@ -33,8 +35,12 @@ class _Lock:
 
 
 @contextmanager
-def rollout_lock() -> Iterator[None]:
+def rollout_lock(name: str = NAME, *, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock.
+
+    Args:
+        name: of the lock.
+        wait_s: how long somebody else may hold it before this gives up.
 
     Raises:
         ConfigError: somebody else does; says who, and since when. Or the cluster starts nothing.
@@ -42,11 +48,16 @@ def rollout_lock() -> Iterator[None]:
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     holder = f"{whoami()} (process {os.getpid()}), since {since}"
     actor: Any = ray.remote(num_cpus=0)(_Lock)
-    try:
-        # Not detached: Ray ends it with the process that holds it, so no lock is left behind.
-        held: Any = actor.options(name=NAME, namespace=NAMESPACE).remote(holder)
-    except ValueError:
-        raise ConfigError(f"another rollout is under way: {_holder()}") from None
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            # Not detached: Ray ends it with the process that holds it: no lock is left behind.
+            held: Any = actor.options(name=name, namespace=NAMESPACE).remote(holder)
+            break
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"another rollout is under way: {_holder(name)}") from None
+        time.sleep(AGAIN_S)
     try:
         _wait_for(held)
         yield
@@ -65,9 +76,9 @@ def _wait_for(held: Any) -> None:
         ) from None
 
 
-def _holder() -> str:
+def _holder(name: str) -> str:
     try:
-        other: Any = ray.get_actor(NAME, namespace=NAMESPACE)
+        other: Any = ray.get_actor(name, namespace=NAMESPACE)
         return str(ray.get(other.holder.remote(), timeout=ANSWER_TIMEOUT_S))
     except (ValueError, RayError):
         return "it ends just now; try again"

@@ -71,6 +71,7 @@ EVENTS = {
     "request.finished": "one line for each request, in the ingress",
     "request.failed": "generation failed for a reason that no client may read; says which",
     "request.moved": "its replica was lost before the first token; another one is asked",
+    "canary.failed": "a canary gave no first token; the version that serves answers; with the code",
     "request.fields_ignored": "a request had fields that change nothing here; their names",
     "request.tools_left_out": "a request had tools that only OpenAI can run; their types",
     "request.cancelled": "the client went away before the end",

@@ -232,6 +232,39 @@ class RolloutMetrics:
         self._took.set(duration_s, tags=tags)
 
 
+class CanaryMetrics:
+    """What clients saw of two versions, while one is tried beside the other."""
+
+    def __init__(self) -> None:
+        self._share = metrics.Gauge(
+            "serve_app_canary_share",
+            description="Share of the requests that the ingress gives to a canary, 0 to 1.",
+        )
+        self._requests = metrics.Counter(
+            "serve_app_canary_requests_total",
+            description="Requests while there is a canary, by version (stable, canary): ok, error.",
+            tag_keys=("track", "outcome"),  # type: ignore[arg-type]
+        )
+        self._ttft = metrics.Histogram(
+            "serve_app_canary_time_to_first_token_seconds",
+            description="From the ingress' question to the first token, by version.",
+            boundaries=_SECONDS,
+            tag_keys=("track",),
+        )
+
+    def share(self, share: float) -> None:
+        """Publish the present share."""
+        self._share.set(share)
+
+    def first_token(self, track: str, seconds: float) -> None:
+        """Count the first token of a request."""
+        self._ttft.observe(seconds, tags={"track": track})
+
+    def ended(self, track: str, outcome: str) -> None:
+        """Count the end of a request."""
+        self._requests.inc(1, tags={"track": track, "outcome": outcome})
+
+
 class ServerMetrics:
     """What one replica is doing."""
 

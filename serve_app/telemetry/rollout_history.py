@@ -7,8 +7,7 @@ the metrics of rollouts, and the versions that a rollback can go back to, are de
     history/<application>/<number>    to create the next number is to have recorded
 
 The newest entry of an application carries the totals of all before it, so a count never shrinks
-when old entries are dropped. Ingresses write and read here, and they may not import `rollout/`:
-that is why the store is in this package and `rollout/history.py` only decides over it.
+when old entries are dropped. Ingresses use it too, which may not import `rollout/history.py`.
 """
 
 from __future__ import annotations
@@ -58,6 +57,7 @@ class What(StrEnum):
     DONE = "done"
     ROLLED_BACK = "rolled_back"
     FAILED = "failed"  # nothing to go back to, or it did not serve again
+    CANARY = "canary"  # a step of one has begun, or how it ended if it did not go back
     ACCESS_LOST = "access_lost"
     ACCESS_REGAINED = "access_regained"
     TOKEN_CHANGED = "token_changed"  # noqa: S105 (the file of a token, or of an identity)

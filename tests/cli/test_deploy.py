@@ -205,7 +205,7 @@ def test_rollout_options_give_a_script_each_entry_as_a_line(
         assert (line["event"], line["what"], line["who"]) == ("history.recorded", "done", "me")
 
 
-def test_run_prints_no_token_that_serves_already(monkeypatch, capsys):
+def test_run_prints_no_token_that_serves_already(kv_store, monkeypatch, capsys):
     """A file with one is refused; what came by `serve deploy` was never looked at."""
     token = "hf_" + "a" * 34
     app = {"name": "llm", "import_path": IMPORT_PATH, "args": {}}
