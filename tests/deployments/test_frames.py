@@ -237,13 +237,15 @@ async def test_remote_engine_cancels():
         assert [delta.text for delta in await neighbour] == ["a", "b"]
 
 
+@pytest.mark.timed
 async def test_remote_engine_waits_for_a_silent_engine():
     """Empty frames are signs of life while there is no delta."""
-    engine = FakeEngine(["a", Pause(0.5), "b"])
-    async with ingress(engine, stall_timeout_s=0.2) as (remote, _):
+    engine = FakeEngine(["a", Pause(1.2), "b"])
+    async with ingress(engine, stall_timeout_s=0.6) as (remote, _):
         assert [delta.text for delta in await came(remote, asked())] == ["a", "b"]
 
 
+@pytest.mark.timed
 async def test_remote_engine_gives_a_silent_replica_up(monkeypatch):
     """A replica whose process stands still sends no frames; the request ends in time."""
     monkeypatch.setattr(frame_sender.Connection, "_flush", lambda self: None)
