@@ -141,6 +141,7 @@ def streams(service):
         thread.join()
 
 
+@pytest.mark.chaos  # two minutes
 def test_deploy_canary_goes_on_or_back(service, run):
     """A slower canary, one that errs and a good one under 20 streams a second; none is lost."""
     if "llm" not in instance_details(10)["applications"]:
