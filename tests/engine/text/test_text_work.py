@@ -165,7 +165,9 @@ async def test_text_work_far_over_the_window_costs_its_neighbours_nothing(engine
         is_slow = isinstance(answer, InvalidRequest) and "takes too long" in answer.message
         assert is_slow or isinstance(answer, ContextLengthExceeded), answer
     assert len(answers[-1][1]) == 50
-    assert max(gaps) < 1.5  # generous: other things share the machine
+    # To count four times 70,000 messages takes 0.6 s, and the machine is shared; to render them
+    # takes tens of seconds.
+    assert max(gaps) < 4
 
 
 async def test_text_work_limits_tokenize_too(engine, monkeypatch):
