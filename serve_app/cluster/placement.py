@@ -105,6 +105,15 @@ def all_nodes() -> list[dict[str, Any]]:
     return list(ray.nodes())  # type: ignore[no-untyped-call]
 
 
+def living_nodes() -> set[str]:
+    """Return the ids of the nodes that are in the cluster.
+
+    Raises:
+        RayError: the cluster does not answer.
+    """
+    return {str(node["NodeID"]) for node in all_nodes() if node["Alive"]}
+
+
 def draining() -> Sequence[str]:
     """Return the ids of nodes that Ray is emptying."""
     # Private in Ray 2.60, where Serve itself asks so; without it a draining node is checked too.

@@ -20,11 +20,11 @@ from serve_app.access.recheck import AtOnce, Watch
 from serve_app.access.verdict import Verdict
 from serve_app.cluster.application import described
 from serve_app.cluster.controller import replicas
-from serve_app.cluster.placement import Placement, goal_applications
+from serve_app.cluster.placement import Placement, goal_applications, living_nodes
 from serve_app.config import AppConfig
 from serve_app.deployments.files import merged, record_change
 from serve_app.deployments.node_files import NodeFiles
-from serve_app.deployments.status import CONTROLLER_TIMEOUT_S, living_nodes
+from serve_app.deployments.status import CONTROLLER_TIMEOUT_S
 from serve_app.errors import ConfigError
 from serve_app.gate_config import GATE_IMPORT_PATH, parse_gated
 from serve_app.telemetry import logs, rollout_history

@@ -16,9 +16,9 @@ from serve_app.access.file_watch import Announced
 from serve_app.access.recheck import AtOnce, Watch
 from serve_app.access.verdict import Verdict
 from serve_app.cluster import kv
+from serve_app.cluster.placement import living_nodes
 from serve_app.config import AppConfig, config_hash
 from serve_app.deployments.files import recheck, recheck_nodes
-from serve_app.deployments.status import living_nodes
 from serve_app.telemetry.metrics import AccessMetrics
 
 LEASE = "watch/"

@@ -164,15 +164,6 @@ def _kept(key: str) -> Any:
     return json.loads(value) if value else None
 
 
-def living_nodes() -> set[str]:
-    """Return the ids of the nodes that are in the cluster.
-
-    Raises:
-        RayError: the cluster does not answer.
-    """
-    return {str(node["NodeID"]) for node in all_nodes() if node["Alive"]}
-
-
 def publish_license(application: str, text: dict[str, Any] | None) -> None:
     """Let the status page say under which license text the weights lie; never raises for Ray.
 

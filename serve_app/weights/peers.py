@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from serve_app.access.hub.download import HubDownload
 from serve_app.access.hub.listing import HubFile
+from serve_app.cluster.placement import living_nodes
 from serve_app.config import ModelConfig
 from serve_app.weights.announcements import Announcements, member_name
 from serve_app.weights.chunks import start_reading
@@ -24,7 +25,7 @@ from serve_app.weights.pieces import PIECE_BYTES
 from serve_app.weights.store import Store
 from serve_app.weights.swarm import SILENT_S
 from serve_app.weights.taking import Silent, SwarmLost, Taking
-from serve_app.weights.tracker import Tracking, alive_nodes
+from serve_app.weights.tracker import Tracking
 
 log = structlog.get_logger()
 
@@ -87,7 +88,7 @@ class Peers:
             ModelLoadError: the Hub does not give what this node was to take from it.
             OSError: this node cannot store them.
         """
-        if len(alive_nodes()) < 2:
+        if len(living_nodes()) < 2:
             return  # nobody to share with, and an actor less to wait for
         name = "-".join(filter(None, (self._name, store.own_suffix)))
         tracking = Tracking(self._commit, name, silent_s=self._silent_s)

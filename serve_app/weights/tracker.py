@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from serve_app.cluster.placement import living_nodes
 from serve_app.weights.announcements import Announcements, node_of
 from serve_app.weights.lifetime import Lifetime, named_actor
 from serve_app.weights.pieces import Answer, File, Report
@@ -56,7 +57,7 @@ class Tracker:
     def _refresh(self, commit: Commit, swarm: Swarm) -> None:
         """Look at which nodes are alive, and which of them have the commit whole."""
         self._refreshed[commit] = time.monotonic()
-        alive, keys = alive_nodes(), Announcements(*commit)
+        alive, keys = living_nodes(), Announcements(*commit)
         for name in swarm.nodes:
             if node_of(name) not in alive:
                 swarm.lose(name)
@@ -116,8 +117,3 @@ class Tracking:
             self._actor = named_actor(Tracker, "weights/tracker")
         call = getattr(self._actor, method)
         return ray.get(call.remote(self._commit, self._name, *arguments), timeout=ANSWER_S)
-
-
-def alive_nodes() -> set[str]:
-    """Return Ray's ids of the nodes that are alive."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]

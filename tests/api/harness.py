@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -21,6 +22,13 @@ MODEL = "acme/tiny-llama"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+
+API_KEY = "key-" + "k" * 20
+
+
+def hashed(key: str) -> str:
+    """Return a key as a file of keys has it."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 class Service:

@@ -1,7 +1,6 @@
 """API keys: asked of all but probes, with limits, and an end."""
 
 import asyncio
-import hashlib
 import logging
 import threading
 import time
@@ -11,21 +10,9 @@ import pytest
 
 from serve_app.api.keys import ApiKeys
 from serve_app.errors import EngineError
-from tests.api.harness import CHAT, HELLO, Connection, Service, refusal
+from tests.api.harness import API_KEY as KEY
+from tests.api.harness import CHAT, HELLO, Connection, Service, hashed, refusal
 from tests.fakes import FakeEngine, Pause
-
-KEY = "key-" + "k" * 20
-
-
-def hashed(key):
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-@pytest.fixture
-def key_file(tmp_path):
-    path = tmp_path / "keys"
-    path.write_text(f"# who may call\n\n{hashed('other')} a note\n{hashed(KEY).upper()}\n")
-    return path
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])

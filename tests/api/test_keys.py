@@ -1,7 +1,6 @@
 """The file of API keys: hashes and what each key may do, as fresh as a second."""
 
 import asyncio
-import hashlib
 import os
 import threading
 import weakref
@@ -12,20 +11,8 @@ import pytest
 from serve_app.api.keys import MAX_LABELS, OTHER, ApiKeys, Key
 from serve_app.errors import ConfigError
 from serve_app.protocol import Priority
-from tests.api.harness import Service
-
-KEY = "key-" + "k" * 20
-
-
-def hashed(key):
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-@pytest.fixture
-def key_file(tmp_path):
-    path = tmp_path / "keys"
-    path.write_text(f"# who may call\n\n{hashed('other')} a note\n{hashed(KEY).upper()}\n")
-    return path
+from tests.api.harness import API_KEY as KEY
+from tests.api.harness import Service, hashed
 
 
 async def until_allowed(keys, key):

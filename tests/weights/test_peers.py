@@ -60,7 +60,7 @@ def stage(kv_store, monkeypatch, tmp_path):
     """A Hub, this node `a`, and nodes that a test describes."""
     monkeypatch.setattr(peers, "member_name", lambda: "a")
     monkeypatch.setattr(chunks, "member_name", lambda: "a")
-    monkeypatch.setattr(peers, "alive_nodes", lambda: {"a", "b", "c"})
+    monkeypatch.setattr(peers, "living_nodes", lambda: {"a", "b", "c"})
     swarm = Swarm(seed=1)
     with LocalHub([Repo(TINY_REPO, {"config.json": b"{}", WEIGHTS: CONTENT})]) as hub:
         commit = hub.commits()[TINY_REPO]["main"]
@@ -133,7 +133,7 @@ def test_peers_that_have_all_leave_nothing_for_the_hub(stage):
 
 def test_peers_of_a_cluster_of_one_node(stage, monkeypatch):
     """There is nobody to share with."""
-    monkeypatch.setattr(peers, "alive_nodes", lambda: {"a"})
+    monkeypatch.setattr(peers, "living_nodes", lambda: {"a"})
     monkeypatch.setattr(peers, "Tracking", None)
     assert whole(stage, stage.fetch())
     assert stage.kv.held.keys() == {f"weights/{TINY_REPO}@{stage.commit}/has/a"}
