@@ -1,9 +1,13 @@
-"""Load every contender once, let them take turns for some rounds, write what came out."""
+"""Load every contender once, let them take turns for some rounds, write what came out.
+
+On a card they run one after the other, all rounds each.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -19,6 +23,7 @@ from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
 from scripts.bench.workload import ALONE, LENGTHS, STEADY, Request, make, window_of
 from scripts.local_hub.model import build_demo_model, default_cache_dir, find_gguf
 
+ROOFLINE = "roofline"
 # Name, `module:function` and whose Python; the first is measured against the others.
 CONTENDERS = {
     "serve-app": ("ours:load", None),
@@ -27,10 +32,11 @@ CONTENDERS = {
     "continuous": ("huggingface:continuous", None),
     "vllm": ("vllm:load", "vllm_python"),
     "llama.cpp": ("llama_cpp:load", "llama_python"),
+    ROOFLINE: ("roofline:load", None),
 }
-ROOFLINE = "roofline"
 KINDS = {"mixed": LENGTHS, "steady": STEADY}
 GENERATED_TEXT = 4096
+WARM_UP = -1  # instead of a round's number
 
 
 def main() -> int:
@@ -49,14 +55,21 @@ def main() -> int:
             window=window_of(KINDS[args.lengths]),
             gguf=args.gguf or ("" if args.config else str(find_gguf())),
         )
-        with contextlib.ExitStack() as stack:
-            contenders = _load(args, setup, logs, stack)
-            records = _rounds(args, contenders, text)
+        names = [*args.only, ROOFLINE]
+        # A card's memory holds one at a time; its times do not change from minute to minute.
+        groups = [names] if args.device == "cpu" else [[name] for name in names]
+        records: list[report.Record] = []
+        loaded: dict[str, Contender] = {}
+        for group in groups:
+            with contextlib.ExitStack() as stack:
+                contenders = _load(group, args, setup, logs, stack)
+                records += _rounds(args, contenders, text)
+                loaded |= contenders
     result = report.summarise(
         records,
         setup=vars(args) | {"model": args.config or model_dir.name},
-        load_s={name: contender.load_s for name, contender in contenders.items()},
-        settings={name: contender.settings for name, contender in contenders.items()},
+        load_s={name: contender.load_s for name, contender in loaded.items()},
+        settings={name: contender.settings for name, contender in loaded.items()},
     )
     markdown = report.markdown(result)
     print(markdown)
@@ -88,7 +101,8 @@ def _arguments() -> argparse.Namespace:
         "--lengths", choices=KINDS, default="mixed", help="steady: 1,000 tokens in, 200 out"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    peers = [name for name in CONTENDERS if name != ROOFLINE]
+    parser.add_argument("--only", nargs="+", choices=peers, default=peers)
     parser.add_argument(
         "--vllm-python", default=os.environ.get("BENCH_VLLM_PYTHON"), help="of its environment"
     )
@@ -105,7 +119,7 @@ def _arguments() -> argparse.Namespace:
 def _model(args: argparse.Namespace, scratch: Path) -> tuple[Path, list[int]]:
     """Return the model's directory and a text's ids to cut prompts from."""
     if args.config:
-        shapes.write(args.config, scratch)
+        shapes.write(args.config, scratch, device=args.device)
         draw = random.Random(0)  # noqa: S311 (repeatable on purpose)
         vocabulary = shapes.CONFIGS[args.config]["vocab_size"]
         return scratch, [draw.randrange(vocabulary) for _ in range(GENERATED_TEXT)]
@@ -115,12 +129,16 @@ def _model(args: argparse.Namespace, scratch: Path) -> tuple[Path, list[int]]:
 
 
 def _load(
-    args: argparse.Namespace, setup: Setup, logs: Path, stack: contextlib.ExitStack
+    names: list[str],
+    args: argparse.Namespace,
+    setup: Setup,
+    logs: Path,
+    stack: contextlib.ExitStack,
 ) -> dict[str, Contender]:
     """Start what can be started; the rest is named with its reason."""
     contenders: dict[str, Contender] = {}
-    every = {name: CONTENDERS[name] for name in args.only} | {ROOFLINE: ("roofline:load", None)}
-    for name, (start, interpreter) in every.items():
+    for name in names:
+        start, interpreter = CONTENDERS[name]
         python = vars(args)[interpreter] if interpreter else sys.executable
         if not python or (name == "llama.cpp" and not setup.gguf):
             print(f"{name}: left out, see --help for how to name its environment")
@@ -138,18 +156,17 @@ def _rounds(
     args: argparse.Namespace, contenders: dict[str, Contender], text: list[int]
 ) -> list[report.Record]:
     """Let all run the same requests in turn; who begins changes with the round."""
-    names = list(contenders)
-    plan = [(number, streams) for number in range(args.rounds) for streams in args.streams]
-    records: list[report.Record] = []
-    warm_up = [
-        Request(request.prompt, 4)
-        for request in make(text, streams=2, turn=1, lengths=KINDS[args.lengths])
+    names, lengths = list(contenders), KINDS[args.lengths]
+    warm_up = [Request(each.prompt, 4) for each in make(text, streams=2, turn=1, lengths=lengths)]
+    plan = itertools.product(range(args.rounds), args.streams)
+    turns = [
+        (number, streams, make(text, streams=streams, turn=turn, lengths=lengths))
+        for turn, (number, streams) in enumerate(plan, start=2)
     ]
-    for name in names:
-        contenders[name].run([] if name == ROOFLINE else warm_up)
-    for turn, (number, streams) in enumerate(plan, start=2):
-        requests = make(text, streams=streams, turn=turn, lengths=KINDS[args.lengths])
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+    records: list[report.Record] = []
+    for number, streams, requests in [(WARM_UP, len(warm_up), warm_up), *turns]:
+        first = number % max(1, len(names))
+        for name in names[first:] + names[:first]:
             work = [] if name == ROOFLINE else requests
             try:
                 answer = contenders[name].run(work, together=streams > 1 or name == ROOFLINE)
@@ -158,8 +175,9 @@ def _rounds(
                 names.remove(name)
                 records = [record for record in records if record.name != name]
                 continue
-            records.append(report.Record(name, number, streams, requests, answer))
-            print(records[-1], flush=True)
+            if number != WARM_UP:
+                records.append(report.Record(name, number, streams, requests, answer))
+                print(records[-1], flush=True)
     return records
 
 

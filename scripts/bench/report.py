@@ -180,14 +180,15 @@ def _quantile(values: list[float], q: float) -> float:
 def markdown(result: dict[str, Any]) -> str:
     """Return the machine and one table for each number of streams."""
     machine, setup, rates = result["machine"], result["setup"], result["rates"]
+    how = "interleaved" if setup["device"] == "cpu" else "separate"
     lines = [
         f"# {setup['model']}, {setup['dtype']} on {setup['device']}",
         "",
         f"{machine['processor']} ({', '.join(machine['features'])}), {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, {datetime.now(UTC):%Y-%m-%d}, "
         f"{setup['threads']} threads, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}; medians of {setup['rounds']} interleaved rounds. Measured "
-        f"in the same run: read {rates['read_bytes_per_s'] / 1e9:.1f} GB/s, copy "
+        f"{machine['transformers']}; medians of {setup['rounds']} {how} "
+        f"rounds. Measured in the same run: read {rates['read_bytes_per_s'] / 1e9:.1f} GB/s, copy "
         f"{rates['copy_bytes_per_s'] / 1e9:.1f} GB/s, matrix product "
         f"{rates['flop_per_s'] / 1e9:.0f} GFLOP/s; weights {rates['weights_bytes'] / 1e6:.0f} MB.",
     ]

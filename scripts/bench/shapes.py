@@ -42,11 +42,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def write(name: str, directory: Path) -> None:
-    """Write a model of `CONFIGS` as a repository's directory; bfloat16."""
+def write(name: str, directory: Path, *, device: str = "cpu") -> None:
+    """Write a model of `CONFIGS` as a repository's directory; bfloat16.
+
+    Args:
+        name: of `CONFIGS`.
+        directory: where to.
+        device: what draws the weights; a card needs a second for what takes a CPU minutes.
+    """
     config = AutoConfig.for_model(**CONFIGS[name], tie_word_embeddings=False)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(directory, max_shard_size="4GB")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"w{i}" for i in range(len(letters), config.vocab_size))]

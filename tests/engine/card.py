@@ -5,8 +5,7 @@ refuses (tensors of two devices in one operation, a wait for the device while a 
 recorded), counts the waits, computes on the CPU and labels the result. `Graph` records aten
 operations with the very tensors that they had and replays those alone, so a Python value that
 changes from step to step shows as a wrong token, as with a CUDA graph. `card_kernels.py` makes
-the demands of the kernel behind `varlen_attn`. What it cannot show: the kernels' numbers, real
-memory, time.
+the demands of torch's FlashAttention. What it cannot show: the kernels' numbers, real memory, time.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ GIB = 2**30
 READS = {"tolist", "item", "nonzero", "is_nonzero", "__bool__", "__int__", "__float__", "__index__"}
 MOVES = {"to", "cuda", "cpu"}
 # Computed otherwise than on a CPU.
-KERNELS = {"_varlen_attn": flash_attention, "cumsum": prefix_sum}
+KERNELS = {"_flash_attention_forward.default": flash_attention, "cumsum": prefix_sum}
 # Calls of these may hold tensors of two devices.
 CROSSING = {"copy_", "__getitem__", "__setitem__"}
 
@@ -329,6 +328,7 @@ def inserted(**settings: Any) -> Iterator[Card]:
             (AutoModelForCausalLM, "from_pretrained", _from_pretrained),
             (Runner, "enter_thread", _entered),
             # In float32 too, so that tokens can be compared; the kernel has no softcap.
+            (torch.backends.cuda, "is_flash_attention_available", lambda: True),
             (interface, "supports", lambda shapes: not any(s.softcap for s in shapes)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

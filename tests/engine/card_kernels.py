@@ -36,20 +36,21 @@ def flash_attention(  # noqa: PLR0917 (torch's signature)
     cu_k: torch.Tensor,
     max_q: int,
     max_k: int,
-    is_causal: bool = False,
-    scale: float | None = None,
-    window_size: list[int] | None = None,
-    enable_gqa: bool = False,
-    seqused_k: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    num_splits: int | None = None,
+    dropout_p: float,
+    is_causal: bool,
+    return_debug_mask: bool,
+    *,
+    scale: float,
+    window_size_left: int,
+    window_size_right: int,
+    seqused_k: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Demand what the kernel demands, then attend; no value of a tensor reaches Python.
 
     Source: torch 2.13, flash_api.cpp, `mha_varlen_fwd`.
     """
-    assert seqused_k is not None
-    assert block_table is None
+    assert not dropout_p
+    assert not return_debug_mask
     used = seqused_k
     rows, (tokens, heads, dim), kv_heads = len(used), query.shape, key.shape[1]
     assert query.dtype == key.dtype == value.dtype
@@ -58,8 +59,7 @@ def flash_attention(  # noqa: PLR0917 (torch's signature)
     assert len(cu_q) == len(cu_k) == rows + 1
     assert dim <= 256
     assert dim % 8 == 0 == heads % kv_heads
-    left, right = window_size or (-1, -1)
-    right = 0 if is_causal and max_q > 1 else right
+    left, right = window_size_left, 0 if is_causal and max_q > 1 else window_size_right
     row = (torch.searchsorted(cu_q, torch.arange(tokens, dtype=torch.int32), right=True) - 1).clamp(
         max=rows - 1
     )

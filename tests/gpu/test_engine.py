@@ -11,7 +11,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.model.attention.interface import choose_backend
 from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
-from serve_app.engine.model.attention.varlen import find_varlen_attn
+from serve_app.engine.model.attention.varlen import find_flash_attention
 from serve_app.engine.model.build import assemble
 from serve_app.engine.model.cuda_graphs import CudaRecorder
 from serve_app.engine.model.loading import load as load_model
@@ -34,7 +34,7 @@ DECODE = (Span(0, 1, 3, 900), Span(1, 1, 1000, 33), Span(2, 1, 1100, 1))
 @pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2)], ids=str)
 def test_flash_attention_is_attention(spans, window, heads):
-    """`varlen_attn` over regions of the pool equals SDPA in float32 within bf16's rounding."""
+    """FlashAttention over regions of the pool equals SDPA in float32 within bf16's rounding."""
     generator = torch.Generator().manual_seed(1)
     tokens = sum(span.q_count for span in spans)
     shapes = ((tokens, heads[0], 64), (1400, heads[1], 64), (1400, heads[1], 64))
@@ -94,7 +94,8 @@ def test_graphs_compute_what_eager_steps_do(tmp_path):
     """Every number of rows, padded or not, equals SDPA without graphs within bf16's rounding."""
     directory = make_model(tmp_path / "m", "llama", head_dim=16)
     recorder = CudaRecorder(torch.device("cuda:0"))
-    graphed, eager, _ = build(directory, recorder, find_varlen_attn(), dtype="bfloat16", num_gpus=1)
+    attend = find_flash_attention()
+    graphed, eager, _ = build(directory, recorder, attend, dtype="bfloat16", num_gpus=1)
     assert_same_steps(graphed, eager, atol=0.1, rtol=0.1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -40,13 +41,13 @@ def static(setup: Setup) -> Run:
 def continuous(setup: Setup) -> Run:
     """`ContinuousBatchingManager`; its cache is as large as the requests need on a CPU."""
     model = _load(setup)
-    pages = 32
+    page, names = 32, {field.name for field in fields(ContinuousBatchingConfig)}
     on_cpu = {
-        "page_size": pages,
-        "num_blocks": setup.streams * -(-setup.window // pages),
+        "page_size" if "page_size" in names else "block_size": page,
+        "num_blocks": setup.streams * -(-setup.window // page),
         "max_batch_tokens": 512,
     }
-    on_cuda = {"max_memory_percent": 0.3, "max_requests_per_batch": setup.streams}
+    on_cuda = {"max_requests_per_batch": setup.streams}
     manager = model.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, pad_token_id=0),
         continuous_batching_config=ContinuousBatchingConfig(

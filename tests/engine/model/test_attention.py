@@ -1,18 +1,18 @@
 """The backends against attention written out, for every kind of row and scoring."""
 
-import inspect
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from structlog.testing import capture_logs
 
-from serve_app.engine.model.attention import interface, varlen
+from serve_app.engine.model.attention import interface
 from serve_app.engine.model.attention.interface import attend, choose_backend
 from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
-from serve_app.engine.model.attention.varlen import VarlenBackend, find_varlen_attn
+from serve_app.engine.model.attention.varlen import VarlenBackend, find_flash_attention
 from serve_app.errors import ModelLoadError
 
 DIM, VALUE_DIM, POOL = 16, 16, 120
@@ -72,7 +72,7 @@ def test_sdpa_takes_values_of_another_size():
     torch.testing.assert_close(out, written_out(query, keys, values, MIXED, Scoring(0.25)))
 
 
-def documented_varlen_attn(  # noqa: PLR0917 (torch's signature)
+def documented_flash_attention(  # noqa: PLR0917 (torch's signature)
     query,
     key,
     value,
@@ -82,17 +82,15 @@ def documented_varlen_attn(  # noqa: PLR0917 (torch's signature)
     max_k,
     *,
     scale,
-    window_size,
-    enable_gqa,
+    window,
     seqused_k,
 ):
-    """What torch documents of `varlen_attn`, written out for the CPU."""
-    assert enable_gqa == (query.shape[1] != key.shape[1])
+    """What torch documents of its FlashAttention, written out for the CPU."""
     assert all(t.dtype == torch.int32 for t in (cu_seq_q, cu_seq_k, seqused_k))
     assert (cu_seq_k.diff() > 0).all()
     out = torch.empty(*query.shape[:2], value.shape[2])
     group = query.shape[1] // key.shape[1]
-    left, right = window_size
+    left, right = window
     for row in range(len(seqused_k)):
         q0, q1 = cu_seq_q[row : row + 2].tolist()
         k0, used = int(cu_seq_k[row]), int(seqused_k[row])
@@ -117,9 +115,9 @@ def documented_varlen_attn(  # noqa: PLR0917 (torch's signature)
 @pytest.mark.parametrize("spans", [MIXED, DECODE], ids=["mixed", "decode"])
 @pytest.mark.parametrize("scoring", SCORINGS[:3], ids=str)
 def test_varlen_asks_for_what_sdpa_does(heads, spans, scoring):
-    """Starts, lengths and windows handed to `varlen_attn` mean the same attention."""
+    """Starts, lengths and windows handed to FlashAttention mean the same attention."""
     query, keys, values = tensors(heads, spans)
-    step = VarlenBackend(documented_varlen_attn).begin(spans)
+    step = VarlenBackend(documented_flash_attention).begin(spans)
     out = step.attend(query, keys, values, scoring)
     torch.testing.assert_close(out, written_out(query, keys, values, spans, scoring))
 
@@ -131,8 +129,8 @@ def test_varlen_gives_single_queries_the_fast_kernel(window):
 
     def attend(query, keys, values, **how):
         rows = how["cu_seq_q"].diff().tolist()
-        calls.append((rows, how["max_q"], how["window_size"], how["seqused_k"].tolist()))
-        return documented_varlen_attn(query, keys, values, **how)
+        calls.append((rows, how["max_q"], how["window"], how["seqused_k"].tolist()))
+        return documented_flash_attention(query, keys, values, **how)
 
     query, keys, values = tensors((4, 2), MIXED)
     scoring = Scoring(0.25, window=window)
@@ -142,37 +140,35 @@ def test_varlen_gives_single_queries_the_fast_kernel(window):
     assert calls == [([1, 1], 1, (-1, -1), used), ([6, 4], 6, (left, 0), [6, 17])]
 
 
-def test_find_varlen_attn_in_this_torch():
-    """The installed torch takes every argument that the backend passes."""
-    found = find_varlen_attn()
+def test_find_flash_attention_in_this_torch(monkeypatch):
+    """The installed torch takes every argument that the backend passes, by its own schema."""
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    found = find_flash_attention()
     assert found is not None
-    names = inspect.signature(documented_varlen_attn).parameters
-    inspect.signature(found).bind(**dict.fromkeys(names, 0))
+    query, index = torch.zeros(2, 4, 8, device="meta"), torch.zeros(3, dtype=torch.int32)
+    index = index.to("meta")
+    indices = {"cu_seq_q": index, "cu_seq_k": index, "seqused_k": index[:2]}
+    pool = torch.zeros(6, 2, 8, device="meta")
+    out = found(query, pool, pool, **indices, max_q=1, max_k=3, scale=1.0, window=(-1, 0))
+    assert out.shape == query.shape
 
 
-@pytest.mark.parametrize("missing", ["module", "function", "seqused_k"])
-def test_find_varlen_attn_falls_back_without_it(monkeypatch, missing):
-    """An older torch computes by SDPA instead of failing."""
-
-    class Module:
-        if missing == "seqused_k":
-
-            @staticmethod
-            def varlen_attn(query, scale, window_size, enable_gqa): ...
-
-    def find(name):
-        if missing == "module":
-            raise ImportError(name)
-        return Module
-
-    monkeypatch.setattr(varlen.importlib, "import_module", find)
-    assert find_varlen_attn() is None
+@pytest.mark.parametrize("missing", ["operator", "seqused_k", "kernel"])
+def test_find_flash_attention_is_none_without_it(monkeypatch, missing):
+    """An older torch, or one built without the kernel, computes by SDPA instead of failing."""
+    available = missing != "kernel"
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: available)
+    old = SimpleNamespace(_schema=SimpleNamespace(arguments=[SimpleNamespace(name="scale")]))
+    packet = SimpleNamespace() if missing == "operator" else SimpleNamespace(default=old)
+    if missing != "kernel":
+        monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", packet)
+    assert find_flash_attention() is None
 
 
-@pytest.mark.parametrize("found", [None, documented_varlen_attn])
-def test_choose_backend_warns_of_a_gpu_without_varlen_attn(monkeypatch, found):
+@pytest.mark.parametrize("found", [None, documented_flash_attention])
+def test_choose_backend_warns_of_a_gpu_without_flash_attention(monkeypatch, found):
     """It works, and it is slow; a CPU and an old GPU have nothing to gain by a newer torch."""
-    monkeypatch.setattr(interface, "find_varlen_attn", lambda: found)
+    monkeypatch.setattr(interface, "find_flash_attention", lambda: found)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     shape = LayerShape(2, 64, 64, torch.device("cuda:0"), torch.bfloat16, softcap=False)
     with capture_logs() as logs:

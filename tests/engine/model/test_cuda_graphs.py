@@ -18,7 +18,7 @@ from serve_app.engine.model.kv_cache import KVCache
 from serve_app.engine.model.loading import load
 from serve_app.engine.model.transformers_forward import TransformersForward
 from serve_app.engine.sequence import Move, Row, SamplingPlan, Sequence
-from tests.engine.model.test_attention import documented_varlen_attn
+from tests.engine.model.test_attention import documented_flash_attention
 
 POOL, ROWS = 512, 13
 GREEDY = SamplingPlan(temperature=0, top_p=1, top_k=0, seed=0, stop_token_ids=frozenset())
@@ -62,7 +62,7 @@ def build(directory, recorder, attend, *, dtype="float32", num_gpus=0):
 @pytest.fixture
 def made(model_dir):
     recorder = Recorder()
-    graphed, eager, cache = build(model_dir("llama"), recorder, documented_varlen_attn)
+    graphed, eager, cache = build(model_dir("llama"), recorder, documented_flash_attention)
     return graphed, eager, recorder, cache
 
 

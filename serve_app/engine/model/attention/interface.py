@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.step import Backend, LayerShape, Scoring
-from serve_app.engine.model.attention.varlen import VarlenBackend, find_varlen_attn, supports
+from serve_app.engine.model.attention.varlen import VarlenBackend, find_flash_attention, supports
 from serve_app.errors import ModelLoadError
 
 log = structlog.get_logger()
@@ -80,9 +80,9 @@ class ShapeProbe:
 def choose_backend(shapes: Iterable[LayerShape]) -> Backend:
     """Pick the fastest backend that does these layers."""
     if supports(tuple(shapes)):
-        if varlen_attn := find_varlen_attn():
-            return VarlenBackend(varlen_attn)
-        log.warning("engine.varlen_unavailable", torch=torch.__version__, needs="torch 2.11")
+        if attend := find_flash_attention():
+            return VarlenBackend(attend)
+        log.warning("engine.varlen_unavailable", torch=torch.__version__)
     return SdpaBackend()
 
 

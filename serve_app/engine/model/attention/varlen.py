@@ -1,8 +1,10 @@
 """Attention by torch's own FlashAttention over the flat pool; the backend of CUDA.
 
-`torch.nn.attention.varlen.varlen_attn` takes the whole pool as one packed tensor: `cu_seq_k`
-says where each sequence's region starts and `seqused_k` how much of it is filled, so nothing
-is copied or gathered and no other package is needed (built-in FlashAttention 2).
+`aten::_flash_attention_forward` takes the whole pool as one packed tensor: `cu_seq_k` says where
+each sequence's region starts and `seqused_k` how much of it is filled, so nothing is copied or
+gathered and no other package is needed (built-in FlashAttention 2). It is what
+`torch.nn.attention.varlen.varlen_attn` calls, which hands on `seqused_k` from torch 2.12 on only
+and costs a kernel and two dispatches a layer more.
 
 The kernel works on tiles of 128 queries of one row and one head. Only a call without any longer
 row and without a window shares K and V among a group's heads and splits long ones (torch 2.13,
@@ -12,8 +14,6 @@ but the end of their region.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -22,20 +22,75 @@ import torch
 
 from serve_app.engine.model.attention.step import LayerShape, Scoring, Span, StepAttention
 
-# What this backend asks of the API; torch 2.11 has all of it, older ones lack some.
-NEEDED = frozenset({"scale", "window_size", "enable_gqa", "seqused_k"})
+# What this backend asks of the operator beyond its first form.
+NEEDED = frozenset({"scale", "window_size_left", "window_size_right", "seqused_k"})
 # FlashAttention 2's limits.
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)
 
 
-def find_varlen_attn() -> Callable[..., torch.Tensor] | None:
-    """Return torch's `varlen_attn` if this torch has it with everything needed."""
+Attend = Callable[..., torch.Tensor]
+
+
+def find_flash_attention() -> Attend | None:
+    """Return `flash_attention` if this torch has it with everything needed."""
     try:
-        found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    except (ImportError, AttributeError):
+        forward = torch.ops.aten._flash_attention_forward.default
+    except AttributeError:
         return None
-    return found if inspect.signature(found).parameters.keys() >= NEEDED else None
+    names = {argument.name for argument in forward._schema.arguments}
+    if not names >= NEEDED or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    return flash_attention
+
+
+def flash_attention(  # noqa: PLR0913 (the operator's)
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    seqused_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    window: tuple[int, int],
+) -> torch.Tensor:
+    """Attend with packed queries over regions of one pool.
+
+    Args:
+        query: (tokens, heads, dim), bfloat16 or float16.
+        keys: (pool_tokens, kv_heads, dim).
+        values: like `keys`.
+        cu_seq_q: where each row's queries start and the last one's end; int32, (rows + 1,).
+        cu_seq_k: the same of its region of the pool.
+        seqused_k: keys in use from there on; int32, (rows,). The last is the last query's own.
+        max_q: queries of the longest row.
+        max_k: keys of the longest row, at the most.
+        scale: of the scores.
+        window: keys that a query sees before and after its own; -1 is all.
+
+    Returns:
+        (tokens, heads, dim).
+    """
+    output: torch.Tensor = torch.ops.aten._flash_attention_forward.default(
+        query,
+        keys,
+        values,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        dropout_p=0.0,
+        is_causal=window == (-1, 0),
+        return_debug_mask=False,
+        scale=scale,
+        window_size_left=window[0],
+        window_size_right=window[1],
+        seqused_k=seqused_k,
+    )[0]
+    return output
 
 
 def supports(shapes: Iterable[LayerShape]) -> bool:
@@ -55,12 +110,12 @@ class VarlenBackend:
     """FlashAttention 2 as torch ships it.
 
     Args:
-        attend: torch's `varlen_attn`.
+        attend: `flash_attention`, or another way to compute the same.
     """
 
     name = "varlen"
 
-    def __init__(self, attend: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, attend: Attend) -> None:
         self._attend = attend
 
     def begin(self, spans: tuple[Span, ...]) -> StepAttention:
@@ -91,8 +146,8 @@ class VarlenBackend:
         """Prepare a step of single queries whose places are read when it runs.
 
         Args:
-            indices: int32 on the layers' device, as `varlen_attn` calls them: `cu_seq_q` and
-                `cu_seq_k`, (rows + 1,), and `seqused_k`, (rows,).
+            indices: on the layers' device, as `flash_attention` calls them: `cu_seq_q`,
+                `cu_seq_k` and `seqused_k`.
             max_k: keys of the longest row at the most.
         """
         return VarlenStep(self._attend, indices, max_q=1, max_k=max_k)
@@ -130,7 +185,7 @@ class VarlenStep:
 
     def __init__(
         self,
-        attend: Callable[..., torch.Tensor],
+        attend: Attend,
         indices: dict[str, torch.Tensor],
         *,
         max_q: int,
@@ -162,8 +217,7 @@ class VarlenStep:
             max_q=self._max_q,
             max_k=max_k,
             scale=scoring.scale,
-            window_size=window,
-            enable_gqa=query.shape[1] != keys.shape[1],
+            window=window,
             **self._on(query.device, cut),
         )
 
