@@ -50,6 +50,7 @@ EVENTS = {
     "by itself; `model.chat_template` replaces it",
     "model.loaded": "weights are on the device, dtype asserted, warm-up answered",
     "engine.drafts_off": "decode steps run as CUDA graphs, which guesses would leave",
+    "engine.compile_unavailable": "torch cannot compile for this GPU: it is slower, and why",
     "engine.graphs_unavailable": "decode steps are not recorded as CUDA graphs, and why",
     "engine.native_unavailable": "the CPU's compiled forward cannot be used here, and why",
     "engine.varlen_unavailable": "torch lacks varlen attention: a GPU attends row by row, slowly",

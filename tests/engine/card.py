@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM
 
+from serve_app.engine.model import build
 from serve_app.engine.model.attention import interface
 from serve_app.engine.model.runner import Runner
 from tests.engine.card_kernels import flash_attention, prefix_sum
@@ -329,6 +330,7 @@ def inserted(**settings: Any) -> Iterator[Card]:
             (Runner, "enter_thread", _entered),
             # In float32 too, so that tokens can be compared; the kernel has no softcap.
             (torch.backends.cuda, "is_flash_attention_available", lambda: True),
+            (build, "compiled", None),  # there is nothing to compile for
             (interface, "supports", lambda shapes: not any(s.softcap for s in shapes)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

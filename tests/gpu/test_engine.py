@@ -5,19 +5,24 @@ from contextlib import closing
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.engine import Engine
+from serve_app.engine.model import build as model_build
 from serve_app.engine.model.attention.interface import choose_backend
 from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
 from serve_app.engine.model.attention.varlen import find_flash_attention
 from serve_app.engine.model.build import assemble
 from serve_app.engine.model.cuda_graphs import CudaRecorder
+from serve_app.engine.model.fused_llama import FusedLlama, compiled
 from serve_app.engine.model.loading import load as load_model
 from serve_app.protocol import SamplingParams
+from tests.engine import test_card
 from tests.engine.conftest import Reference, random_prompts, run
 from tests.engine.invariance import assert_invariant
+from tests.engine.model import test_fused_llama
 from tests.engine.model.test_cuda_graphs import assert_same_steps, build
 from tests.models import VOCAB, make_model
 
@@ -61,7 +66,7 @@ def load(directory, dtype):
     )
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2-softcap-window"])
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2-softcap-window", "mixtral"])
 async def test_engine_in_float32_equals_generate(tmp_path, name):
     """Token for token, 32 prompts at once, against the CPU's `generate`."""
     directory = make_model(tmp_path / "m", name)
@@ -77,6 +82,44 @@ async def test_engine_in_float32_equals_generate(tmp_path, name):
     assert all(equal)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3-mixed-window"])
+def test_engine_in_float32_answers_as_the_cpu(tmp_path, name):
+    """Every kind of request at once: sampling, penalties, grammars, scores, several, cached."""
+    directory = make_model(tmp_path / "m", name)
+    with closing(test_card.load(directory, num_gpus=0)) as engine:
+        expected = asyncio.run(test_card.answers(engine))
+    with closing(test_card.load(directory)) as engine:
+        got = asyncio.run(test_card.answers(engine))
+        assert engine.stats().prefix_cache_hits > 0
+    assert got == expected
+
+
+def test_deterministic_answers_in_bfloat16_survive_a_full_cache(tmp_path, monkeypatch):
+    """From graphs, put back and moved about: the very tokens of a run with room for all."""
+    directory = make_model(tmp_path / "m", "llama", head_dim=16)
+    prompts = random_prompts(8, VOCAB, longest=12)
+    cases = [test_card.Sampled(seed=i, temperature=i % 2, max_tokens=40) for i in range(8)]
+
+    def answers(preempts):
+        config = EngineConfig(deterministic=True, max_context_tokens=256, max_running_requests=8)
+        model = ModelConfig(path=str(directory))
+        limits = ApiConfig(max_queued_requests=64)
+        with closing(
+            Engine.load(directory, model=model, engine=config, num_gpus=1, num_cpus=1, api=limits)
+        ) as engine:
+            assert engine.load_report.attention == "varlen"
+            engine._loop._scheduler._reserve = 4  # places are to grow, so that some are put back
+            asked = [test_card.ask(engine, p, c) for p, c in zip(prompts, cases, strict=True)]
+            found = asyncio.run(test_card.gathered(asked))
+            assert (engine.stats().preemptions > 0) == preempts
+            return found
+
+    expected = answers(preempts=False)
+    budget = model_build._Budget(208 * 3 * 2 * (16 + 16) * 2, "")
+    monkeypatch.setattr(model_build, "_of_gpu", lambda *_: budget)
+    assert answers(preempts=True) == expected
+
+
 async def test_engine_in_bfloat16_runs_on_flash_attention(tmp_path):
     """The product's dtype takes the fast backend; the cache's size follows the GPU's memory."""
     directory = make_model(tmp_path / "m", "llama", head_dim=16)
@@ -87,6 +130,23 @@ async def test_engine_in_bfloat16_runs_on_flash_attention(tmp_path):
         sampled = SamplingParams(max_tokens=20, top_p=0.9, seed=3, ignore_eos=True)
         results = await asyncio.gather(*(run(engine, prompt, sampled) for prompt in prompts))
         assert all(len(ids) == 20 for _, ids, _, _ in results)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral-window"])
+def test_fused_llama_compiles_and_computes_what_transformers_does(tmp_path, name):
+    """In float32, packed rows of all kinds; one compilation for all numbers of rows above one."""
+    directory = make_model(tmp_path / "m", name)
+    loaded = load_model(directory, ModelConfig(path="/m", dtype="float32"), num_gpus=1, num_cpus=1)
+    expected = test_fused_llama.logits(loaded.model, test_fused_llama.batches())
+    torch._dynamo.reset()
+    with capture_logs() as logs:
+        fused = FusedLlama(loaded.model, compiled)
+    assert not logs  # it did compile
+    torch._dynamo.utils.counters.clear()
+    got = test_fused_llama.logits(fused, test_fused_llama.batches())
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for each, want in zip(got, expected, strict=True):
+        torch.testing.assert_close(each, want, atol=1e-3, rtol=1e-3)
 
 
 @torch.inference_mode()

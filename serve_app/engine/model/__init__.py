@@ -4,6 +4,8 @@ runner.py               START HERE: one step: rows through the forward, then a t
 loading.py              a directory of weights to a model on its device
 build.py                which forward, and a cache of the size that memory pays for
 probe.py                one forward that looks: attention layers, memory of a step
+llama_like.py           which models are a Llama in all but their sizes
+fused_llama.py          those in fewer and larger operations, for CUDA
 fused_norms.py          RMSNorm by torch's one kernel, where a model's own is the same
 kv_cache.py             the pools of K and V
 native/                 the forward compiled for the CPU, bitwise batch-invariant

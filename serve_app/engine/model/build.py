@@ -7,7 +7,7 @@ runs transformers' forward with the attention backend that suits the device.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -20,8 +20,10 @@ from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.varlen import VarlenBackend
 from serve_app.engine.model.batch_invariant import FixedForward
 from serve_app.engine.model.cuda_graphs import CudaRecorder, DecodeRows, GraphedForward, sizes
+from serve_app.engine.model.fused_llama import FusedLlama, compiled
 from serve_app.engine.model.fused_norms import fuse_norms
 from serve_app.engine.model.kv_cache import KVCache, tokens_for
+from serve_app.engine.model.llama_like import difference
 from serve_app.engine.model.loading import LoadedModel
 from serve_app.engine.model.native import library
 from serve_app.engine.model.native.forward import NativeForward
@@ -129,7 +131,10 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
 
 def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Assembly:
     if loaded.device.type == "cuda" and not loaded.is_spread:
-        fuse_norms(loaded.model)
+        if difference(loaded.model) is None:
+            loaded = replace(loaded, model=FusedLlama(loaded.model, compiled))
+        else:
+            fuse_norms(loaded.model)
     probed = probe(loaded, engine)
     shapes = probed.shapes
     budgets = _budgets(probed, engine, num_gpus)

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from serve_app.engine.model.llama_like import difference, window_of
+
 COLUMNS = 32
 DEPTH = {torch.bfloat16: 2, torch.float32: 1}
-# Decoder layers of RMSNorm, rotary attention and a SwiGLU MLP, each with a residual, and with
-# nothing else between: those whose modeling file in transformers was read against forward.cpp.
-MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +65,12 @@ class Weights:
 
 def unsupported(model: Any) -> str | None:
     """Return why forward.cpp cannot compute this model, or None if it can."""
-    config = model.config
-    if config.model_type not in MODEL_TYPES:
-        return f"{config.model_type} models are not Llama-like enough"
-    if config.hidden_act != "silu":
-        return f"the activation {config.hidden_act} is not silu"
+    if reason := difference(model):
+        return reason
     if model.dtype not in DEPTH:
         return f"{model.dtype} is not packed"
-    layer = model.model.layers[0]
-    attention, mlp = layer.self_attn, layer.mlp
-    biased = [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, model.lm_head]
-    if any(type(part) is not nn.Linear or part.bias is not None for part in biased):
-        return "it has a bias or a layer of its own where Llama has none"
-    if attention.head_dim % 2 or attention.head_dim > 512 or config.intermediate_size % 16:
+    attention = model.model.layers[0].self_attn
+    if attention.head_dim % 2 or attention.head_dim > 512 or model.config.intermediate_size % 16:
         return "its sizes do not fit the panels"
     return None
 
@@ -101,7 +93,7 @@ def take(model: Any, positions: int) -> Weights:
     base, config = model.model, model.config
     cos, sin = _rotary(base.rotary_emb, positions, config.hidden_size)
     attention = base.layers[0].self_attn
-    windows = [_window(layer.self_attn, config) for layer in base.layers]
+    windows = [window_of(layer.self_attn, config) or 0 for layer in base.layers]
     tied = model.lm_head.weight.data_ptr() == base.embed_tokens.weight.data_ptr()
     head = pack(model.lm_head.weight)
     embedding = None if tied else base.embed_tokens.weight.detach()
@@ -171,13 +163,6 @@ def _take_layer(layer: Any, window: int) -> LayerWeights:
         key_norm=_vector(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
         window=window,
     )
-
-
-def _window(attention: Any, config: Any) -> int:
-    """Return the tokens that a query of this layer sees, itself included; 0 is all."""
-    # Layers that differ from each other hold their own; Mistral's are all as its config says.
-    source = attention if hasattr(attention, "sliding_window") else config
-    return int(getattr(source, "sliding_window", None) or 0)
 
 
 def _rotary(rotary: Any, positions: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
