@@ -22,6 +22,7 @@ from serve_app.deployments.frame_receiver import LOST, NO_CONNECTION, FrameRecei
 from serve_app.errors import (
     EngineDead,
     EngineError,
+    ModelNotFound,
     NotReady,
     Overloaded,
     RequestCancelled,
@@ -35,7 +36,9 @@ log = structlog.get_logger()
 READY_TIMEOUT_S = 2.0
 AGAIN_S = 0.25
 LAST_FRAME_S = 5.0  # behind the end of the call that it belongs to
-UNTOUCHED = 40  # times that a request may meet a stopped engine, whose replica ends in 2 s
+# Times that a request may meet a stopped engine, whose replica ends in 2 s, or one that has not the
+# adapter.
+UNTOUCHED = 40
 
 
 class RemoteEngine:
@@ -74,7 +77,7 @@ class RemoteEngine:
         nothing yet: the request goes to another one, once. One with a structure does not: should
         that have been what ended the replica, it would end the next one. A replica whose engine
         had stopped before counts for nothing: it ends in a moment, and until then it may be met
-        again.
+        again. Nor does one of another version count, which during a rollout may lack an adapter.
 
         Raises:
             ServeAppError: the replica's own error, or an `EngineError` that says no more
@@ -89,12 +92,12 @@ class RemoteEngine:
                     async for delta in deltas:
                         begun = True
                         yield delta
-            except EngineDead as dead:
-                if dead.details.get("untouched") and left:
+            except (EngineDead, NotReady) as error:
+                if error.details.get("untouched") and left:
                     left -= 1
                     await asyncio.sleep(AGAIN_S)
                     continue
-                if begun or moved:
+                if begun or moved or isinstance(error, NotReady):
                     raise
                 moved = True
                 log.warning("request.moved", request_id=request.request_id)
@@ -114,7 +117,7 @@ class RemoteEngine:
                     if isinstance(item, ServeAppError):
                         # Behind a lost connection the replica may be at it still.
                         over = item.details.get("cause") != NO_CONNECTION
-                        raise item
+                        raise _of_this_version(item, request)
                     patient_until = None
                     if item.finish_reason is not None:
                         unfinished -= 1
@@ -214,6 +217,17 @@ class RemoteEngine:
         if isinstance(answer, ServeAppError):
             raise answer
         return answer
+
+
+def _of_this_version(error: ServeAppError, request: GenerationRequest) -> ServeAppError:
+    """Return an error; of a replica of another version, which lacks the adapter, that one is met.
+
+    An ingress asks for what its own version has.
+    """
+    if not isinstance(error, ModelNotFound):
+        return error
+    message = f"this replica has no {request.adapter} yet, a rollout is under way; retry later"
+    return NotReady(message, untouched=True)
 
 
 async def _forward(call: Any, inbox: Inbox, request_id: str) -> None:

@@ -140,6 +140,7 @@ class FrameReceiver:
         connection = _Connection(self._inboxes)
         try:
             if await self._knows(reader):
+                writer.write(frames.WELCOME)
                 await connection.read(reader)
         except (EOFError, OSError):
             pass  # a replica that has ended

@@ -51,15 +51,21 @@ class FrameSender:
 
     async def _connect(self, reply_to: ReplyTo) -> Connection | None:
         address = (reply_to.host, reply_to.port)
+        writer = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(*address, ssl=client_context())
-        except (OSError, KeyError, TimeoutError) as error:
+                writer.write(frames.hello(reply_to.secret))
+                # A proxy between may accept whatever comes and cut it off then, and so does an
+                # ingress that has its fill of strangers: nothing goes this way before its word.
+                await reader.readexactly(len(frames.WELCOME))
+        except (OSError, KeyError, TimeoutError, EOFError) as error:
+            if writer is not None:
+                writer.close()
             cause = f"{type(error).__name__}: {error}"
             log.warning("frames.unreachable", host=reply_to.host, port=reply_to.port, cause=cause)
             asyncio.get_running_loop().call_later(RETRY_S, self._connections.pop, address, None)
             return None
-        writer.write(frames.hello(reply_to.secret))
         connection = Connection(writer, self._heartbeat_s)
         watching = asyncio.create_task(connection.watch(reader))
         self._watching.add(watching)
@@ -121,7 +127,7 @@ class Connection:
     async def watch(self, reader: asyncio.StreamReader) -> None:
         """Wait until the connection has ended; what it carried then ends, as nobody reads it."""
         try:
-            await reader.read(1)  # an ingress never says anything
+            await reader.read(1)  # an ingress says nothing more
         except OSError:
             pass
         finally:

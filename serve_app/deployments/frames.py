@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pydantic import ConfigDict, TypeAdapter
@@ -20,6 +21,7 @@ from serve_app.errors import Detail, ServeAppError
 from serve_app.protocol import TokenDelta
 
 MAX_HELLO_BYTES = 256  # before the peer has said who it is
+WELCOME = b"\x01"  # all that an ingress ever says: it knows the secret, and frames may come
 MAX_FRAME_BYTES = 1 << 30  # a prompt's logprobs are the largest
 _LENGTH = struct.Struct("!I")
 
@@ -88,9 +90,36 @@ _FRAME: TypeAdapter[_Parts] = TypeAdapter(
 
 
 def encode(frame: Frame) -> bytes:
-    """Return a frame's bytes, its length before them."""
+    """Return a frame's bytes, its length before them.
+
+    What cannot be written, as half a surrogate pair that a chat template made, is the error of its
+    own request: the others in the frame lose nothing.
+    """
+    try:
+        return _packed(frame)
+    except ValueError:
+        return b"".join(_one_by_one(frame))
+
+
+def _packed(frame: Frame) -> bytes:
     body = _FRAME.dump_json((frame.taken, frame.deltas, frame.failures))
     return _LENGTH.pack(len(body)) + body
+
+
+def _one_by_one(frame: Frame) -> Iterator[bytes]:
+    yield _packed(Frame(taken=frame.taken))
+    for key, delta in frame.deltas:
+        yield _packed_or_failed(key, Frame(deltas=[(key, delta)]))
+    for key, failure in frame.failures:
+        yield _packed_or_failed(key, Frame(failures=[(key, failure)]))
+
+
+def _packed_or_failed(key: int, frame: Frame) -> bytes:
+    try:
+        return _packed(frame)
+    except ValueError:
+        unwritten = errors.EngineError("generation failed", cause="unwritable")
+        return _packed(Frame(failures=[(key, Failure.of(unwritten))]))
 
 
 def decode(body: bytes) -> Frame:

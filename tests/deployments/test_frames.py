@@ -19,6 +19,7 @@ from serve_app.errors import (
     ContextLengthExceeded,
     EngineDead,
     EngineError,
+    ModelNotFound,
     NotReady,
     Overloaded,
     ServeAppError,
@@ -179,6 +180,25 @@ def test_failure_of_no_known_kind():
         assert type(Failure(kind, "m", None, {}).error()) is EngineError
 
 
+def test_encode_an_unwritable_item_is_its_own_requests_error():
+    """Half a surrogate pair, which a chat template can write, costs the others nothing."""
+    refused = Failure.of(ContextLengthExceeded("\ud800", param="messages"))
+    odd = replace(DELTA, text="\ud800")
+    encoded = frames.encode(Frame([1, 2, 3], [(1, DELTA), (2, odd), (1, FULL)], [(3, refused)]))
+    whole = Frame()
+    while encoded:
+        length = 4 + int.from_bytes(encoded[:4])
+        part, encoded = frames.decode(encoded[4:length]), encoded[length:]
+        whole.taken += part.taken
+        whole.deltas += part.deltas
+        whole.failures += part.failures
+    assert (whole.taken, whole.deltas) == ([1, 2, 3], [(1, DELTA), (1, FULL)])
+    assert [(key, type(failure.error())) for key, failure in whole.failures] == [
+        (2, EngineError),
+        (3, EngineError),
+    ]
+
+
 async def test_carry_deltas_in_order():
     """Of many requests at once, with nothing over Ray's stream."""
     words = [f"{number} " for number in range(20)]
@@ -296,6 +316,21 @@ async def test_connection_lost_before_a_token_moves_the_request():
         assert [delta.text for delta in await asyncio.wait_for(answer, 2)] == ["b"]
 
 
+async def test_remote_engine_adapter_that_a_replica_lacks(monkeypatch):
+    """During a rollout there are replicas of two versions; the ingress knows its own's adapters."""
+    monkeypatch.setattr(engine_client, "AGAIN_S", 0.001)
+    unknown = ModelNotFound("this replica has no such adapter", param="model")
+    async with ingress(FakeEngine([unknown]), FakeEngine(["a"])) as (remote, handle):
+        for number in range(3):
+            (delta,) = await came(remote, asked(f"r{number}", adapter="new"))
+            assert delta.text == "a"
+        assert len(handle.calls) == 6
+    async with ingress(FakeEngine([unknown])) as (remote, _):
+        (error,) = await came(remote, asked(adapter="new"))
+        assert isinstance(error, NotReady)
+        assert "new" in error.message
+
+
 async def test_sender_unreachable_ingress_is_answered_over_the_call(monkeypatch):
     """A firewall between nodes costs speed and no request."""
     receiver = FrameReceiver()
@@ -307,6 +342,29 @@ async def test_sender_unreachable_ingress_is_answered_over_the_call(monkeypatch)
             assert [delta.text for delta in await came(remote, asked())] == ["a", "b"]
     assert [line["event"] for line in logs] == ["frames.unreachable"]
     assert receiver._secret not in str(logs)
+
+
+@pytest.mark.parametrize("way", ["accepted and cut off", "too many strangers", "another secret"])
+async def test_sender_without_the_ingress_word_answers_over_the_call(way, monkeypatch):
+    """A port that only accepts is no way: a proxy's, or that of an ingress which knows nobody."""
+    receiver = FrameReceiver()
+    await receiver.listen("127.0.0.1")
+    accepting = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    if way == "accepted and cut off":
+        receiver._address = accepting.sockets[0].getsockname()
+    elif way == "too many strangers":
+        monkeypatch.setattr(frame_receiver, "MAX_STRANGERS", 0)
+    else:
+        hello = frames.hello
+        monkeypatch.setattr(frames, "hello", lambda secret: hello(secret[::-1]))
+    handle = Handle(Server(FakeEngine(["a", "b"])))
+    remote = RemoteEngine(handle, receiver, patience_s=5, stall_timeout_s=1)
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert [delta.text for delta in await came(remote, asked())] == ["a", "b"]
+    assert [line["event"] for line in logs] == ["frames.unreachable"]
+    accepting.close()
+    receiver.close()
 
 
 async def test_receiver_that_cannot_listen_says_so():
@@ -373,7 +431,7 @@ async def test_receiver_ends_a_broken_connection():
         reader, writer = await asyncio.open_connection(*receiver._address)
         taken = frames.encode(Frame([inbox.reply_to.key]))
         writer.write(frames.hello(inbox.reply_to.secret) + taken + b"\0\0\0\x08[prompt]")
-        assert await asyncio.wait_for(reader.read(), 2) == b""
+        assert await asyncio.wait_for(reader.read(), 2) == frames.WELCOME
         assert inbox.taken
         assert isinstance(await inbox.get(0.05), EngineDead)
     receiver.close()
