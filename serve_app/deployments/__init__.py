@@ -9,6 +9,7 @@ frames.py         all that a replica has for an ingress after a step, as one mes
 frame_sender.py   the replica's end of the connection that carries them
 frame_receiver.py the ingress' end, and where a request's deltas arrive
 heartbeats.py     signs of life in a stream of Ray, where there is no such connection
+jobs.py           work beside the requests, which begins again after a fault
 autoscaling.py    how many replicas the load needs
 files.py          files of tokens and keys that change: checked at once, and recorded
 node_files.py     the same on nodes where no process of ours runs

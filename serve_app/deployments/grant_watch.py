@@ -8,6 +8,7 @@ and records in the history who lost or regained a grant.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import structlog
@@ -23,6 +24,7 @@ from serve_app.cluster.controller import replicas
 from serve_app.cluster.placement import Placement, goal_applications, living_nodes
 from serve_app.config import AppConfig
 from serve_app.deployments.files import merged, record_change
+from serve_app.deployments.jobs import Work, lasting
 from serve_app.deployments.node_files import NodeFiles
 from serve_app.deployments.status import CONTROLLER_TIMEOUT_S
 from serve_app.errors import ConfigError
@@ -62,9 +64,11 @@ class GrantWatch:
             at_once=AtOnce(self._files.changed, self._recheck_nodes),
         )
         loop = asyncio.get_running_loop()
-        self._jobs = [
-            loop.create_task(job) for job in (self._watch.run(), access.keep(living_nodes))
-        ]
+        jobs: dict[str, Work] = {
+            "grants": self._watch.run,
+            "nodes": partial(access.keep, living_nodes),
+        }
+        self._jobs = [loop.create_task(lasting(job, name)) for name, job in jobs.items()]
 
     async def __call__(self, request: Any) -> dict[str, Any]:  # noqa: ARG002 (every path is one)
         """Return the last verdict, as `/access` of our own ingress shows it."""

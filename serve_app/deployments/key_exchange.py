@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from urllib.parse import quote
 
 from ray.exceptions import RayError
 
@@ -39,8 +40,9 @@ class KeyExchange:
         limits: KeyLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._prefix = f"{PREFIX}{application}/"
-        self._own = f"{self._prefix}{ingress}"
+        # Quoted: with a slash one name could be the beginning of another.
+        self._prefix = f"{PREFIX}{quote(application, safe='')}/"
+        self._own = f"{self._prefix}{quote(ingress, safe='')}"
         self._limits = limits
         self._clock = clock
         self._rounds = 0

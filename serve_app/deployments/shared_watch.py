@@ -19,6 +19,7 @@ from serve_app.cluster import kv
 from serve_app.cluster.placement import living_nodes
 from serve_app.config import AppConfig, config_hash
 from serve_app.deployments.files import recheck, recheck_nodes
+from serve_app.deployments.jobs import lasting
 from serve_app.telemetry.metrics import AccessMetrics
 
 LEASE = "watch/"
@@ -115,7 +116,8 @@ class SharedWatch:
 
     async def run(self) -> None:
         """Keep the watch, or follow the one that does, until cancelled."""
-        keeping = asyncio.create_task(self._metrics.keep(living_nodes))
+        keep = partial(self._metrics.keep, living_nodes)
+        keeping = asyncio.create_task(lasting(keep, "nodes"))
         try:
             while True:
                 await self._follow()
@@ -140,15 +142,11 @@ class SharedWatch:
 
     async def _keep(self) -> None:
         """Watch and publish, until another ingress is the holder."""
-        if self._followed is not None:  # it has taken over, and what it knows is old
-            await self._watch.check()
-            self._followed = None
-        self._show(self._watch.verdict)
-        watching = asyncio.create_task(self._watch.run())
+        watching = asyncio.create_task(lasting(self._check, "grants"))
         published: dict[str, Any] | None = None
         try:
             while await asyncio.to_thread(self._lease.hold):
-                if (snapshot := self._watch.snapshot()) != published:
+                if self._followed is None and (snapshot := self._watch.snapshot()) != published:
                     with suppress(RayError):
                         await asyncio.to_thread(kv.put, self._verdict_key, json.dumps(snapshot))
                         published = snapshot
@@ -156,6 +154,15 @@ class SharedWatch:
         finally:
             watching.cancel()
         self._metrics.forget()
+
+    async def _check(self) -> None:
+        """Ask the nodes, beside what renews the lease: it may take longer than that lasts."""
+        if self._followed is not None:  # it has taken over, and what it knows is old
+            await self._watch.check()
+            self._followed = None
+        else:
+            self._show(self._watch.verdict)
+        await self._watch.run()
 
     def _show(self, verdict: Verdict) -> None:
         if self._lease.held:

@@ -105,8 +105,12 @@ class Split:
     async def run(self) -> None:
         """Follow what the command says, and say what was seen, until cancelled."""
         while True:
-            with suppress(RayError, RayServeException):  # looked at again in a second
-                await self.look()
+            try:
+                with suppress(RayError, RayServeException):  # looked at again in a second
+                    await self.look()
+            except Exception:
+                self._end_trial()  # of a share that nobody understands the canary gets nothing
+                raise
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
@@ -119,9 +123,7 @@ class Split:
         canary = await asyncio.to_thread(store.read, self._application)
         trial = self._trial
         if canary is None or canary.idle:
-            self._trial = None
-            if trial is not None:
-                self._metrics.share(0.0)
+            self._end_trial()
             return
         if trial is None or trial.canary != canary:
             if trial is not None and trial.canary.trial == canary.trial:
@@ -142,6 +144,11 @@ class Split:
             stable=trial.stable.snapshot(),
             tried=trial.tried.snapshot(),
         )
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._metrics.share(0.0)
+        self._trial = None
 
     async def _by_stable(
         self, trial: _Trial, request: GenerationRequest

@@ -93,3 +93,10 @@ async def test_key_exchange_goes_on_without_the_cluster(two, now, kv_store):
         [{"a": Counts(rpm=4)}],
         [{"a": Counts(rpm=3)}],
     ]
+
+
+async def test_key_exchange_application_whose_name_begins_like_another(kv_store, now):
+    """A slash in a name makes it no part of another application."""
+    own, stranger = (Ingress("i1", lambda: now[0], name) for name in ("llm", "llm/b"))
+    await rounds([own, stranger], now, 3)
+    assert own.answered(20) == stranger.answered(20) == 10

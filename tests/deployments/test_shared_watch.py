@@ -1,14 +1,16 @@
 """One watch for all ingresses: who keeps it, what the others show, what happens when it ends."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+from ray.exceptions import RayError
 
 from serve_app.access.verdict import NodeVerdict, Outcome, Verdict
 from serve_app.cluster import kv
 from serve_app.config import parse_args
-from serve_app.deployments import shared_watch
+from serve_app.deployments import jobs, shared_watch
 from serve_app.deployments.shared_watch import LEASE_S, Lease, SharedWatch
 
 COMMIT = "c" * 40
@@ -162,6 +164,44 @@ async def test_shared_watch_is_taken_over(checks):
         assert made == [COMMIT]
         assert third._metrics.shown == verdict(Outcome.EXPIRED_TOKEN)
         assert second._metrics.shown is None
+
+
+async def test_shared_watch_is_taken_over_once_while_the_hub_is_slow(checks, monkeypatch):
+    """A check that takes longer than the lease lasts: no other ingress begins one beside it."""
+    _, found = checks
+    began = []
+
+    def slow(application, config, commit):
+        began.append(commit)
+        time.sleep(0.6)  # of a thread
+        return verdict(found[0])
+
+    monkeypatch.setattr(shared_watch, "recheck", slow)
+    async with ingress("a") as first, ingress("b") as second, ingress("c") as third:
+        found[0] = Outcome.EXPIRED_TOKEN
+        first._lease.hold = lambda: False
+        await until(lambda: outcome(second) == outcome(third) == "expired_token")
+        assert began == [COMMIT]
+
+
+async def test_shared_watch_goes_on_after_an_error(checks, monkeypatch):
+    """A round that Ray did not answer is no reason never to ask again."""
+    made, found = checks
+    monkeypatch.setattr(jobs, "PAUSE_S", 0.01)
+
+    def fails_once(application, config, commit):
+        made.append(commit)
+        if len(made) == 1:
+            raise RayError
+        return verdict(found[0])
+
+    monkeypatch.setattr(shared_watch, "recheck", fails_once)
+    found[0] = Outcome.EXPIRED_TOKEN
+    async with ingress("a") as first, ingress("b") as second:
+        first._lease.hold = lambda: False
+        await until(lambda: outcome(second) == "expired_token")
+        assert second._lease.held
+        assert made == [COMMIT] * 2
 
 
 async def test_shared_watch_release(checks, monkeypatch):

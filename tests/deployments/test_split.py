@@ -7,8 +7,9 @@ import pytest
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from serve_app.cluster import kv
 from serve_app.deployments import canary as store
-from serve_app.deployments import split
+from serve_app.deployments import jobs, split
 from serve_app.deployments.canary import Canary
 from serve_app.deployments.split import Split, place, sticky_key
 from serve_app.errors import (
@@ -110,6 +111,22 @@ async def test_split_gives_the_canary_its_share(bench):
     assert bench.metrics.ends == [("canary", "ok"), ("stable", "ok")]
     assert bench.metrics.firsts == ["canary", "stable"]
     assert bench.metrics.shares[-1] == 0.5
+
+
+async def test_split_share_that_cannot_be_read(bench, kv_store, monkeypatch):
+    """What another version wrote there, say: the one that serves answers, until it can be read."""
+    monkeypatch.setattr(split, "LOOK_S", 0.001)
+    monkeypatch.setattr(jobs, "PAUSE_S", 0.001)
+    assert await bench.answer() == "new"
+    kv.put(f"{store.SHARES}llm", '{"share": 1}')
+    following = asyncio.create_task(jobs.lasting(bench.split.run, "canary"))
+    await asyncio.sleep(0.1)
+    assert await bench.answer() == "old"
+    assert bench.metrics.shares[-1] == 0.0
+    store.write("llm", HALF)
+    await asyncio.sleep(0.1)
+    assert await bench.answer() == "new"
+    following.cancel()
 
 
 async def test_split_follows_the_command(bench):
