@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from ray.exceptions import RayError
@@ -35,13 +35,20 @@ from serve_app.telemetry.rollout_history import Entry, What, whoami
 PATIENCE_S = 60.0
 
 
+class Tried(NamedTuple):
+    """What is to be rolled out: the commits that were tried, and by which trial; "" by none."""
+
+    commits: Commits
+    trial: str = ""
+
+
 def run(
     file: dict[str, Any],
     apps: Sequence[ServedApp],
     verdicts: Mapping[str, Verdict],
     options: Options,
     release: Release,
-) -> int | Commits:
+) -> int | Tried:
     """Try a version on the connected cluster, up to the step that gives it all requests.
 
     Args:
@@ -52,7 +59,7 @@ def run(
         release: the steps.
 
     Returns:
-        The exit code, where that is the end; else the commits that were tried and are to serve.
+        The exit code, where that is the end; else what was tried and is to serve.
 
     Raises:
         ConfigError: the file has another application than one of ours, that does not serve or is
@@ -76,7 +83,7 @@ def run(
                 f"go back first: serve-app rollback {subject.name}"
             )
         if not release.tried:
-            return known.commits if known else commits
+            return Tried(known.commits, known.trial) if known else Tried(commits)
         if known is None or not _runs(serving, subject):
             known = _new(subject, release, commits)
             ended = _start(serving, subject, known, options, release)
@@ -84,7 +91,9 @@ def run(
                 return report(ended, as_json=options.as_json)
         known = replace(known, sticky=release.sticky)
         ended = _steps(serving, subject, known, options, release)
-        return known.commits if ended is None else report(ended, as_json=options.as_json)
+        if ended is None:
+            return Tried(known.commits, known.trial)
+        return report(ended, as_json=options.as_json)
 
 
 def finish(
@@ -92,9 +101,18 @@ def finish(
     apps: Sequence[ServedApp],
     verdicts: Mapping[str, Verdict],
     options: Options,
+    tried: Tried,
 ) -> int:
-    """Roll the version out that was tried, and take its canary away; see `cli.deploy.run`."""
+    """Roll the version out that was tried, and take its canary away; see `cli.deploy.run`.
+
+    Where somebody else has taken the canary back since its last step, or tries another one, nothing
+    is rolled out.
+    """
     (app,) = apps
+    now = store.read(app.name)
+    if tried.trial != (now.trial if now else ""):
+        words = f"{app.name}: somebody else has taken the canary back, or tries another one"
+        return report(Result("failed", words, 0.0), as_json=options.as_json)
     store.forget(app.name)  # from now on the version that serves answers alone
     time.sleep(2 * LOOK_S)
     return whole.run(file, apps, verdicts, replace(options, ended=f"{app.name}{store.SUFFIX}"))

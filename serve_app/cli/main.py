@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from serve_app.access.verdict import Verdict
+    from serve_app.cli.canary import Tried
     from serve_app.cli.deploy import Options
     from serve_app.cli.receipt import Audit
-    from serve_app.rollout.scope import Commits
     from serve_app.serve_config import ServedApp
 
 T = TypeVar("T")
@@ -85,23 +85,21 @@ def _deploy(options: argparse.Namespace) -> int:
     return ended if isinstance(ended, int) else _finish(ended, goal, options, how)
 
 
-def _finish(
-    commits: Commits, goal: dict[str, Any], options: argparse.Namespace, how: Options
-) -> int:
+def _finish(ended: Tried, goal: dict[str, Any], options: argparse.Namespace, how: Options) -> int:
     """Give all requests to what a canary was good with, after the gate: its steps take hours."""
     from serve_app import serve_config
     from serve_app.cli import canary, deploy
 
     apps = serve_config.served(goal)
     code, verdicts = _gate_before_rollout(apps, options)
-    tried = canary.at_commits(goal, verdicts, commits)
+    tried = canary.at_commits(goal, verdicts, ended.commits)
     if code == 0 and tried is not goal:  # then that commit is to be proven
         goal, apps = tried, serve_config.served(tried)
         code, verdicts = _gate_before_rollout(apps, options)
     with deploy.connected(options.address):
         if code:
             return deploy.blocked(code, apps, verdicts)
-        return canary.finish(goal, apps, verdicts, how)
+        return canary.finish(goal, apps, verdicts, how, ended)
 
 
 def _prefetch(options: argparse.Namespace) -> int:

@@ -105,12 +105,13 @@ def history():
 def test_run_brings_a_good_canary_to_all(cluster):
     """Step by step, beside what serves; the commits that were tried are to be rolled out."""
     cluster.verdicts = ["good", "good"]
-    assert run("--canary", "5,25,100", "--canary-replicas", "2") == {"": "c" * 40}
+    tried = run("--canary", "5,25,100", "--canary-replicas", "2")
+    assert tried.commits == {"": "c" * 40}
     assert cluster.steps == [("5 %", 0.05, 0.0), ("25 %", 0.25, 0.0)]
     assert cluster.applied == [["llm", "llm-canary", "other"]]
-    (tried,) = [each for each in cluster.applications if each["name"] == "llm-canary"]
-    assert (tried["import_path"], tried["route_prefix"]) == (CANARY_IMPORT_PATH, None)
-    assert tried["args"]["replica"] == {"min_replicas": 2, "max_replicas": 2}
+    (new,) = [each for each in cluster.applications if each["name"] == "llm-canary"]
+    assert (new["import_path"], new["route_prefix"]) == (CANARY_IMPORT_PATH, None)
+    assert new["args"]["replica"] == {"min_replicas": 2, "max_replicas": 2}
     assert cluster.locks == ["canary of llm", "rollout"]
     assert [why for _, why in history()] == [
         "5 %: begun",
@@ -122,11 +123,27 @@ def test_run_brings_a_good_canary_to_all(cluster):
     assert store.read("llm").share == 0.25
 
     file = {"applications": [app(2)]}
-    assert canary.finish(file, served(file), verdict(), OPTIONS) == 0
+    assert canary.finish(file, served(file), verdict(), OPTIONS, tried) == 0
     assert cluster.applied[-1] == ["llm", "other"]
     assert app(2) in cluster.applications
     assert history()[-1] == (What.DONE, "it runs and answered")
     assert store.under_way() == []
+
+
+@pytest.mark.parametrize("now", [None, Canary("llm-canary", "another trial")])
+def test_finish_of_a_canary_that_was_taken_back(cluster, now, capsys):
+    """By somebody else, while the gate was asked again: the word that came last counts."""
+    cluster.verdicts = ["good"]
+    tried = run("--canary", "5,100")
+    assert canary.take_back("llm", OPTIONS) == 0
+    if now is not None:
+        store.write("llm", now)
+    applied = list(cluster.applied)
+    file = {"applications": [app(2)]}
+    assert canary.finish(file, served(file), verdict(), OPTIONS, tried) == 5
+    assert "somebody else has taken the canary back" in "".join(capsys.readouterr())
+    assert cluster.applied == applied
+    assert store.read("llm") == now
 
 
 def test_run_takes_a_bad_canary_away(cluster, capsys):
@@ -161,7 +178,7 @@ def test_run_leaves_a_canary_that_is_not_decided(cluster, capsys):
     trial = store.read("llm").trial
 
     cluster.verdicts = ["good", "good"]
-    assert run("--canary", "5,25,100") == {"": "c" * 40}
+    assert run("--canary", "5,25,100").commits == {"": "c" * 40}
     assert len(cluster.applied) == 1, "the canary was there"
     assert store.read("llm").trial == trial
     assert store.read("llm").step == 4
@@ -186,7 +203,7 @@ def test_run_stays_at_a_last_step_below_all(cluster, capsys):
     assert "llm-canary stays at 5 %; go on with" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"tries another config .* serve-app rollback llm"):
         run("--canary", "100", file={"applications": [app(3)]})
-    assert run("--canary", "100") == {"": "c" * 40}
+    assert run("--canary", "100").commits == {"": "c" * 40}
 
 
 def test_run_leaves_a_canary_that_somebody_else_ends(cluster):
