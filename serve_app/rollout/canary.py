@@ -141,13 +141,18 @@ def _judged(report: Report | None, rules: Rules, held_s: float | None) -> tuple[
     if report is None or held_s is None:
         return None
     enough = min(report.canary.requests, report.stable.requests) >= rules.least
-    over = enough and held_s >= rules.hold_s
-    found = faults(report, rules.limits, surely=False) if over else _for_sure(report, rules)
+    is_silent = report.unready == report.ingresses  # whatever it answered before
+    over = enough and held_s >= rules.hold_s and not is_silent
+    found = (
+        faults(report, rules.limits, surely=False, least=rules.least)
+        if over
+        else _for_sure(report, rules)
+    )
     if found or over:
         return "bad" if found else "good", _why(found, report)
     if held_s < rules.hold_s + rules.patience_s:
         return None
-    if report.unready == report.ingresses:
+    if is_silent:
         return "bad", _why(["the canary does not answer any ingress"], report)
     few = f"too few requests: a judgement needs {rules.least} of each version"
     return "few", _why([few], report)
@@ -156,7 +161,7 @@ def _judged(report: Report | None, rules: Rules, held_s: float | None) -> tuple[
 def _for_sure(report: Report, rules: Rules) -> list[str]:
     compared = report.stable.requests >= rules.least
     limits = [limit for limit in rules.limits if compared or not limit.relative]
-    return faults(report, limits, surely=True)
+    return faults(report, limits, surely=True, least=rules.least)
 
 
 def _why(found: Sequence[str], report: Report) -> str:

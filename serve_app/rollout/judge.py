@@ -96,18 +96,23 @@ def _limit(text: str) -> Limit:
     )
 
 
-def faults(report: Report, limits: Sequence[Limit], *, surely: bool) -> list[str]:
+def faults(report: Report, limits: Sequence[Limit], *, surely: bool, least: int = 0) -> list[str]:
     """Return the limits that a canary does not keep, each with its numbers.
 
     Args:
         report: what was seen in this step.
         limits: that count.
         surely: those alone that chance does not explain.
+        least: times that have to be known. Of fewer of the serving version's nothing follows; of
+            fewer of the canary's what chance does not explain: most answers may have one token,
+            and no time after it.
     """
-    return [words for limit in limits for words in _fault(report, limit, surely=surely)]
+    return [
+        words for limit in limits for words in _fault(report, limit, surely=surely, least=least)
+    ]
 
 
-def _fault(report: Report, limit: Limit, *, surely: bool) -> Iterator[str]:
+def _fault(report: Report, limit: Limit, *, surely: bool, least: int) -> Iterator[str]:
     new, old = report.canary, report.stable
     allowed = limit.allowed
     if limit.what == "error":
@@ -118,11 +123,12 @@ def _fault(report: Report, limit: Limit, *, surely: bool) -> Iterator[str]:
         beside = f"{old.failed} of {old.requests}"
     else:
         over_s = limit.over_s if limit.over_s is not None else _over(limit, old)
-        if over_s is None:
-            return  # the serving version has answered nothing yet
+        if over_s is None or (limit.relative and _times(limit, old).count < least):
+            return  # the serving version has answered nothing yet, or too little
         times = _times(limit, new)
         late = new.waiting.over(over_s) if limit.what == "ttft" else 0
         bad, total = times.over(over_s) + late, times.count + late
+        surely = surely or total < least
         found = f"{bad} of {total} took more than {over_s:.3g} s, at the most {allowed:.0%} may"
         beside = f"p{100 * (1 - allowed):.0f} {_shown(_times(limit, old).quantile(1 - allowed))}"
     if not total:

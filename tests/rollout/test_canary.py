@@ -101,6 +101,23 @@ def test_run_step_holds_a_canary_a_little_over_its_limit():
     assert (judged.verdict, judged.duration_s) == ("bad", 60.5)
 
 
+def test_run_step_of_a_canary_that_answers_no_more():
+    """However good its answers were: it is waited for, and goes if that lasts."""
+    cluster = Scripted()
+    sleep = cluster.sleep
+
+    def falls_silent(seconds):
+        sleep(seconds)
+        cluster.unready = 2 if 1055 < cluster.now < 1065 else 0
+
+    cluster.sleep = falls_silent
+    judged = cluster.run()
+    assert (judged.verdict, judged.duration_s) == ("good", 65.0)
+    judged = Scripted(unready=2).run()
+    assert judged.verdict == "bad"
+    assert "the canary does not answer any ingress" in judged.words
+
+
 def test_run_step_waits_for_enough_requests():
     """As many as a judgement needs; those of the serving version, too."""
     for scarce in ({"rate": 0.25}, {"stable_rate": 0.25}):

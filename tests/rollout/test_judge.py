@@ -17,10 +17,11 @@ def seen(first=(), *, failed=0, waiting=(), token=()):
     return found
 
 
-def judged(slo, canary, stable=None, *, surely=False):
+def judged(slo, canary, stable=None, *, surely=False, least=0):
     """Return the names of the limits that are not kept."""
     report = Report(1, 0, stable or seen([0.1] * 100), canary)
-    return [words.partition(":")[0] for words in faults(report, parse_slo(slo), surely=surely)]
+    found = faults(report, parse_slo(slo), surely=surely, least=least)
+    return [words.partition(":")[0] for words in found]
 
 
 def test_parse_slo_adds_what_is_compared():
@@ -46,6 +47,16 @@ def test_faults_of_a_good_canary():
     """Neither the same nor a little slower is a fault, nor is a canary that is faster."""
     for seconds in (0.05, 0.1, 0.14):
         assert judged("ttft_p95=1s,error_rate=0.5%", seen([seconds] * 100)) == []
+
+
+def test_faults_of_few_times():
+    """Most answers have one token: one slow one of few longer ones is chance, many are not."""
+    stable = seen([0.1] * 100, token=[0.01] * 100)
+    one, many = ([0.1] * 100, [0.01] * 2 + [0.05]), ([0.1] * 100, [0.05] * 19)
+    assert judged("tpot_p95=20ms", seen(one[0], token=one[1]), stable, least=20) == []
+    assert judged("", seen(many[0], token=many[1]), stable, least=20) == ["tpot_p95=1.5x"]
+    few = seen([0.1] * 100, token=[0.01])
+    assert judged("", seen(many[0], token=many[1]), few, least=20) == []
 
 
 def test_faults_by_seconds():
