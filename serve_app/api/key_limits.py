@@ -6,10 +6,11 @@ end: so a long answer counts once, and one that failed for nothing. All of it is
 several keys may have one.
 
 Several ingresses tell each other what they have counted (`publish`, `learn`). Between two rounds
-each gives out its part of what was left in the last one: of n ingresses 1/n of it. With one that
-is all, and the limits are exact. With n a burst that comes to few of them may be refused some
-rounds early; and since nobody knows what the others gave out since their last round, together
-they count up to half a limit too much, and two requests for each ingress but one.
+each gives out its part of what was left in the last one: of n ingresses 1/n of it, or one request
+of more tokens, if that fits what is left. With one that is all, and the limits are exact. With n a
+burst that comes to few of them may be refused some rounds early; and since nobody knows what the
+others gave out since their last round, together they count up to half a limit too much, and two
+requests for each ingress but one.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class KeyLimits:
         """Take tokens of a request that begins, and return how many; see `Allowance`."""
         if key.tpm is None:
             return 0
-        tokens = min(tokens, max(1, key.tpm // self._ingresses))
+        tokens = min(tokens, key.tpm)
         self._require(key, "tpm", tokens)
         self._uses[key.name].reserved += tokens
         return tokens
@@ -207,6 +208,8 @@ class KeyLimits:
             return
         wait_s = ROUND_S
         excess = used + elsewhere + amount - limit
+        if excess <= 0 and used <= before:  # more than its part, and the first in this round
+            return
         if excess > 0 and kind in use.windows:
             wait_s = use.windows[kind].wait_s(now, excess)
         retry_after_s = max(1, math.ceil(wait_s))

@@ -200,15 +200,50 @@ def test_key_limits_two_ingresses_share_what_is_left(clock):
     assert post(second, key).param == "rpm"
 
 
-def test_key_limits_two_ingresses_let_half_of_the_tokens_be_asked_for_at_once(clock):
-    """A request of more is taken for that much, and is let in."""
+def test_key_limits_a_request_of_more_tokens_than_an_ingress_part(clock):
+    """One in a round is let in if all that is left is enough, and no minute is waited for it."""
     ingresses, key = [KeyLimits(clock) for _ in range(2)], Key("a", tpm=1000)
     meet(ingresses, (0, 1))
-    assert post(ingresses[0], key, tokens=900, used=800) is None
+    assert post(ingresses[0], key, tokens=900, used=100) is None
+    refused = post(ingresses[0], key, tokens=850)
+    assert refused.details["retry_after_s"] == 1
     clock.now += 1
     meet(ingresses, (0, 1, 0))
-    assert post(ingresses[1], key, tokens=200) is not None
-    assert post(ingresses[1], key, tokens=100, used=100) is None
+    assert post(ingresses[1], key, tokens=900, used=100) is None
+    clock.now += 1
+    meet(ingresses, (0, 1, 0))
+    assert post(ingresses[1], key, tokens=801) is not None
+    assert post(ingresses[1], key, tokens=800) is None
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(2, 5), st.integers(1, 5000), st.integers(0, 2**32))
+def test_key_limits_tokens_of_several_ingresses_stay_within_the_stated_error(count, limit, seed):
+    """However large requests are: half a limit, and two requests for each further ingress."""
+    chance, clock = random.Random(seed), Clock()
+    ingresses, key = [KeyLimits(clock) for _ in range(count)], Key("a", tpm=limit)
+    meet(ingresses, range(count))
+    meet(ingresses, range(count))
+    largest, running = 1, []
+    for _ in range(90):
+        clock.now += 1
+        for number in chance.sample(range(count), count):
+            busy = chance.choice(ingresses)
+            for _ in range(chance.choice((0, 1, 5))):
+                tokens = chance.choice((1, limit // 2 + 1, limit, chance.randint(1, limit)))
+                try:
+                    busy.reserve(key, tokens)
+                except KeyLimitExceeded:
+                    continue
+                largest = max(largest, tokens)
+                running.append((busy, tokens))
+            chance.shuffle(running)
+            for _ in range(chance.randint(0, len(running))):
+                where, tokens = running.pop()
+                where.settle(key, tokens, chance.randint(0, tokens))
+            meet(ingresses, (number,))
+            counted = sum(each._uses["a"].counts(clock.now).tpm for each in ingresses)
+            assert counted <= 1.5 * limit + 2 * (count - 1) * largest
 
 
 @settings(deadline=None, max_examples=300)
