@@ -88,8 +88,12 @@ class Peers:
             ModelLoadError: the Hub does not give what this node was to take from it.
             OSError: this node cannot store them.
         """
-        if len(living_nodes()) < 2:
-            return  # nobody to share with, and an actor less to wait for
+        try:
+            if len(living_nodes()) < 2:
+                return  # nobody to share with, and an actor less to wait for
+        except RayError as error:
+            log.warning("weights.peers_unknown", repo_id=store.repo_id, reason=_words(error))
+            return
         name = "-".join(filter(None, (self._name, store.own_suffix)))
         tracking = Tracking(self._commit, name, silent_s=self._silent_s)
         taking = Taking(store, hub, tracking, self._read, self._piece_bytes)

@@ -277,6 +277,18 @@ def test_peers_without_the_store_of_keys_ask_the_hub(stage):
     assert (fetched.peer_bytes, sent(stage)) == (0, len(CONTENT))
 
 
+def test_peers_of_a_cluster_that_does_not_answer(stage, monkeypatch):
+    """Nor is there anybody to say who else is in it."""
+
+    def lost():
+        raise RayError
+
+    monkeypatch.setattr(peers, "living_nodes", lost)
+    fetched = stage.fetch()
+    assert whole(stage, fetched)
+    assert (fetched.peer_bytes, sent(stage)) == (0, len(CONTENT))
+
+
 def test_peers_with_a_full_disk(stage, monkeypatch):
     """In one sentence, and the swarm knows that this node is gone."""
     add(stage, "b", range(10))
