@@ -35,12 +35,12 @@ from serve_app.api.models import Models
 from serve_app.api.names import Names
 from serve_app.api.offload import Offload
 from serve_app.api.paths import PlainPath, lost
-from serve_app.api.request_record import RequestRecord
+from serve_app.api.request_record import RequestRecord, trace_of
 from serve_app.api.shared import Shared
 from serve_app.api.sse import dump
 from serve_app.api.status_page import Service, StatusPage
 from serve_app.api.tokenize import token_routes
-from serve_app.api.usage import UsagePage
+from serve_app.api.usage import UsagePage, shown_to
 from serve_app.config import ApiConfig
 from serve_app.errors import (
     InvalidRequest,
@@ -232,8 +232,9 @@ class _Pages:
     async def verdict(self, access: Shared[bytes], _request: Request) -> Response:
         return Response(await access.get(), media_type="application/json")
 
-    async def samples(self, metrics: Shared[str], _request: Request) -> Response:
-        return PlainTextResponse(await metrics.get(), headers={"content-type": PROMETHEUS})
+    async def samples(self, metrics: Shared[str], request: Request) -> Response:
+        page = shown_to(trace_of(request.scope).key, await metrics.get())
+        return PlainTextResponse(page, headers={"content-type": PROMETHEUS})
 
 
 async def _dumped(page: Callable[[], Mapping[str, Any]]) -> bytes:

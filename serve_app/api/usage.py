@@ -6,6 +6,7 @@ count from the start of the ingresses that run now; for bills ask Prometheus.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,22 @@ from serve_app.api.keys import OTHER, ApiKeys, Key
 from serve_app.api.request_record import trace_of
 from serve_app.api.sse import dump
 from serve_app.api.status_page import KeyUse, Service
+
+# A sample of a metric by keys' names, in Prometheus' text.
+_OF_A_KEY = re.compile(r'^ray_serve_app_key_\w+\{.*?\bkey="([^"\n]*)".*\n?', re.MULTILINE)
+
+
+def shown_to(key: Key | None, metrics: str) -> str:
+    """Return the page of metrics as a key may see it: other names' samples are an admin's.
+
+    Args:
+        key: of who asks; None where keys are not asked for.
+        metrics: Prometheus' text.
+    """
+    if key is None or key.admin:
+        return metrics
+    own = None if key.label == OTHER else key.label
+    return _OF_A_KEY.sub(lambda sample: sample[0] if sample[1] == own else "", metrics)
 
 
 class UsagePage:

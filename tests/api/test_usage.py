@@ -66,6 +66,37 @@ async def test_usage_an_admin_sees_all(usage):
     assert seen[OTHER]["requests"] == 5
 
 
+METRICS = """# TYPE ray_serve_app_key_requests_total counter
+ray_serve_app_key_requests_total{application="llm",key="a",limited="no"} 9.0
+ray_serve_app_key_requests_total{key="b"} 8.0
+ray_serve_app_key_prompt_tokens_total{application="llm",key="other"} 7.0
+ray_serve_app_requests_total{path="/v1/completions"} 17.0
+"""
+
+
+async def test_metrics_of_other_names_are_for_an_admin(tmp_path):
+    """As in `/usage`: a key sees its own samples, and those that are of no key."""
+    fields = {"a": "name=a", "x": "a note", "root": "name=ops admin"}
+    text = "\n".join(f"{hashlib.sha256(k.encode()).hexdigest()} {v}" for k, v in fields.items())
+    (tmp_path / "keys").write_text(text)
+
+    async def page():
+        return METRICS
+
+    service = Service(api_keys_file=str(tmp_path / "keys"), metrics=page)
+
+    async def seen(key):
+        headers = {"authorization": f"Bearer {key}"}
+        return (await service.request("GET", "/metrics", headers=headers)).text
+
+    lines = METRICS.splitlines(keepends=True)
+    assert await seen("a") == "".join(lines[:2] + lines[4:])
+    assert await seen("x") == "".join(lines[:1] + lines[4:])
+    assert await seen("root") == METRICS
+    keyless = await Service(metrics=page).request("GET", "/metrics")
+    assert keyless.text == METRICS
+
+
 async def test_usage_what_nobody_knows_is_null(usage):
     """While the metrics cannot be had."""
     assert (await usage("a", None))["a"]["requests"] is None
