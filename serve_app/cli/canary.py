@@ -265,6 +265,7 @@ class _InCluster:
         self._serving = serving
         self._name = name
         self._last = Report(0, 0, Seen(), Seen())
+        self._heard = store.Heard()
 
     def begin(self, step: Step) -> None:
         """Let every ingress know the shares."""
@@ -279,9 +280,9 @@ class _InCluster:
         try:
             if store.read(self._name) != self.canary:
                 return None
-            self._last = store.report(self._name, self.canary)
+            self._last = store.report(self._name, self.canary, self._heard)
         except RayError:
-            pass
+            self._heard.forget()
         return self._last
 
     def fault(self) -> str | None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from urllib.parse import quote, unquote
@@ -22,6 +23,7 @@ from serve_app.cluster import kv
 SUFFIX = "-canary"  # of the name of the application that is tried beside another
 SHARES = "canary/share/"
 SEEN = "canary/seen/"
+SILENT_S = 20.0  # without a report, after which an ingress has ended
 _GROWTH = 1.05  # of the bounds of a sketch's buckets: values are known to 2.5 %
 _LEAST_S = 1e-5
 
@@ -148,7 +150,7 @@ class Report:
     """What all ingresses have seen in one step.
 
     Args:
-        ingresses: that know of the step.
+        ingresses: that know of the step and have not ended.
         unready: those of them for which the canary does not answer.
         stable: of the version that serves.
         canary: of the one that is tried.
@@ -199,14 +201,44 @@ def publish(
         "trial": canary.trial,
         "step": canary.step,
         "ready": ready,
+        "at": time.monotonic(),  # so that each report differs from the one before
         "stable": stable.facts(),
         "canary": tried.facts(),
     }
     kv.put(f"{_seen(application)}{quote(ingress, safe='')}", json.dumps(facts))
 
 
-def report(application: str, canary: Canary) -> Report:
-    """Add up what the ingresses have seen of a canary's present step."""
+class Heard:
+    """When each ingress was last heard of; one that has ended leaves what it saw behind.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._reports: dict[str, tuple[bytes, float]] = {}
+
+    def is_there(self, key: str, value: bytes) -> bool:
+        """Take what an ingress said last; return whether it has said something new lately."""
+        now = self._clock()
+        before, since = self._reports.get(key, (b"", now))
+        self._reports[key] = (value, since if value == before else now)
+        return now - self._reports[key][1] <= SILENT_S
+
+    def forget(self) -> None:
+        """Begin anew, as after a time in which nobody could say anything."""
+        self._reports.clear()
+
+
+def report(application: str, canary: Canary, heard: Heard | None = None) -> Report:
+    """Add up what the ingresses have seen of a canary's present step.
+
+    Args:
+        application: Serve's name of it.
+        canary: in this step.
+        heard: of the reports before; without it every ingress counts as there.
+    """
     stable, tried = Seen(), Seen()
     ingresses = unready = 0
     for key in kv.keys(_seen(application)):
@@ -214,8 +246,9 @@ def report(application: str, canary: Canary) -> Report:
         facts = json.loads(value) if value else {}
         if (facts.get("trial"), facts.get("step")) != (canary.trial, canary.step):
             continue
-        ingresses += 1
-        unready += not facts["ready"]
+        if value and (heard is None or heard.is_there(key, value)):
+            ingresses += 1
+            unready += not facts["ready"]
         stable.add(Seen.of(facts["stable"]))
         tried.add(Seen.of(facts["canary"]))
     return Report(ingresses, unready, stable, tried)

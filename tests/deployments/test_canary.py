@@ -57,3 +57,27 @@ def test_report_adds_up_the_present_step(kv_store):
     store.write("llm", canary)
     store.forget("llm")
     assert kv_store.held == {}
+
+
+def test_report_of_an_ingress_that_has_ended(kv_store):
+    """What it saw counts, and not whether the canary answered it."""
+    now, canary = [0.0], Canary("llm-canary", "t", step=1)
+    heard = store.Heard(lambda: now[0])
+
+    def say(ingress, *, ready):
+        store.publish("llm", ingress, canary, ready=ready, stable=seen([1]), tried=seen([1]))
+
+    def told():
+        report = store.report("llm", canary, heard)
+        return report.ingresses, report.unready, report.canary.requests
+
+    say("ended", ready=True)
+    say("stays", ready=False)
+    assert told() == (2, 1, 2)
+    for _ in range(3):
+        now[0] += store.SILENT_S / 2
+        say("stays", ready=False)
+        seen_last = told()
+    assert seen_last == (1, 1, 2)
+    heard.forget()
+    assert told() == (2, 1, 2)
