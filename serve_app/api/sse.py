@@ -63,7 +63,8 @@ def _dump(value: object) -> bytes:
     if not text.isascii():
         for char, escape in _LINE_BREAKS.items():
             text = text.replace(char, escape)
-    return text.encode()
+    # Half a surrogate pair, which a chat template can write, becomes "?".
+    return text.encode(errors="replace")
 
 
 def event(body: Mapping[str, object]) -> bytes:

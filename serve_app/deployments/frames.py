@@ -54,8 +54,9 @@ class Failure:
 
     @classmethod
     def of(cls, error: ServeAppError) -> Failure:
-        """Return what `error` becomes."""
-        return cls(type(error).__name__, error.message, error.param, error.details)
+        """Return what `error` becomes; its message as UTF-8 can have it."""
+        message = error.message.encode(errors="replace").decode()
+        return cls(type(error).__name__, message, error.param, error.details)
 
     def error(self) -> ServeAppError:
         """Return the error that it was."""

@@ -4,7 +4,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from serve_app.api.middleware import Boundary, RequestId
-from serve_app.errors import RequestCancelled
+from serve_app.errors import InvalidRequest, RequestCancelled
 from tests.api.harness import CHAT, HELLO, MODEL, Connection, Service, refusal
 from tests.fakes import FakeEngine
 
@@ -125,3 +125,10 @@ async def test_boundary_takes_an_answer_that_went_out_whole_as_ended_well(late):
     await connection.run(RequestId(Boundary(answer_then_fail, records.append, frozenset())))
     assert connection.body == b"{}"
     assert [(record.status, record.error_code) for record in records] == [(200, None)]
+
+
+async def test_boundary_error_that_is_no_utf8():
+    """Half a surrogate pair, which a request's own chat template can raise, is a 400 as it was."""
+    service = Service(FakeEngine([InvalidRequest("a\ud800b")]))
+    response = await service.post(CHAT, HELLO)
+    assert refusal(response, 400)["message"] == "a?b"

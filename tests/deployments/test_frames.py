@@ -19,6 +19,7 @@ from serve_app.errors import (
     ContextLengthExceeded,
     EngineDead,
     EngineError,
+    InvalidRequest,
     ModelNotFound,
     NotReady,
     Overloaded,
@@ -182,7 +183,7 @@ def test_failure_of_no_known_kind():
 
 def test_encode_an_unwritable_item_is_its_own_requests_error():
     """Half a surrogate pair, which a chat template can write, costs the others nothing."""
-    refused = Failure.of(ContextLengthExceeded("\ud800", param="messages"))
+    refused = Failure("ContextLengthExceeded", "\ud800", None, {})
     odd = replace(DELTA, text="\ud800")
     encoded = frames.encode(Frame([1, 2, 3], [(1, DELTA), (2, odd), (1, FULL)], [(3, refused)]))
     whole = Frame()
@@ -197,6 +198,7 @@ def test_encode_an_unwritable_item_is_its_own_requests_error():
         (2, EngineError),
         (3, EngineError),
     ]
+    assert Failure.of(InvalidRequest("a\ud800b")).message == "a?b"
 
 
 async def test_carry_deltas_in_order():
