@@ -245,13 +245,13 @@ async def _forward(call: Any, inbox: Inbox, request_id: str) -> None:
             return
         await asyncio.sleep(LAST_FRAME_S)  # the call may be over before the last frame is here
         error: ServeAppError = EngineDead(LOST, cause="no end")
-    except (RayError, RayServeException) as failure:
-        if inbox.closed:  # its client has cancelled it, which is nothing to log
-            return
-        error = translate(failure, request_id=request_id)
     except asyncio.CancelledError:
         inbox.put(RequestCancelled("the request was cancelled"))
         raise
+    except Exception as failure:  # noqa: BLE001 (of any kind: somebody waits for the end)
+        if inbox.closed:  # its client has cancelled it, which is nothing to log
+            return
+        error = translate(failure, request_id=request_id)
     inbox.put(error)
 
 

@@ -333,6 +333,21 @@ async def test_remote_engine_adapter_that_a_replica_lacks(monkeypatch):
         assert "new" in error.message
 
 
+async def test_remote_engine_call_that_fails_by_itself(monkeypatch):
+    """Whatever a call raises, the request ends, and with no word of it."""
+
+    async def fails(_):
+        raise RuntimeError("the prompt")
+
+    monkeypatch.setattr(Call, "__anext__", fails)
+    async with ingress(FakeEngine([Pause()])) as (remote, _):
+        with capture_logs() as logs:
+            (error,) = await asyncio.wait_for(came(remote, asked()), 2)
+    assert (type(error), error.message) == (EngineError, "generation failed")
+    assert [line["event"] for line in logs] == ["request.failed"]
+    assert "the prompt" not in str(logs)
+
+
 async def test_sender_unreachable_ingress_is_answered_over_the_call(monkeypatch):
     """A firewall between nodes costs speed and no request."""
     receiver = FrameReceiver()
