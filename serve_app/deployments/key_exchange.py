@@ -56,9 +56,11 @@ class KeyExchange:
 
     async def round(self) -> None:
         """Tell the others what is counted here, and hear what they count."""
-        with suppress(RayError):
-            mine = self._limits.publish()
+        mine = self._limits.publish()
+        try:
             self._limits.learn(await asyncio.to_thread(self._swap, mine))
+        except RayError:
+            self._heard.clear()  # nobody could say anything; that makes nobody gone
 
     def leave(self) -> None:
         """Let the others have the limits for themselves at once; never raises for Ray."""

@@ -100,3 +100,15 @@ async def test_key_exchange_application_whose_name_begins_like_another(kv_store,
     own, stranger = (Ingress("i1", lambda: now[0], name) for name in ("llm", "llm/b"))
     await rounds([own, stranger], now, 3)
     assert own.answered(20) == stranger.answered(20) == 10
+
+
+async def test_key_exchange_after_an_outage_nobody_is_gone(two, now, kv_store):
+    """Whoever asks first finds what the others said before it, which counts still."""
+    await rounds(two, now, 2)
+    assert two[1].answered(5) == 5
+    await rounds([*two, two[0]], now)
+    kv_store.is_lost = True
+    await rounds(two, now, int(LOST_S) + 2)
+    kv_store.is_lost = False
+    await two[0].exchange.round()
+    assert two[0].answered(20) == 3  # of five that are left
