@@ -3,7 +3,8 @@
 What is open is bounded twice: in requests and in tokens, prompt and possible completion
 together, because a few long requests can keep the engine busy for as long as many short ones.
 What fits beside the running requests does not count as waiting. Where one client has filled the
-line, there is some more room for those that have less than their share of it.
+line, there is some more room for those that have less than their share of it, and where a lower
+class has, for the higher one: not for the lowest, which could leave none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from serve_app.config import ApiConfig, EngineConfig
 from serve_app.engine.drain import DrainRate
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import InvalidRequest, Overloaded
+from serve_app.protocol import Priority
 
 MAX_RETRY_AFTER_S = 600
 SPARE_PART = 4  # of what is taken on, one in so many more is for clients that have little
@@ -80,12 +82,13 @@ class Admission:
     def __init__(self, loop: Load, limits: Limits) -> None:
         self._loop = loop
         self._limits = limits
-        self._open: dict[int, tuple[int, str]] = {}  # tokens at the most, client; by the key
+        # Tokens at the most, client and class, by the key.
+        self._open: dict[int, tuple[int, str, Priority]] = {}
         self._clients: Counter[str] = Counter()
 
-    def add(self, key: int, tokens: int, client: str) -> None:
-        """Note a sequence, the tokens it can come to, and who sent it."""
-        self._open[key] = tokens, client
+    def add(self, key: int, tokens: int, client: str, priority: Priority = Priority.NORMAL) -> None:
+        """Note a sequence, the tokens it can come to, who sent it, and its class."""
+        self._open[key] = tokens, client, priority
         self._clients[client] += 1
 
     def drop(self, key: int) -> None:
@@ -93,13 +96,20 @@ class Admission:
         if (gone := self._open.pop(key, None)) is not None:
             self._clients -= Counter({gone[1]: 1})  # which keeps no zeros
 
-    def require(self, count: int, tokens: int = 0, client: str = "") -> None:
+    def require(
+        self,
+        count: int,
+        tokens: int = 0,
+        client: str = "",
+        priority: Priority = Priority.NORMAL,
+    ) -> None:
         """Refuse what is too much now.
 
         Args:
             count: completions of a request, each a sequence.
             tokens: that they can come to together; 0 while that is not known.
             client: who sent it.
+            priority: its class.
 
         Raises:
             InvalidRequest: more completions than the engine ever takes on.
@@ -110,7 +120,7 @@ class Admission:
                 f"The server computes {self._limits.open} completions at the most; lower n.",
                 param="n",
             )
-        if self._has_little(client, count):
+        if priority is not Priority.LOW and self._may_use_spare(client, count, priority):
             return
         waiting = self._loop.waiting
         if len(self._open) + count > self._limits.open or waiting >= self._limits.queued:
@@ -119,17 +129,24 @@ class Admission:
             )
         stats = self._loop.stats()
         # A sum over what is open, and no counter: it cannot drift from what is counted by request.
-        queued = sum(tokens for tokens, _ in self._open.values()) - stats.running_tokens
+        queued = sum(tokens for tokens, _, _ in self._open.values()) - stats.running_tokens
         room = max(0, stats.kv_tokens_total - stats.running_tokens)
         excess = queued + tokens - room - self._limits.queued_tokens
         if queued > 0 and excess > 0:  # alone, a request of any size gets its turn
             raise self._overloaded(f"{self._limits.queued_tokens} waiting tokens", tokens=excess)
 
-    def _has_little(self, client: str, count: int) -> bool:
-        """Return whether a client stays below its share, and there is as much room once more."""
+    def _may_use_spare(self, client: str, count: int, priority: Priority) -> bool:
+        """Return whether there is room for who has less than its share, or goes before the rest.
+
+        A client that stays below its share leaves as much room once more. A request of a class
+        with less than a half of what is open goes before the other half.
+        """
         own, everything = self._clients[client] + count, len(self._open)
         room = self._limits.open + self._limits.spare - everything
-        return own * len({*self._clients, client}) <= everything and own <= room
+        if own * len({*self._clients, client}) <= everything and own <= room:
+            return True
+        ahead = count + sum(one <= priority for _, _, one in self._open.values())
+        return 2 * ahead <= everything and count <= room
 
     def _overloaded(self, limit: str, *, requests: int = 0, tokens: int = 0) -> Overloaded:
         rate = self._loop.drain_rate()

@@ -118,7 +118,7 @@ class FrontEnd(Generic[L]):
         if request.adapter and request.adapter not in self.adapters:
             raise ModelNotFound("this replica has no such adapter", param="model")
         # First without its tokens: overload shall not cost the encoding of a prompt.
-        self._admission.require(request.n, client=request.client)
+        self._admission.require(request.n, client=request.client, priority=request.priority)
         encoded = await self._encoder.encode(request)
         self._check(encoded)
         sequences, stream = self._submit(encoded, request, await self._grammar(request))
@@ -259,7 +259,7 @@ class FrontEnd(Generic[L]):
             # Dead since the prompt was encoded, it would never end a stream that joins now.
             self.check()
             tokens = len(encoded.tokens) + encoded.max_tokens
-            self._admission.require(request.n, request.n * tokens, request.client)
+            self._admission.require(request.n, request.n * tokens, request.client, request.priority)
             thoughts = self._encoder.thoughts_of(encoded)
             begin = None if thoughts is None else partial(LateMatcher, thoughts=thoughts)
             matchers = grammar.open(request.n, begin) if grammar else []
@@ -281,7 +281,9 @@ class FrontEnd(Generic[L]):
                 )
                 sequences.append(sequence)
                 self._streams[sequence.key] = stream
-                self._admission.add(sequence.key, sequence.limit, sequence.client)
+                self._admission.add(
+                    sequence.key, sequence.limit, sequence.client, sequence.priority
+                )
             # Last, and all of them: a loop that begins at once must find every stream in its place.
             for sequence in sequences:
                 self._loop.submit(sequence)

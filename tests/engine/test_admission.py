@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.engine.admission import Admission, Limits
 from serve_app.errors import Overloaded
+from serve_app.protocol import Priority
 
 LIMITS = Limits(running=8, queued=32, queued_tokens=10_000)
 
@@ -34,21 +35,21 @@ class Queue:
         self._loop = Loop()
         self._admission = Admission(self._loop, LIMITS)
 
-    def admitted(self, client, times, tokens=1):
+    def admitted(self, client, times, tokens=1, priority=Priority.NORMAL):
         """Return how many of a client's next requests are taken on."""
-        return sum(self._take(client, tokens) for _ in range(times))
+        return sum(self._take(client, tokens, priority) for _ in range(times))
 
     def end(self, keys):
         for key in keys:
             self._admission.drop(key)
             self._loop.open -= 1
 
-    def _take(self, client, tokens):
+    def _take(self, client, tokens, priority):
         try:
-            self._admission.require(1, tokens, client)
+            self._admission.require(1, tokens, client, priority)
         except Overloaded:
             return False
-        self._admission.add(self._loop.open, tokens, client)
+        self._admission.add(self._loop.open, tokens, client, priority)
         self._loop.open += 1
         return True
 
@@ -69,6 +70,17 @@ def test_admission_a_full_line_has_room_for_others(tokens):
     assert all(others)
     assert sum(others) <= LIMITS.open + LIMITS.spare - full
     assert queue.admitted("a", 9, tokens) == 0
+
+
+def test_admission_many_of_the_lowest_class_leave_room_for_others():
+    """A hundred names of one request each fill the line, and a higher class goes before them."""
+    queue = Queue()
+    low = [queue.admitted(f"low-{number}", 1, priority=Priority.LOW) for number in range(100)]
+    assert sum(low) == LIMITS.open
+    high = queue.admitted("high", LIMITS.spare // 2, priority=Priority.HIGH)
+    assert high == LIMITS.spare // 2
+    assert high + queue.admitted("normal", 99) == LIMITS.spare
+    assert queue.admitted("low", 9, priority=Priority.LOW) == 0
 
 
 def test_admission_room_comes_back():
