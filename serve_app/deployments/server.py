@@ -35,6 +35,7 @@ from serve_app.deployments.files import watch_files
 from serve_app.deployments.frame_sender import FrameSender
 from serve_app.deployments.frames import ReplyTo
 from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
+from serve_app.deployments.jobs import Work, lasting
 from serve_app.engine import backends
 from serve_app.errors import AccessDenied, EngineDead, ModelLoadError, ServeAppError
 from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
@@ -104,10 +105,11 @@ class LLMServer:
         )
         self._start = asyncio.create_task(recording)
         self._files = watch_files(context.app_name, config)
-        self._watching = [
-            asyncio.create_task(self._sample()),
-            asyncio.create_task(end_when_dead(self._engine)),
-        ]
+        jobs: dict[str, Work] = {
+            "metrics": self._sample,
+            "engine": partial(end_when_dead, self._engine),
+        }
+        self._watching = [asyncio.create_task(lasting(job, name)) for name, job in jobs.items()]
 
     def _carry_tokens(self, config: AppConfig) -> None:
         self._heartbeat_s = config.api.stall_timeout_s / HEARTBEATS_PER_TIMEOUT
