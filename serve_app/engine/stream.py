@@ -38,6 +38,7 @@ class Stream:
         self._updates: list[Update] = []
         self._error: ServeAppError | None = None
         self._arrived = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None  # wakes the reader when it is due
 
     async def updates(self) -> list[Update]:
         """Wait for updates and return all that are there.
@@ -48,6 +49,9 @@ class Stream:
         """
         await self._arrived.wait()
         self._arrived.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._due = self.loop.time() + self._interval()
         updates, self._updates = self._updates, []
         if self._error is not None:
@@ -70,8 +74,8 @@ class Stream:
         # An end never waits for its turn: its client would hold its connection for nothing.
         if ended or self.loop.time() >= self._due:
             self._arrived.set()
-        else:
-            self.loop.call_at(self._due, self._arrived.set)
+        elif self._timer is None:
+            self._timer = self.loop.call_at(self._due, self._arrived.set)
 
     def fail(self, error: ServeAppError) -> None:
         """End the stream with an error; any thread."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from serve_app.config import ApiConfig, EngineConfig, ModelConfig
 from serve_app.engine.engine import Engine
@@ -76,7 +76,12 @@ class Reference:
     """What transformers' own `generate` answers, in float32."""
 
     def __init__(self, directory: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(directory)
+        # Some versions of transformers (5.17) leave a softcap out of SDPA without a word.
+        soft = getattr(config, "attn_logit_softcapping", None)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager" if soft else None
+        )
         self.model.eval()
 
     def greedy(self, prompt: list[int], max_tokens: int) -> list[int]:

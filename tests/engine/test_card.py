@@ -326,7 +326,7 @@ def test_card_never_draws_a_banned_token_for_a_lone_row():
         on_card = logits.to("cuda")
         for noise in noises:
             with mock.patch.object(sampling, "uniform", lambda *_, noise=noise: noise):
-                (token,) = sampling.sample(on_card, [plan], [0])
+                (token,) = sampling.sample(on_card, [plan], [0]).tolist()
             assert not banned[token]
 
 

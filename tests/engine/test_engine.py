@@ -485,6 +485,23 @@ async def test_stream_deltas_wait_their_turn_and_ends_do_not():
     assert time.monotonic() - asked < 0.04, "the last one waited"
 
 
+async def test_stream_waits_with_one_timer(monkeypatch):
+    """However many tokens come before a stream's turn: 256 streams of a fast device are a crowd."""
+    loop, timers = asyncio.get_running_loop(), []
+    real = loop.call_at
+    monkeypatch.setattr(loop, "call_at", lambda *args: timers.append(args) or real(*args))
+    stream = Stream(loop, lambda: 0.05)
+    stream.push(Update(1, 5))
+    await stream.updates()
+    for token in range(6, 9):
+        stream.push(Update(1, token))
+    assert [update.token for update in await stream.updates()] == [6, 7, 8]
+    assert len(timers) == 1
+    stream.push(Update(1, 9))  # and for the next turn there is another
+    assert [update.token for update in await stream.updates()] == [9]
+    assert len(timers) == 2
+
+
 async def choices(engine, n, sampling, prompt=PROMPT):
     """Return each completion's ids and last delta, by index; each ends once."""
     request = GenerationRequest("r", TokenPrompt(tuple(prompt)), sampling, n=n)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from serve_app.engine.model.attention.varlen import VarlenBackend
@@ -64,7 +65,14 @@ class GraphedForward:
         most, device = decode.sizes[-1], decode.device
         self._most = most
         self._every = torch.arange(most + 1, device=device)
+        # Ids, positions, slots, starts and lengths of each row, on the device and on the host. The
+        # starts have one more, which closes the last region of a graph of all rows.
         self._inputs = torch.zeros(5, most + 1, dtype=torch.int64, device=device)
+        self._host = torch.zeros(5, most + 1, dtype=torch.int64)
+        self._table = self._host.numpy()
+        self._padding = np.zeros_like(self._table)
+        self._padding[2:4] = decode.scratch + np.arange(most + 1)
+        self._padding[4] = 1
         self._write([])
         # The graphs share memory, so what they return is copied out of it, to one place for all.
         self._logits = torch.empty_like(self._compute(most))
@@ -87,22 +95,17 @@ class GraphedForward:
 
     def _write(self, rows: list[Row]) -> None:
         """Write rows and padding after them to the buffers, in one copy."""
-        scratch = self._decode.scratch
-        padding = range(scratch, scratch + self._most - len(rows))
-        blank = [0] * len(padding)
-        places = [row.place for row in rows]
-        ends = [row.start + 1 for row in rows]
-        lines = (
-            [*(row.ids[0] for row in rows), *blank],
-            [*(row.start for row in rows), *blank],
-            [*(row.place + row.start for row in rows), *padding],
-            [*places, *padding],
-            [*ends, *(1 for _ in padding)],
-        )
-        # The starts have one more, which closes the last region of a graph of all rows.
-        closing = (0, 0, 0, padding.stop, 0)
-        table = [[*line, end] for line, end in zip(lines, closing, strict=True)]
-        self._inputs.copy_(torch.tensor(table))
+        count = len(rows)
+        self._table[:, count:] = self._padding[:, count:]
+        if rows:
+            self._table[:, :count] = (
+                [row.ids[0] for row in rows],
+                [row.start for row in rows],
+                [row.place + row.start for row in rows],
+                [row.place for row in rows],
+                [row.start + 1 for row in rows],
+            )
+        self._inputs.copy_(self._host)
 
     def _compute(self, rows: int) -> torch.Tensor:
         """Compute the first rows of the buffers; no value of theirs reaches the host."""

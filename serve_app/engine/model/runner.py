@@ -133,12 +133,14 @@ def _sample(logits: torch.Tensor, rows: list[Row]) -> list[Sampled]:
     places = [(row.sequence, guess) for row in rows for guess in range(1 + len(row.drafts))]
     sequences = [sequence for sequence, _ in places]
     # Asked before the masks, which write infinities of their own.
-    finite = sampling.finite(logits)
-    tokens = sampling.sample(
+    finite_rows = sampling.finite(logits)
+    drawn = sampling.sample(
         adjusted(logits, sequences),
         [sequence.sampling for sequence in sequences],
         [sequence.generated + guess for sequence, guess in places],
     )
+    # One wait for the device.
+    tokens, finite = torch.stack((drawn, finite_rows.to(drawn.dtype))).tolist()
     scores = _scores(logits, sequences, tokens)
     results = []
     first = 0

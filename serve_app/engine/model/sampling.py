@@ -22,13 +22,13 @@ _UNIFORM_BITS = 23
 _MASK = 2**64 - 1
 
 
-def finite(logits: torch.Tensor) -> list[bool]:
-    """Return which rows of (rows, vocabulary) hold neither NaN nor an infinity."""
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """Return which rows of (rows, vocabulary) hold neither NaN nor an infinity; bool, (rows,)."""
     # Any of them survives a sum, so this is one pass over the logits.
-    return torch.isfinite(logits.sum(dim=-1, dtype=torch.float32)).tolist()
+    return torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))
 
 
-def sample(logits: torch.Tensor, plans: Rows[SamplingPlan], indices: Rows[int]) -> list[int]:
+def sample(logits: torch.Tensor, plans: Rows[SamplingPlan], indices: Rows[int]) -> torch.Tensor:
     """Pick one token a row.
 
     Args:
@@ -37,14 +37,14 @@ def sample(logits: torch.Tensor, plans: Rows[SamplingPlan], indices: Rows[int]) 
         indices: of the token within its completion, from 0; one for each row.
 
     Returns:
-        The ids; any, where a row holds NaN.
+        The ids, int64, (rows,); any, where a row holds NaN.
     """
     tokens = logits.argmax(dim=-1)
     drawn = [row for row, plan in enumerate(plans) if plan.temperature > 0]
     if drawn:
         rows = logits if len(drawn) == len(plans) else logits[drawn]
         tokens[drawn] = _draw(rows, [plans[i] for i in drawn], [indices[i] for i in drawn])
-    return tokens.tolist()
+    return tokens
 
 
 def score(logits: torch.Tensor, tokens: list[int], counts: list[int]) -> list[Score]:
