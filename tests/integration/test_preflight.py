@@ -2,8 +2,12 @@
 
 import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.access.preflight import (
@@ -182,6 +186,80 @@ def test_check_cluster_uses_the_one_this_process_is_connected_to(cluster, shared
     """The command line's gate is the same gate."""
     chosen = config(shared_hub, label_selector={"is": "granted"})
     assert check_cluster(ServedApp("llm", chosen, {})).exit_code == 0
+
+
+def test_check_from_outside_asks_the_nodes_and_the_token_of_the_override(
+    cluster, shared_hub, tokens, tmp_path
+):
+    """What the YAML overrides of a deployment leaves one node and fetches the token there."""
+    token_file = tmp_path / "token"
+    token_file.write_text(tokens["granted"])
+    override = {
+        "name": "LLMServer",
+        "ray_actor_options": {
+            "num_gpus": 1,
+            "label_selector": {"is": "none"},
+            "runtime_env": {"env_vars": {"HF_TOKEN_PATH": str(token_file)}},
+        },
+    }
+    args = {"model": {"repo_id": TINY_REPO}, "access": {"endpoint": shared_hub.url}}
+    app = {
+        "name": "llm",
+        "import_path": "serve_app.app:build_app",
+        "args": args,
+        "runtime_env": {"env_vars": {"SOME": "thing"}},
+        "deployments": [override],
+    }
+    done = serve_app("check", tmp_path, cluster, app)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (node,) = json.loads(done.stdout)["nodes"]
+    assert (node["node_name"], node["outcome"]) == ("none", "granted")
+    assert node["token"]["source"] == f"file:{token_file}"
+
+
+def test_receipt_shows_each_nodes_own(cluster, shared_hub, tokens, tmp_path):
+    """Two tokens, two proofs; the node that was never proven is named and makes the exit code 4."""
+    app = {
+        "name": "llm",
+        "import_path": "serve_app.app:build_app",
+        "args": {"model": {"repo_id": TINY_REPO}, "access": {"endpoint": shared_hub.url}},
+    }
+
+    def ask(command, nodes):
+        app["args"]["replica"] = {"num_gpus": 1, "label_selector": {"is": f"in({nodes})"}}
+        return serve_app(command, tmp_path, cluster, app)
+
+    shared_hub.set_behaviour(tokens["pending"], Behaviour.granted)
+    try:
+        checked = ask("check", "granted,pending")
+        shared_hub.clear_log()
+        done = ask("receipt", "granted,pending,none")
+    finally:
+        shared_hub.set_behaviour(tokens["pending"], Behaviour.pending)
+    assert checked.returncode == 0, checked.stderr
+    assert done.returncode == 4, done.stderr
+    assert shared_hub.log == []
+    shown = {node["node_name"]: node for node in json.loads(done.stdout)["nodes"]}
+    assert shown["none"]["receipt"] is None
+    assert "with the token in use (none)" in shown["none"]["message"]
+    proofs = [shown[name]["receipt"] for name in ("granted", "pending")]
+    assert {proof["commit"] for proof in proofs} == {shared_hub.commits()[TINY_REPO]["main"]}
+    assert len({proof["token"]["fingerprint"] for proof in proofs}) == 2
+    assert not any(token in done.stdout for token in tokens.values())
+
+
+def serve_app(command, folder, cluster, app):
+    """Run `serve-app COMMAND` on a file with the application, from outside the cluster."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"applications": [app]}))
+    program = Path(sys.executable).parent / "serve-app"
+    return subprocess.run(
+        [program, command, str(path), "--json", "--address", cluster.address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
 
 
 def test_preflight_reports_a_node_that_dies_and_asks_one_that_joins(cluster, shared_hub, tokens):

@@ -32,7 +32,7 @@ RUN_ELSEWHERE = {
     ("scripts/test",): "this very run",
     ("curl",): "tests/integration/test_quickstart.py",
     ("serve-app", "check"): "tests/integration/test_check.py",
-    ("serve-app", "receipt"): "tests/integration/test_audit.py",
+    ("serve-app", "receipt"): "tests/integration/test_preflight.py",
 }
 COMMANDS = list(commands())
 
