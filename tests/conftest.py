@@ -34,6 +34,10 @@ os.environ["HF_HOME"] = _hf_home.name
 # there before it has become the raylet, or at the end of this process.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+# OpenMP's threads else spin while they wait for each other: with a second process of tests on the
+# same cores each of torch's small operations would wait for a turn of the scheduler.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # A shell starts what runs in its background with SIGINT ignored, and that is handed down: Ctrl-C
 # would do nothing in the programs that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,6 +46,11 @@ from scripts.local_hub import LocalHub, Repo  # noqa: E402
 from scripts.local_hub.model import build_demo_model, default_cache_dir  # noqa: E402
 
 TINY_REPO = "acme/tiny-llama"
+
+LONG = {
+    f"tests/integration/test_{name}.py"
+    for name in ("application", "deploy", "gated_app", "going_back", "grants", "hung", "scaling")
+}
 
 # A shared machine may stop any test for longer than 200 ms.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
@@ -93,7 +102,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Let all but the first process of `pytest -n` run the tests that start Ray, file by file.
 
     Those mostly wait, so the others run beside them, in the first process. A process that has no
-    file of its kind left takes one of the others.
+    file of its kind left takes one of the others. What takes minutes begins first: it would be all
+    that is left to one process when the other has ended.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -103,7 +113,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
         def _assign_work_unit(self, node: Any) -> None:
             starts_ray = node.gateway.id != "gw0"
-            for file in self.workqueue:
+            for file in sorted(self.workqueue, key=lambda file: file not in LONG):
                 if file.startswith("tests/integration/") == starts_ray:
                     self.workqueue.move_to_end(file, last=False)
                     break

@@ -20,6 +20,14 @@ START_TRIES = 3  # a raylet has 30 s to come up, which a loaded machine may miss
 ONE_TRY = {"RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1"}
 
 
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model, which loads and answers at once, where its words do not matter."""
+    from tests.models import make_model  # which imports torch
+
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
 @dataclass(frozen=True, slots=True)
 class LogicalNode:
     """One node to be: its name, its token, its labels, its GPUs, the rest of its environment."""

@@ -141,8 +141,11 @@ class Service:
         return [(r["state"], names.get(r.get("node_id"))) for r in deployment["replicas"]]
 
     @contextmanager
-    def under_load(self, model="smol", *, clients=1, tokens=4):
-        """Ask all the time; yields the list of statuses so far, each request adds one."""
+    def under_load(self, model="smol", *, clients=1, tokens=4, pause_s=0.1):
+        """Ask all the time; yields the list of statuses so far, each request adds one.
+
+        The pause between an answer and the next request leaves cores to what happens meanwhile.
+        """
         answered = []
 
         def ask():
@@ -152,7 +155,7 @@ class Service:
             except openai.APIError as error:
                 answered.append(getattr(error, "status_code", 0))
 
-        with self.client() as client, meanwhile(ask, clients=clients):
+        with self.client() as client, meanwhile(ask, every_s=pause_s, clients=clients):
             yield answered
 
     def logged(self, event, deployment="*"):

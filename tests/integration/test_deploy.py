@@ -20,7 +20,7 @@ from serve_app.errors import ConfigError
 from serve_app.rollout.lock import rollout_lock
 from serve_app.telemetry import rollout_history
 from serve_app.telemetry.rollout_history import What, whoami
-from tests.integration.conftest import LogicalNode, cluster_of
+from tests.integration.conftest import ONE_TRY, LogicalNode, cluster_of
 from tests.integration.service import REPO, SERVING, Service
 
 pytestmark = pytest.mark.cluster
@@ -43,7 +43,7 @@ def service(demo_model_dir, tmp_path_factory):
         nodes = [
             LogicalNode(name, token, SERVING, num_gpus=0, env=env) for name, token in tokens.items()
         ]
-        with cluster_of(*nodes, head_cpus=1) as running:
+        with cluster_of(*nodes, head_cpus=1, env=ONE_TRY) as running:
             yield Service(hub, running, tokens)
 
 

@@ -20,9 +20,9 @@ ROUND_S = 6  # of the questions to two nodes beside a load that takes both cores
 
 
 @pytest.fixture(scope="module")
-def service(demo_model_dir):
+def service(tiny_model_dir):
     """One replica, on one of two nodes that were both granted when it rolled out."""
-    with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:
+    with LocalHub([Repo.from_dir(REPO, tiny_model_dir, gated="manual")]) as hub:
         tokens = {name: hub.issue_token(Behaviour.granted, account=name) for name in ("a", "b")}
         nodes = [LogicalNode(name, token, SERVING, num_gpus=0) for name, token in tokens.items()]
         with cluster_of(*nodes, head_cpus=1) as running:

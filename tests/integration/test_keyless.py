@@ -47,9 +47,9 @@ def identities(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(demo_model_dir, identities):
+def service(tiny_model_dir, identities):
     """The first version runs on node a."""
-    with LocalHub([Repo.from_dir(REPO, demo_model_dir, gated="manual")]) as hub:
+    with LocalHub([Repo.from_dir(REPO, tiny_model_dir, gated="manual")]) as hub:
         hub.publishers.trust("alice", Publisher(ISSUER, SUBJECT, lifetime_s=LIFETIME_S))
         nodes = [
             LogicalNode(
