@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from serve_app.access.preflight import RolloutBlocked, preflight
 from serve_app.access.verdict import Verdict
@@ -23,6 +24,7 @@ from serve_app.cluster.placement import actor_options, applications_of
 from serve_app.config import AppConfig, ReplicaConfig, config_hash, parse_args
 from serve_app.deployments.autoscaling import autoscaling
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.prefix_router import PrefixRouter
 from serve_app.deployments.server import LLMServer
 from serve_app.deployments.unrouted import Unrouted
 from serve_app.engine.admission import Limits
@@ -135,6 +137,7 @@ def bind_server(config: AppConfig, verdict: Verdict) -> Application:
         max_surge_percent=100,  # Serve's default stops the old replica before the new one is up
         logging_config=logs.serve_logging(config.logging),
         **_scale(config.replica),
+        **_routing(config.replica),
     )(LLMServer)
     return server.bind(config, verdict.commit)
 
@@ -161,3 +164,10 @@ def _scale(replica: ReplicaConfig) -> dict[str, Any]:
     if replica.min_replicas == replica.max_replicas:
         return {"num_replicas": replica.max_replicas}
     return {"autoscaling_config": autoscaling(replica)}
+
+
+def _routing(replica: ReplicaConfig) -> dict[str, Any]:
+    if replica.routing == "balanced":
+        return {}  # Serve's own: the shorter line of two replicas
+    router: Any = PrefixRouter  # Ray 2.60 says that every argument is a dict
+    return {"request_router_config": RequestRouterConfig(request_router_class=router)}

@@ -67,6 +67,10 @@ class ReplicaConfig(Part):
     target_ongoing_tokens: int | None = Field(
         None, ge=1, description="prompt and completion tokens likewise; null: its KV cache's"
     )
+    routing: Literal["balanced", "prefix"] = Field(
+        "balanced",
+        description="`prefix`: prompts that begin alike go to one replica, within a bound",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaConfig:

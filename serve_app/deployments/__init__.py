@@ -3,6 +3,8 @@
 ingress.py        OpenAI's HTTP surface in front of the replicas; needs no GPU
 engine_client.py  the replicas as an `LLMEngine`, over a Serve handle
 split.py          two versions behind one ingress (canary.py: the share; track.py: one of them)
+conversation.py   what the requests of a conversation have in common
+prefix_router.py  which replica a request goes to, by its beginning
 unrouted.py       what stands at the root of a canary, which nobody asks over HTTP
 server.py         one replica, which is one engine
 frames.py         all that a replica has for an ingress after a step, as one message

@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.frame_receiver import LOST, NO_CONNECTION, FrameReceiver, Inbox
+from serve_app.deployments.prefix_router import ANY_REPLICA
 from serve_app.errors import (
     EngineDead,
     EngineError,
@@ -85,14 +86,17 @@ class RemoteEngine:
         """
         moved = request.sampling.structure is not None
         left = UNTOUCHED
+        stream = self._stream
         while True:
             begun = False
             try:
-                async with aclosing(self._continue(request)) as deltas:
+                async with aclosing(self._continue(request, stream)) as deltas:
                     async for delta in deltas:
                         begun = True
                         yield delta
             except (EngineDead, NotReady) as error:
+                # Not to where its beginning leads: there it has been.
+                stream = self._stream.options(session_id=ANY_REPLICA)
                 if error.details.get("untouched") and left:
                     left -= 1
                     await asyncio.sleep(AGAIN_S)
@@ -104,9 +108,11 @@ class RemoteEngine:
             else:
                 return
 
-    async def _continue(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def _continue(
+        self, request: GenerationRequest, stream: DeploymentHandle[Any]
+    ) -> AsyncGenerator[TokenDelta, None]:
         with self._receiver.open() as inbox:
-            call: Any = self._stream.generate.remote(request, inbox.reply_to)
+            call: Any = stream.generate.remote(request, inbox.reply_to)
             forwarding = self._start(_forward(call, inbox, request.request_id))
             patient_until: float | None = time.monotonic() + self._patience_s
             unfinished = request.n  # completions

@@ -22,15 +22,14 @@ from ray.serve.exceptions import RayServeException
 
 from serve_app.deployments import canary as store
 from serve_app.deployments.canary import Canary
+from serve_app.deployments.conversation import opening
 from serve_app.deployments.track import Track, TrackMetrics
 from serve_app.errors import RequestCancelled, RequestError, ServeAppError
 from serve_app.protocol import (
-    ChatPrompt,
     GenerationRequest,
     LLMEngine,
     Prompt,
     PromptTokens,
-    TextPrompt,
     TokenDelta,
 )
 
@@ -39,7 +38,6 @@ log = structlog.get_logger()
 LOOK_S = 1.0  # between two looks at the share
 READY_S = 5.0  # between two questions whether the canary would answer
 COPIES = 32  # of requests, under way at a time in one ingress
-BEGINNING = 256  # characters, or tokens, that tell one conversation of plain text from another
 
 
 class Split:
@@ -252,8 +250,7 @@ class _Trial:
 def sticky_key(sticky: str, request: GenerationRequest) -> str | None:
     """Return what a request has in common with those that go to the same version.
 
-    A conversation is known by what does not change while it grows: who asks, and its messages
-    up to the first of the user, or the beginning of a plain prompt.
+    A conversation is known by who asks, and by its `opening`.
 
     Args:
         sticky: see `Canary`.
@@ -266,16 +263,7 @@ def sticky_key(sticky: str, request: GenerationRequest) -> str | None:
         return None
     if sticky == "client":
         return request.client
-    prompt = request.prompt
-    if isinstance(prompt, ChatPrompt):
-        roles = [message.get("role") for message in prompt.messages]
-        first = roles.index("user") if "user" in roles else 0
-        beginning: object = prompt.messages[: first + 1]
-    elif isinstance(prompt, TextPrompt):
-        beginning = prompt.text[:BEGINNING]
-    else:
-        beginning = prompt.token_ids[:BEGINNING]
-    return f"{request.client}\n{beginning}"
+    return f"{request.client}\n{opening(request.prompt)}"
 
 
 def place(trial: str, key: str) -> float:

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from serve_app.deployments import engine_client
 from serve_app.deployments.engine_client import RemoteEngine, translate
 from serve_app.deployments.frame_receiver import FrameReceiver
+from serve_app.deployments.prefix_router import ANY_REPLICA
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
 from serve_app.protocol import (
     FinishReason,
@@ -36,9 +37,12 @@ class Handle:
         self.courses = list(courses)
         self.cancelled = 0
         self.generate = self
+        self.sessions = []
 
     def options(self, **options):
-        assert options == {"stream": True}
+        if options != {"stream": True}:
+            self.sessions.append(options.pop("session_id"))
+            assert not options
         return self
 
     def remote(self, request, reply_to):
@@ -94,6 +98,7 @@ async def test_engine_client_moves_a_request_of_a_replica_lost_before_its_first_
         assert await taken(handle) == [FIRST, LAST]
     assert [line for line in logs if line["event"] == "request.moved"]
     assert (handle.courses, handle.cancelled) == ([], 0)
+    assert handle.sessions == [ANY_REPLICA]  # not to the one that it would always choose
 
 
 async def test_engine_client_does_not_begin_again_a_stream_that_has_begun():

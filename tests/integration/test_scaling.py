@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import ray
+from ray import serve
 
 from scripts.local_hub import Behaviour, LocalHub, Repo
 from serve_app.config import ReplicaConfig
@@ -13,6 +14,7 @@ from serve_app.deployments.autoscaling import autoscaling
 from serve_app.rollout.deploy import nudged
 from tests.integration.conftest import LogicalNode, cluster_of
 from tests.integration.service import QUESTION, REPO, SERVING, Service, meanwhile
+from tests.integration.test_application import kill_one_replica
 
 pytestmark = [
     pytest.mark.cluster,
@@ -117,3 +119,32 @@ def test_scaling_is_frozen_by_a_failed_build_until_a_rollback_nudges_it(service)
         service.put_app(app)
         until_replicas(2)
     assert set(answered) == {200}
+
+
+def test_prefix_routing_lets_a_conversation_find_its_beginning(service):
+    """Every turn; of several prompts each is answered, and a lost replica costs none."""
+    serve.delete("llm")  # two replicas need both nodes
+    app = service.config()
+    app["args"]["replica"]["routing"] = "prefix"
+    service.put_app(app)
+    service.wait("RUNNING")
+    talks = [[{"role": "user", "content": f"{n}. " + "Tell me more. " * 12}] for n in range(6)]
+    with service.client() as client:
+
+        def turn(talk):
+            answer = client.chat.completions.create(model="smol", messages=talk, max_tokens=4)
+            said = answer.choices[0].message.content
+            talk += [{"role": "assistant", "content": said}, {"role": "user", "content": "Go on."}]
+            return answer.usage
+
+        asked = [turn(talk).prompt_tokens for talk in talks]
+        for _ in range(2):
+            usages = [turn(talk) for talk in talks]
+            found = [usage.prompt_tokens_details.cached_tokens for usage in usages]
+            assert all(now > before / 2 for now, before in zip(found, asked, strict=True)), found
+            asked = [usage.prompt_tokens for usage in usages]
+        prompts = [f"Once, {n}" for n in range(8)]
+        answer = client.completions.create(model="smol", prompt=prompts, max_tokens=2)
+        assert len(answer.choices) == len(prompts)
+        kill_one_replica()
+        assert all(turn(talk).completion_tokens for talk in talks)
