@@ -44,9 +44,11 @@ class PacedEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Yield `max_tokens` deltas, one a tick; the text is the monotonic time in seconds."""
         wanted = request.sampling.max_tokens or 1
+        tick = int(time.monotonic() / self._interval_s)
         for made in range(1, wanted + 1):
-            now = time.monotonic()
-            await asyncio.sleep(self._interval_s - now % self._interval_s)
+            # Of the tick's own number: a sleep may end a little early, and would be repeated.
+            due = (tick + made) * self._interval_s
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
             yield TokenDelta(
                 text=f"{time.monotonic():.6f} ",
                 token_ids=(made,),

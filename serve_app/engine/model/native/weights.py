@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from serve_app.engine.model.llama_like import difference, window_of
+from serve_app.engine.model.native.huge_pages import HugePages
 
 COLUMNS = 32
 DEPTH = {torch.bfloat16: 2, torch.float32: 1}
@@ -95,14 +96,16 @@ def take(model: Any, positions: int) -> Weights:
     attention = base.layers[0].self_attn
     windows = [window_of(layer.self_attn, config) or 0 for layer in base.layers]
     tied = model.lm_head.weight.data_ptr() == base.embed_tokens.weight.data_ptr()
-    head = pack(model.lm_head.weight)
+    memory = HugePages()
+    head = pack(model.lm_head.weight, memory)
     embedding = None if tied else base.embed_tokens.weight.detach()
     _drop(model.lm_head)
     if tied:
         _drop(base.embed_tokens)
     return Weights(
         layers=tuple(
-            _take_layer(layer, window) for layer, window in zip(base.layers, windows, strict=True)
+            _take_layer(layer, window, memory)
+            for layer, window in zip(base.layers, windows, strict=True)
         ),
         embedding=embedding,
         head=head,
@@ -120,35 +123,39 @@ def take(model: Any, positions: int) -> Weights:
     )
 
 
-def pack(weight: torch.Tensor) -> torch.Tensor:
+def pack(weight: torch.Tensor, memory: HugePages) -> torch.Tensor:
     """Pack (outputs, inputs) into panels; outputs are padded with zeros to whole panels."""
     depth = DEPTH[weight.dtype]
     outputs, inputs = weight.shape
     padded = weight.detach()
     if outputs % COLUMNS:  # padding copies, and a head may be a third of a model
         padded = nn.functional.pad(padded, (0, 0, 0, -outputs % COLUMNS))
-    return padded.view(-1, COLUMNS, inputs // depth, depth).transpose(1, 2).contiguous().flatten()
+    panels = padded.view(-1, COLUMNS, inputs // depth, depth).transpose(1, 2)
+    packed = memory.empty(panels.numel(), weight.dtype)
+    packed.view(panels.shape).copy_(panels)
+    return packed
 
 
-def _take_layer(layer: Any, window: int) -> LayerWeights:
+def _take_layer(layer: Any, window: int, memory: HugePages) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     bias = None
     if projections[0].bias is not None:
         joined = torch.cat([part.bias.detach().float() for part in projections])
         bias = nn.functional.pad(joined, (0, -len(joined) % COLUMNS))
-    qkv = pack(torch.cat([part.weight.detach() for part in projections]))
+    qkv = pack(torch.cat([part.weight.detach() for part in projections]), memory)
     _drop(*projections)
-    out = pack(attention.o_proj.weight)
+    out = pack(attention.o_proj.weight, memory)
     _drop(attention.o_proj)
     # A panel holds 16 gate columns and the same 16 up columns, so that it ends with a product.
     halves = [part.weight.detach() for part in (mlp.gate_proj, mlp.up_proj)]
     half = COLUMNS // 2
     gate_up = pack(
-        torch.stack([part.view(-1, half, part.shape[1]) for part in halves], dim=1).flatten(0, 2)
+        torch.stack([part.view(-1, half, part.shape[1]) for part in halves], dim=1).flatten(0, 2),
+        memory,
     )
     _drop(mlp.gate_proj, mlp.up_proj)
-    down = pack(mlp.down_proj.weight)
+    down = pack(mlp.down_proj.weight, memory)
     _drop(mlp.down_proj)
     _trim()
     return LayerWeights(

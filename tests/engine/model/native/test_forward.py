@@ -14,6 +14,7 @@ from serve_app.engine.cache.allocator import Region
 from serve_app.engine.cache.prefix_cache import Holding
 from serve_app.engine.model.native import library
 from serve_app.engine.model.native.forward import NativeForward
+from serve_app.engine.model.native.huge_pages import HugePages
 from serve_app.engine.model.native.weights import COLUMNS, pack, take, unsupported
 from serve_app.engine.sequence import Move, Row, Sequence
 from tests.engine.invariance import PLACES, assert_invariant, sequence
@@ -191,7 +192,7 @@ def test_pack_is_a_permutation(dtype):
     """Panel, pair of inputs, column, input: every weight stands where the kernel reads it."""
     weight = torch.randn(70, 10).to(dtype)
     depth = 2 if dtype is torch.bfloat16 else 1
-    packed = pack(weight).view(3, 10 // depth, COLUMNS, depth)
+    packed = pack(weight, HugePages()).view(3, 10 // depth, COLUMNS, depth)
     for output in (0, 31, 32, 69):
         for value in range(10):
             place = packed[output // 32, value // depth, output % 32, value % depth]
