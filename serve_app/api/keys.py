@@ -11,8 +11,9 @@ none, and its key has no limits. Lines of the same name share its limits, as whi
 replaced. A date without a time ends the key as it begins, in UTC.
 
 A thread of its own looks at the file every second, asked or not, and reads it when it has
-changed: a revoked key stops counting everywhere, and a file on a mount that hangs holds up that
-thread and no request. While the file cannot be read, the keys read before go on counting.
+changed and is the same at the next look, since a file that is being written may be empty: a
+revoked key stops counting everywhere, and a file on a mount that hangs holds up that thread and no
+request. While the file cannot be read, the keys read before go on counting.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class ApiKeys:
     def __init__(self, path: str, *, check_interval_s: float = CHECK_INTERVAL_S) -> None:
         self._path = Path(path).expanduser()
         self._stamp, self._keys = self._read()
+        self._seen = self._stamp  # at the last look
         self._looked = time.monotonic()
         self._said_stale = False
         threading.Thread(
@@ -118,9 +120,13 @@ class ApiKeys:
         return self._keys.get(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest())
 
     def refresh(self) -> None:
-        """Read the file again if it has changed; blocks as long as the file system does."""
+        """Read the file again if it has changed, and not since the look before.
+
+        Blocks as long as the file system does.
+        """
         try:
-            if self._look() != self._stamp:
+            before, self._seen = self._seen, self._look()
+            if self._stamp != self._seen == before:
                 self._stamp, self._keys = self._read()
         except (ConfigError, OSError) as error:
             log.error("keys.failed", path=str(self._path), cause=_cause(error))

@@ -44,13 +44,17 @@ async def test_api_keys_end_a_revoked_one_where_nobody_asks(key_file):
 async def test_api_keys_keep_the_last_ones_when_a_file_breaks(key_file, fault, capfd):
     """A half-written or missing file neither opens the door nor locks everybody out."""
     keys = ApiKeys(str(key_file), check_interval_s=0)
-    key_file.unlink()
+    other = key_file.with_name("other")  # put in place whole: what is empty lets nobody in
     if fault == "fifo":
-        os.mkfifo(key_file)
+        os.mkfifo(other)
     elif fault == "endless":
-        key_file.symlink_to("/dev/zero")
+        other.symlink_to("/dev/zero")
     elif fault == "broken":
-        key_file.write_text("half a ha")
+        other.write_text("half a ha")
+    if fault == "gone":
+        key_file.unlink()
+    else:
+        other.replace(key_file)
     await asyncio.sleep(0.2)
     assert keys.find(KEY)
     assert not keys.find("half a ha")
@@ -59,6 +63,23 @@ async def test_api_keys_keep_the_last_ones_when_a_file_breaks(key_file, fault, c
     key_file.write_text(hashed("new"))
     await until_allowed(keys, "new")
     assert not keys.find(KEY)
+
+
+def test_api_keys_read_a_file_that_has_been_written(key_file):
+    """One that an editor has just emptied locks nobody out; one that stays empty does."""
+    keys = ApiKeys(str(key_file), check_interval_s=3600)
+    for text in ("", f"{hashed('other')}\n"):  # while it is written
+        key_file.write_text(text)
+        keys.refresh()
+        assert keys.find(KEY)
+    keys.refresh()
+    assert keys.find("other")
+    assert not keys.find(KEY)
+    key_file.write_text("")
+    keys.refresh()
+    assert keys.find("other")
+    keys.refresh()
+    assert not keys.find("other")
 
 
 async def test_api_keys_end_their_thread_with_them(key_file):
