@@ -3,8 +3,8 @@
 `aten::_flash_attention_forward` takes the whole pool as one packed tensor: `cu_seq_k` says where
 each sequence's region starts and `seqused_k` how much of it is filled, so nothing is copied or
 gathered and no other package is needed (built-in FlashAttention 2). It is what
-`torch.nn.attention.varlen.varlen_attn` calls, which hands on `seqused_k` from torch 2.12 on only
-and costs a kernel and two dispatches a layer more.
+`torch.nn.attention.varlen.varlen_attn` calls, which does not hand on `seqused_k` in torch 2.11 and
+costs a kernel and two dispatches a layer more.
 
 The kernel works on tiles of 128 queries of one row and one head. Only a call without any longer
 row and without a window shares K and V among a group's heads and splits long ones (torch 2.13,
