@@ -1,7 +1,7 @@
 """Prove the builtin engine on a CUDA device: its tests, its speed, one report to commit.
 
 Takes about 20 minutes on a card that holds Llama-3.1-8B in bf16; the weights are random. Runs
-tests/gpu, then this engine and transformers' continuous batching in turns, 1,000 tokens of prompt
+tests/gpu, then this engine and after it transformers' continuous batching, 1,000 tokens of prompt
 and 200 of completion each, beside what the card reads, copies and multiplies.
 """
 

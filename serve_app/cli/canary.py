@@ -16,6 +16,7 @@ from serve_app.access.verdict import Verdict
 from serve_app.cli import deploy as whole
 from serve_app.cli.deploy import NOTHING, Options
 from serve_app.cli.release import Release, Subject, options_of, plan, subject_of
+from serve_app.cluster.liveness import Liveness
 from serve_app.config import AppConfig
 from serve_app.deployments import canary as store
 from serve_app.deployments.canary import Canary, Report, Seen
@@ -265,7 +266,7 @@ class _InCluster:
         self._serving = serving
         self._name = name
         self._last = Report(0, 0, Seen(), Seen())
-        self._heard = store.Heard()
+        self._liveness = Liveness(store.SILENT_S)
 
     def begin(self, step: Step) -> None:
         """Let every ingress know the shares."""
@@ -280,9 +281,9 @@ class _InCluster:
         try:
             if store.read(self._name) != self.canary:
                 return None
-            self._last = store.report(self._name, self.canary, self._heard)
+            self._last = store.report(self._name, self.canary, self._liveness)
         except RayError:
-            self._heard.forget()
+            self._liveness.forget()
         return self._last
 
     def fault(self) -> str | None:

@@ -8,4 +8,5 @@ nodes.py       which nodes may host a replica: decisions, no Ray
 tasks.py       one function run on those nodes
 controller.py  what Serve's controller knows of the whole instance
 kv.py          Ray's key-value store
+liveness.py    which processes still write to it: decisions, no Ray
 """

@@ -13,12 +13,13 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from urllib.parse import quote, unquote
 
 from serve_app.cluster import kv
+from serve_app.cluster.liveness import Liveness
 
 SUFFIX = "-canary"  # of the name of the application that is tried beside another
 SHARES = "canary/share/"
@@ -208,50 +209,29 @@ def publish(
     kv.put(f"{_seen(application)}{quote(ingress, safe='')}", json.dumps(facts))
 
 
-class Heard:
-    """When each ingress was last heard of; one that has ended leaves what it saw behind.
-
-    Args:
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._reports: dict[str, tuple[bytes, float]] = {}
-
-    def is_there(self, key: str, value: bytes) -> bool:
-        """Take what an ingress said last; return whether it has said something new lately."""
-        now = self._clock()
-        before, since = self._reports.get(key, (b"", now))
-        self._reports[key] = (value, since if value == before else now)
-        return now - self._reports[key][1] <= SILENT_S
-
-    def forget(self) -> None:
-        """Begin anew, as after a time in which nobody could say anything."""
-        self._reports.clear()
-
-
-def report(application: str, canary: Canary, heard: Heard | None = None) -> Report:
+def report(application: str, canary: Canary, liveness: Liveness | None = None) -> Report:
     """Add up what the ingresses have seen of a canary's present step.
 
     Args:
         application: Serve's name of it.
         canary: in this step.
-        heard: of the reports before; without it every ingress counts as there.
+        liveness: of the ingresses, since one that has ended leaves what it saw behind; without it
+            every ingress counts as there.
     """
+    values = {key: value for key in kv.keys(_seen(application)) if (value := kv.get(key))}
+    reports = {
+        key: facts
+        for key, facts in ((key, json.loads(value)) for key, value in values.items())
+        if (facts.get("trial"), facts.get("step")) == (canary.trial, canary.step)
+    }
+    there = set(reports)
+    if liveness is not None:
+        there = liveness.alive({key: values[key] for key in reports})
     stable, tried = Seen(), Seen()
-    ingresses = unready = 0
-    for key in kv.keys(_seen(application)):
-        value = kv.get(key)
-        facts = json.loads(value) if value else {}
-        if (facts.get("trial"), facts.get("step")) != (canary.trial, canary.step):
-            continue
-        if value and (heard is None or heard.is_there(key, value)):
-            ingresses += 1
-            unready += not facts["ready"]
+    for facts in reports.values():
         stable.add(Seen.of(facts["stable"]))
         tried.add(Seen.of(facts["canary"]))
-    return Report(ingresses, unready, stable, tried)
+    return Report(len(there), sum(not reports[key]["ready"] for key in there), stable, tried)
 
 
 def _seen(application: str) -> str:

@@ -57,7 +57,7 @@ class FrameSender:
                 reader, writer = await asyncio.open_connection(*address, ssl=client_context())
                 writer.write(frames.hello(reply_to.secret))
                 # A proxy between may accept whatever comes and cut it off then, and so does an
-                # ingress that has its fill of strangers: nothing goes this way before its word.
+                # ingress that has its fill of strangers: nothing goes this way before its welcome.
                 await reader.readexactly(len(frames.WELCOME))
         except (OSError, KeyError, TimeoutError, EOFError) as error:
             if writer is not None:

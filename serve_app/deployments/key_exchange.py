@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 
 from serve_app.api.key_limits import ROUND_S, Counts, KeyLimits
 from serve_app.cluster import kv
+from serve_app.cluster.liveness import Liveness
 
 PREFIX = "keys/"
 LOST_S = 5.0  # without a new round an ingress is gone
@@ -44,9 +45,8 @@ class KeyExchange:
         self._prefix = f"{PREFIX}{quote(application, safe='')}/"
         self._own = f"{self._prefix}{quote(ingress, safe='')}"
         self._limits = limits
-        self._clock = clock
         self._rounds = 0
-        self._heard: dict[str, tuple[bytes, float]] = {}  # of the others: what, and when at first
+        self._others = Liveness(LOST_S, clock)
 
     async def run(self) -> None:
         """Make rounds until cancelled."""
@@ -60,7 +60,7 @@ class KeyExchange:
         try:
             self._limits.learn(await asyncio.to_thread(self._swap, mine))
         except RayError:
-            self._heard.clear()  # nobody could say anything; that makes nobody gone
+            self._others.forget()  # nobody could say anything; that makes nobody gone
 
     def leave(self) -> None:
         """Let the others have the limits for themselves at once; never raises for Ray."""
@@ -70,17 +70,13 @@ class KeyExchange:
     def _swap(self, mine: Mapping[str, Counts]) -> list[dict[str, Counts]]:
         self._rounds += 1
         kv.put(self._own, json.dumps([self._rounds, mine]))
-        now, heard = self._clock(), {}
-        for key in kv.keys(self._prefix):
-            if key != self._own and (said := kv.get(key)):
-                before, since = self._heard.get(key, (b"", now))
-                heard[key] = (said, since if said == before else now)
-        self._heard = heard
-        for key, (_, since) in list(heard.items()):
-            if now - since > LOST_S:
-                del heard[key]
-                kv.delete(key)
-        return [_counts(said) for said, _ in heard.values()]
+        others = {
+            key: said for key in kv.keys(self._prefix) if key != self._own and (said := kv.get(key))
+        }
+        alive = self._others.alive(others)
+        for key in others.keys() - alive:
+            kv.delete(key)
+        return [_counts(said) for key, said in others.items() if key in alive]
 
 
 def _counts(said: bytes) -> dict[str, Counts]:

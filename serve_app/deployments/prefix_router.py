@@ -3,7 +3,7 @@
 Requests that begin alike go to one replica, whose prefix cache has their beginning, unless it has
 clearly more to do than the others. Which one that is follows from the beginning and the names of
 the replicas alone (rendezvous hashing: Thaler and Ravishankar, 1998), so that all ingresses agree
-without a word, and a replica that comes or goes changes its own share. The bound is that of
+without messages, and a replica that comes or goes changes its own share. The bound is that of
 consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, 2018).
 """
 

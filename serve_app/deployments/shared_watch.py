@@ -16,6 +16,7 @@ from serve_app.access.file_watch import Announced
 from serve_app.access.recheck import AtOnce, Watch
 from serve_app.access.verdict import Verdict
 from serve_app.cluster import kv
+from serve_app.cluster.liveness import Liveness
 from serve_app.cluster.placement import living_nodes
 from serve_app.config import AppConfig, config_hash
 from serve_app.deployments.files import recheck, recheck_nodes
@@ -44,10 +45,8 @@ class Lease:
         self.held = False
         self._key = key
         self._holder = holder
-        self._clock = clock
         self._renewals = 0
-        self._seen: bytes | None = None
-        self._seen_at = 0.0
+        self._others = Liveness(LEASE_S, clock)
 
     def hold(self) -> bool:
         """Take the lease if it is free, renew it if it is held here; return whether it is.
@@ -67,10 +66,8 @@ class Lease:
 
     def _hold(self) -> bool:
         found = kv.get(self._key)
-        if found != self._seen:
-            self._seen, self._seen_at = found, self._clock()
-        is_free = found is None or self._clock() - self._seen_at > LEASE_S
-        if not is_free and self._holder_of(found) != self._holder:
+        is_taken = bool(self._others.alive({self._key: found} if found is not None else {}))
+        if is_taken and self._holder_of(found) != self._holder:
             return False
         self._renewals += 1
         kv.put(self._key, json.dumps([self._holder, self._renewals]))

@@ -53,7 +53,7 @@ EVENTS = {
     "engine.compile_unavailable": "torch cannot compile for this GPU: it is slower, and why",
     "engine.graphs_unavailable": "decode steps are not recorded as CUDA graphs, and why",
     "engine.native_unavailable": "the CPU's compiled forward cannot be used here, and why",
-    "engine.varlen_unavailable": "torch lacks varlen attention: a GPU attends row by row, slowly",
+    "engine.varlen_unavailable": "torch has no FlashAttention: a GPU attends row by row, slowly",
     "engine.started": "the replica takes requests",
     "replica.started": "the cold-start ledger: seconds by phase until the replica takes requests",
     "engine.step_failed": "all that ran is computed again, shorter or one request at a time",

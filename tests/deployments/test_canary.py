@@ -2,6 +2,7 @@
 
 import pytest
 
+from serve_app.cluster.liveness import Liveness
 from serve_app.deployments import canary as store
 from serve_app.deployments.canary import Canary, Seen, Sketch
 
@@ -62,13 +63,13 @@ def test_report_adds_up_the_present_step(kv_store):
 def test_report_of_an_ingress_that_has_ended(kv_store):
     """What it saw counts, and not whether the canary answered it."""
     now, canary = [0.0], Canary("llm-canary", "t", step=1)
-    heard = store.Heard(lambda: now[0])
+    liveness = Liveness(store.SILENT_S, lambda: now[0])
 
     def say(ingress, *, ready):
         store.publish("llm", ingress, canary, ready=ready, stable=seen([1]), tried=seen([1]))
 
     def told():
-        report = store.report("llm", canary, heard)
+        report = store.report("llm", canary, liveness)
         return report.ingresses, report.unready, report.canary.requests
 
     say("ended", ready=True)
@@ -79,5 +80,5 @@ def test_report_of_an_ingress_that_has_ended(kv_store):
         say("stays", ready=False)
         seen_last = told()
     assert seen_last == (1, 1, 2)
-    heard.forget()
+    liveness.forget()
     assert told() == (2, 1, 2)

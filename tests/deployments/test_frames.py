@@ -348,21 +348,27 @@ async def test_remote_engine_call_that_fails_by_itself(monkeypatch):
     assert "the prompt" not in str(logs)
 
 
-async def test_sender_unreachable_ingress_is_answered_over_the_call(monkeypatch):
-    """A firewall between nodes costs speed and no request."""
-    receiver = FrameReceiver()
-    receiver._address = ("127.0.0.1", 9)  # nobody listens on it
+async def answered_over_the_call(receiver):
+    """Ask three times where no frame can come; returns the log, which says so once."""
     handle = Handle(Server(FakeEngine(["a", "b"])))
     remote = RemoteEngine(handle, receiver, patience_s=5, stall_timeout_s=1)
     with capture_logs() as logs:
         for _ in range(3):
             assert [delta.text for delta in await came(remote, asked())] == ["a", "b"]
     assert [line["event"] for line in logs] == ["frames.unreachable"]
+    return logs
+
+
+async def test_sender_unreachable_ingress_is_answered_over_the_call(monkeypatch):
+    """A firewall between nodes costs speed and no request."""
+    receiver = FrameReceiver()
+    receiver._address = ("127.0.0.1", 9)  # nobody listens on it
+    logs = await answered_over_the_call(receiver)
     assert receiver._secret not in str(logs)
 
 
 @pytest.mark.parametrize("way", ["accepted and cut off", "too many strangers", "another secret"])
-async def test_sender_without_the_ingress_word_answers_over_the_call(way, monkeypatch):
+async def test_sender_without_a_welcome_answers_over_the_call(way, monkeypatch):
     """A port that only accepts is no way: a proxy's, or that of an ingress which knows nobody."""
     receiver = FrameReceiver()
     await receiver.listen("127.0.0.1")
@@ -374,12 +380,7 @@ async def test_sender_without_the_ingress_word_answers_over_the_call(way, monkey
     else:
         hello = frames.hello
         monkeypatch.setattr(frames, "hello", lambda secret: hello(secret[::-1]))
-    handle = Handle(Server(FakeEngine(["a", "b"])))
-    remote = RemoteEngine(handle, receiver, patience_s=5, stall_timeout_s=1)
-    with capture_logs() as logs:
-        for _ in range(3):
-            assert [delta.text for delta in await came(remote, asked())] == ["a", "b"]
-    assert [line["event"] for line in logs] == ["frames.unreachable"]
+    await answered_over_the_call(receiver)
     accepting.close()
     receiver.close()
 

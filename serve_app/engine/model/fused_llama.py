@@ -31,15 +31,8 @@ Function = Callable[..., Any]
 class _Layer:
     index: int
     scoring: Scoring
-    attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
-    out: torch.Tensor
-    mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    before: dict[str, Any]  # arguments of `before_attention` beside the tokens'
+    after: dict[str, Any]  # of `after_attention` likewise
 
 
 class FusedLlama:
@@ -53,8 +46,6 @@ class FusedLlama:
     def __init__(self, model: Any, compile_: Function | None = None) -> None:
         base = model.model
         self._model = model
-        self._eps: float = base.norm.variance_epsilon
-        self._kv_heads: int = model.config.num_key_value_heads
         self._layers = [
             _layer(index, layer, model.config) for index, layer in enumerate(base.layers)
         ]
@@ -93,48 +84,13 @@ class FusedLlama:
         cos, sin = (part[0] for part in base.rotary_emb(residual, position_ids))
         update = torch.zeros_like(residual)
         for layer in self._layers:
-            residual, query, key, value = self._enter(layer, update, residual, cos, sin)
+            residual, query, key, value = self._before(
+                *_of_any_rows(update, residual, cos, sin), **layer.before
+            )
             attended = forward_pass.attend(layer.index, query, key, value, layer.scoring)
-            residual, update = self._leave(layer, attended, residual)
+            residual, update = self._after(*_of_any_rows(attended, residual), **layer.after)
         hidden = (residual + update)[logits_to_keep]
         return CausalLMOutput(logits=self._model.lm_head(base.norm(hidden))[None])
-
-    def _enter(
-        self,
-        layer: _Layer,
-        update: torch.Tensor,
-        residual: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-    ) -> Any:
-        for tensor in (update, residual, cos, sin):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return self._before(
-            update,
-            residual,
-            cos,
-            sin,
-            norm=layer.attention_norm,
-            qkv=layer.qkv,
-            bias=layer.qkv_bias,
-            query_norm=layer.query_norm,
-            key_norm=layer.key_norm,
-            kv_heads=self._kv_heads,
-            eps=self._eps,
-        )
-
-    def _leave(self, layer: _Layer, attended: torch.Tensor, residual: torch.Tensor) -> Any:
-        for tensor in (attended, residual):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return self._after(
-            attended,
-            residual,
-            out=layer.out,
-            norm=layer.mlp_norm,
-            gate_up=layer.gate_up,
-            down=layer.down,
-            eps=self._eps,
-        )
 
     @torch.inference_mode()
     def _compile(self, compile_: Function) -> None:
@@ -144,11 +100,13 @@ class FusedLlama:
         rotary = self._model.model.rotary_emb
         try:
             for rows in (2, 1):
-                hidden = layer.attention_norm.new_zeros(rows, len(layer.attention_norm))
+                norm = layer.before["norm"]
+                hidden = norm.new_zeros(rows, len(norm))
                 places = torch.arange(rows, device=hidden.device)[None]
                 cos, sin = (part[0] for part in rotary(hidden, places))
-                _, query, _, _ = self._enter(layer, hidden, hidden.clone(), cos, sin)
-                self._leave(layer, query, hidden)
+                tokens = _of_any_rows(hidden, hidden.clone(), cos, sin)
+                _, query, _, _ = self._before(*tokens, **layer.before)
+                self._after(*_of_any_rows(query, hidden), **layer.after)
         except Exception as error:  # noqa: BLE001 (compilers raise anything)
             log.warning("engine.compile_unavailable", reason=str(error).splitlines()[0][:300])
             self._before, self._after = before_attention, after_attention
@@ -233,6 +191,13 @@ def after_attention(  # noqa: PLR0913 (likewise)
     return residual, functional.linear(functional.silu(gate) * up, down)
 
 
+def _of_any_rows(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Let the compiler know that the first size changes from step to step."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return tensors
+
+
 def _rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     wide = hidden.float()
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
@@ -253,15 +218,22 @@ def _layer(index: int, layer: Any, config: Any) -> _Layer:
     return _Layer(
         index=index,
         scoring=Scoring(attention.scaling, window=window_of(attention, config)),
-        attention_norm=layer.input_layernorm.weight,
-        qkv=_joined(projections),
-        qkv_bias=None if biases[0] is None else torch.cat(biases),
-        query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-        key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        out=attention.o_proj.weight,
-        mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined((mlp.gate_proj, mlp.up_proj)),
-        down=mlp.down_proj.weight,
+        before={
+            "norm": layer.input_layernorm.weight,
+            "qkv": _joined(projections),
+            "bias": None if biases[0] is None else torch.cat(biases),
+            "query_norm": attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+            "key_norm": attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+            "kv_heads": config.num_key_value_heads,
+            "eps": layer.input_layernorm.variance_epsilon,
+        },
+        after={
+            "out": attention.o_proj.weight,
+            "norm": layer.post_attention_layernorm.weight,
+            "gate_up": _joined((mlp.gate_proj, mlp.up_proj)),
+            "down": mlp.down_proj.weight,
+            "eps": layer.post_attention_layernorm.variance_epsilon,
+        },
     )
 
 

@@ -68,7 +68,7 @@ def test_fused_llama_holds_its_weights_once(model_dir):
     fused = FusedLlama(model)
     assert [name for name, _ in model.named_parameters()] == names
     attention = model.model.layers[1].self_attn
-    joined = fused._layers[1].qkv
+    joined = fused._layers[1].before["qkv"]
     assert attention.k_proj.weight.data_ptr() > attention.q_proj.weight.data_ptr()
     for part in (attention.q_proj, attention.k_proj, attention.v_proj):
         assert part.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
