@@ -5,26 +5,32 @@ from __future__ import annotations
 from serve_app.protocol import ChatPrompt, Prompt, TextPrompt
 
 BEGINNING = 256  # characters, or tokens, that tell one conversation of plain text from another
+# Of a chat so much is looked at, and no more: a request may be megabytes, and this runs on the
+# event loop of an ingress, again each time that a full replica is asked once more.
+MESSAGES, CHARACTERS = 64, 16_384
 
 
-def opening(prompt: Prompt, question: int | None = None) -> object:
+def opening(prompt: Prompt, question: int = CHARACTERS) -> object:
     """Return what does not change of a conversation while it grows, with a `repr` of its own.
 
     Args:
         prompt: of a request.
-        question: characters of the user's first message that count; None for all.
+        question: characters of the user's first message that count.
 
     Returns:
-        The messages up to the first of the user, or the beginning of a plain prompt.
+        The messages up to the first of the user, role and text, or the beginning of a plain
+        prompt.
     """
     if isinstance(prompt, TextPrompt):
         return prompt.text[:BEGINNING]
     if not isinstance(prompt, ChatPrompt):
         return prompt.token_ids[:BEGINNING]
-    roles = [message.get("role") for message in prompt.messages]
-    first = roles.index("user") if "user" in roles else 0
-    messages = prompt.messages[: first + 1]
-    if question is None or not messages:
-        return messages
-    asked = messages[-1]
-    return (*messages[:-1], (asked.get("role"), str(asked.get("content"))[:question]))
+    left, parts = CHARACTERS, []
+    for message in prompt.messages[:MESSAGES]:
+        role, text = message.get("role"), str(message.get("content"))
+        text = text[: min(left, question) if role == "user" else left]
+        left -= len(text)
+        parts.append((role, text))
+        if role == "user":
+            return tuple(parts)
+    return tuple(parts[:1])

@@ -19,7 +19,6 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.frame_receiver import LOST, NO_CONNECTION, FrameReceiver, Inbox
-from serve_app.deployments.prefix_router import ANY_REPLICA
 from serve_app.errors import (
     EngineDead,
     EngineError,
@@ -36,6 +35,8 @@ log = structlog.get_logger()
 
 READY_TIMEOUT_S = 2.0
 AGAIN_S = 0.25
+# The session of a call that goes to any replica, wherever its beginning leads (`prefix_router.py`).
+ANY_REPLICA = "any replica"
 LAST_FRAME_S = 5.0  # behind the end of the call that it belongs to
 # Times that a request may meet a stopped engine, whose replica ends in 2 s, or one that has not the
 # adapter.

@@ -26,9 +26,9 @@ from ray.serve.request_router import (
 )
 
 from serve_app.deployments.conversation import opening
+from serve_app.deployments.engine_client import ANY_REPLICA
 from serve_app.protocol import GenerationRequest
 
-ANY_REPLICA = "any replica"  # the session of a call that its beginning does not lead anywhere
 QUESTION = 1024  # characters: who asks several things about one long text begins alike
 # How far above the mean a replica may be: a share, and requests, which alone count where few run.
 SPREAD, LEEWAY = 1.25, 2
@@ -101,7 +101,7 @@ def key_of(arguments: list[Any]) -> bytes | None:
     if not arguments or not isinstance(request := arguments[0], GenerationRequest):
         return None
     beginning = repr((request.client, request.adapter, opening(request.prompt, QUESTION)))
-    return hashlib.blake2b(beginning.encode(errors="surrogateescape"), digest_size=16).digest()
+    return hashlib.blake2b(beginning.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def bound(in_flight: int, replicas: int) -> int:

@@ -271,5 +271,5 @@ def place(trial: str, key: str) -> float:
 
     So a conversation that has come to a canary stays there while the share grows.
     """
-    digest = hashlib.blake2b(f"{trial}\n{key}".encode(errors="surrogateescape"), digest_size=8)
+    digest = hashlib.blake2b(f"{trial}\n{key}".encode(errors="surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest()) / 2**64

@@ -8,9 +8,8 @@ from ray.exceptions import ActorDiedError
 from structlog.testing import capture_logs
 
 from serve_app.deployments import engine_client
-from serve_app.deployments.engine_client import RemoteEngine, translate
+from serve_app.deployments.engine_client import ANY_REPLICA, RemoteEngine, translate
 from serve_app.deployments.frame_receiver import FrameReceiver
-from serve_app.deployments.prefix_router import ANY_REPLICA
 from serve_app.errors import EngineDead, EngineError, InvalidRequest, NotReady
 from serve_app.protocol import (
     FinishReason,
