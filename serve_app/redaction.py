@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 # Hub tokens start with hf_ (users) or api_org_ (organisations); 20 is far below their length. What
@@ -23,6 +24,12 @@ def sanitise(text: str, *, limit: int = MESSAGE_CHARS) -> str:
     clean = "".join(char for char in re.sub(r"\s", " ", text) if char.isprintable())
     clean = SECRET.sub(_REDACTED, re.sub(r" +", " ", clean)).strip()
     return clean if len(clean) <= limit else clean[: limit - 3].rstrip() + "..."
+
+
+def place_of(fault: BaseException) -> str:
+    """Return where a fault was raised; unlike its text, which may quote anything, safe to log."""
+    frames = traceback.extract_tb(fault.__traceback__)[-3:]
+    return " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
 
 
 def scrub(value: Any) -> Any:

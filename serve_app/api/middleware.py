@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import traceback
 from collections.abc import Callable
 
 import structlog
@@ -16,6 +15,7 @@ from serve_app.api.request_body import require_small_headers
 from serve_app.api.request_record import RequestRecord, Trace, attach, path_of, trace_of
 from serve_app.api.sse import dump
 from serve_app.errors import EngineError, RequestCancelled, ServeAppError
+from serve_app.redaction import place_of
 
 log = structlog.get_logger()
 
@@ -168,9 +168,6 @@ class _Answer:
 def _speakable(fault: Exception, trace: Trace) -> ServeAppError:
     if isinstance(fault, ServeAppError):
         return fault
-    # The place, not the message: an exception's text may quote a prompt or a header.
-    frames = traceback.extract_tb(fault.__traceback__)[-3:]
-    where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
     cause = type(fault).__name__
-    log.error("request.failed", request_id=trace.request_id, cause=cause, where=where)
+    log.error("request.failed", request_id=trace.request_id, cause=cause, where=place_of(fault))
     return EngineError(f"generation failed (request {trace.request_id})", cause=cause)

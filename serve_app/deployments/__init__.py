@@ -10,6 +10,7 @@ server.py         one replica, which is one engine
 frames.py         all that a replica has for an ingress after a step, as one message
 frame_sender.py   the replica's end of the connection that carries them
 frame_receiver.py the ingress' end, and where a request's deltas arrive
+parts.py          a long prompt's probabilities, in parts for either way
 heartbeats.py     signs of life in a stream of Ray, where there is no such connection
 jobs.py           work beside the requests, which begins again after a fault
 autoscaling.py    how many replicas the load needs

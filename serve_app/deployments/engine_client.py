@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.frame_receiver import LOST, NO_CONNECTION, FrameReceiver, Inbox
+from serve_app.deployments.parts import Joining
 from serve_app.errors import (
     EngineDead,
     EngineError,
@@ -117,7 +118,7 @@ class RemoteEngine:
             forwarding = self._start(_forward(call, inbox, request.request_id))
             patient_until: float | None = time.monotonic() + self._patience_s
             unfinished = request.n  # completions
-            over = False
+            over, parts = False, Joining()
             try:
                 while unfinished:
                     item = await self._next(inbox, patient_until)
@@ -126,10 +127,12 @@ class RemoteEngine:
                         over = item.details.get("cause") != NO_CONNECTION
                         raise _of_this_version(item, request)
                     patient_until = None
-                    if item.finish_reason is not None:
+                    if (delta := parts.whole(item)) is None:
+                        continue
+                    if delta.finish_reason is not None:
                         unfinished -= 1
                     over = unfinished == 0
-                    yield item
+                    yield delta
             finally:
                 if not (over or forwarding.done()):
                     call.cancel()
@@ -149,14 +152,14 @@ class RemoteEngine:
         while True:
             ends = [] if patient_until is None else [patient_until]
             if inbox.taken:
-                ends.append(inbox.heard + self._stall_timeout_s)
+                ends.append(inbox.alive_at + self._stall_timeout_s)
             remaining = min(ends) - time.monotonic()
             if (item := await inbox.get(remaining)) is not None:
                 return item
             now = time.monotonic()
             if patient_until is not None and now >= patient_until:
                 raise NotReady(f"no replica answered within {self._patience_s:g} s; retry later")
-            if inbox.taken and now >= inbox.heard + self._stall_timeout_s:
+            if inbox.taken and now >= inbox.alive_at + self._stall_timeout_s:
                 raise EngineDead(
                     f"the replica gave no sign of life for {self._stall_timeout_s:g} s; "
                     "retry the request",

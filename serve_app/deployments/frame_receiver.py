@@ -23,6 +23,7 @@ from serve_app.protocol import TokenDelta
 log = structlog.get_logger()
 
 HELLO_TIMEOUT_S = 5.0
+LARGE_BYTES = 1 << 16  # a millisecond or two to read
 MAX_STRANGERS = 64  # connections that have not said the secret yet
 
 NO_CONNECTION = "connection lost"  # the cause of an `EngineDead`
@@ -43,22 +44,22 @@ class Inbox:
         self.taken = False  # whether a replica has it
         self._loop = asyncio.get_running_loop()
         self.closed = False
-        self._heard = time.monotonic()
+        self._alive_at = time.monotonic()
         self._items: deque[Item] = deque()
         self._arrived: asyncio.Future[None] | None = None
         self.connection: _Connection | None = None
 
     @property
-    def heard(self) -> float:
+    def alive_at(self) -> float:
         """When its replica last gave a sign of life, in monotonic seconds."""
-        shared = self.connection.heard if self.connection else self._heard
-        return max(shared, self._heard)
+        shared = self.connection.alive_at if self.connection else self._alive_at
+        return max(shared, self._alive_at)
 
     def sign_of_life(self, connection: _Connection | None = None) -> None:
         """Note that a replica has the request."""
         self.taken = True
         self.connection = connection or self.connection
-        self._heard = time.monotonic()
+        self._alive_at = time.monotonic()
         self._wake()
 
     def put(self, item: Item) -> None:
@@ -170,23 +171,28 @@ class _Connection:
     """One replica's connection."""
 
     def __init__(self, inboxes: dict[int, Inbox]) -> None:
-        self.heard = time.monotonic()
+        self.alive_at = time.monotonic()
         self._inboxes = inboxes
 
     async def read(self, reader: asyncio.StreamReader) -> None:
         """Hand frames on until the connection ends; the key of a client that left is unknown."""
         while True:
-            frame = frames.decode(await frames.read(reader))
-            self.heard = time.monotonic()
-            for key in frame.taken:
-                if inbox := self._inboxes.get(key):
-                    inbox.sign_of_life(self)
-            for key, delta in frame.deltas:
-                if inbox := self._inboxes.get(key):
-                    inbox.put(delta)
-            for key, failure in frame.failures:
-                if inbox := self._inboxes.get(key):
-                    inbox.put(failure.error())
+            body = await frames.read(reader)
+            if len(body) > LARGE_BYTES:  # another one may be here already, and others wait
+                await asyncio.sleep(0)
+            self._hand_on(frames.decode(body))
+
+    def _hand_on(self, frame: frames.Frame) -> None:
+        self.alive_at = time.monotonic()
+        for key in frame.taken:
+            if inbox := self._inboxes.get(key):
+                inbox.sign_of_life(self)
+        for key, delta in frame.deltas:
+            if inbox := self._inboxes.get(key):
+                inbox.put(delta)
+        for key, failure in frame.failures:
+            if inbox := self._inboxes.get(key):
+                inbox.put(failure.error())
 
     def lost(self) -> None:
         """Fail the requests that this replica has."""

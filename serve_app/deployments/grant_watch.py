@@ -24,7 +24,7 @@ from serve_app.cluster.controller import replicas
 from serve_app.cluster.placement import Placement, goal_applications, living_nodes
 from serve_app.config import AppConfig
 from serve_app.deployments.files import merged, record_change
-from serve_app.deployments.jobs import Work, lasting
+from serve_app.deployments.jobs import Work, keep_running
 from serve_app.deployments.node_files import NodeFiles
 from serve_app.deployments.status import CONTROLLER_TIMEOUT_S
 from serve_app.errors import ConfigError
@@ -68,7 +68,7 @@ class GrantWatch:
             "grants": self._watch.run,
             "nodes": partial(access.keep, living_nodes),
         }
-        self._jobs = [loop.create_task(lasting(job, name)) for name, job in jobs.items()]
+        self._jobs = [loop.create_task(keep_running(job, name)) for name, job in jobs.items()]
 
     async def __call__(self, request: Any) -> dict[str, Any]:  # noqa: ARG002 (every path is one)
         """Return the last verdict, as `/access` of our own ingress shows it."""

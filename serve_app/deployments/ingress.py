@@ -30,7 +30,7 @@ from serve_app.deployments.canary import Canary
 from serve_app.deployments.engine_client import RemoteEngine
 from serve_app.deployments.files import watch_files
 from serve_app.deployments.frame_receiver import FrameReceiver
-from serve_app.deployments.jobs import Work, lasting
+from serve_app.deployments.jobs import Work, keep_running
 from serve_app.deployments.key_exchange import KeyExchange
 from serve_app.deployments.shared_watch import SharedWatch
 from serve_app.deployments.split import Split
@@ -125,7 +125,7 @@ class Ingress:
         if config.api.api_keys_file is not None:
             await self._exchange.round()  # before the first request
             jobs["keys"] = self._exchange.run
-        self._watching = [loop.create_task(lasting(work, name)) for name, work in jobs.items()]
+        self._watching = [loop.create_task(keep_running(work, name)) for name, work in jobs.items()]
 
     def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP application; Serve calls it once, after the constructor."""

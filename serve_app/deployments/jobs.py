@@ -7,11 +7,12 @@ any more, a canary would keep its share for ever, and nobody would know.
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 import structlog
+
+from serve_app.redaction import place_of
 
 log = structlog.get_logger()
 
@@ -21,7 +22,7 @@ PAUSE_S = 5.0  # before work that failed begins again
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
-async def lasting(work: Work, name: str) -> None:
+async def keep_running(work: Work, name: str) -> None:
     """Run work until it ends by itself; after an error, which is logged, begin it again.
 
     Args:
@@ -32,10 +33,7 @@ async def lasting(work: Work, name: str) -> None:
         try:
             await work()
         except Exception as error:  # noqa: BLE001 (whatever it is, the work has to go on)
-            frames = traceback.extract_tb(error.__traceback__)[-3:]
-            where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
-            # The place, not the message, which may quote anything.
-            log.error("job.failed", job=name, cause=type(error).__name__, where=where)
+            log.error("job.failed", job=name, cause=type(error).__name__, where=place_of(error))
             await asyncio.sleep(PAUSE_S)
         else:
             return

@@ -35,7 +35,8 @@ from serve_app.deployments.files import watch_files
 from serve_app.deployments.frame_sender import FrameSender
 from serve_app.deployments.frames import ReplyTo
 from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
-from serve_app.deployments.jobs import Work, lasting
+from serve_app.deployments.jobs import Work, keep_running
+from serve_app.deployments.parts import in_parts
 from serve_app.engine import backends
 from serve_app.errors import AccessDenied, EngineDead, ModelLoadError, ServeAppError
 from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
@@ -109,7 +110,9 @@ class LLMServer:
             "metrics": self._sample,
             "engine": partial(end_when_dead, self._engine),
         }
-        self._watching = [asyncio.create_task(lasting(job, name)) for name, job in jobs.items()]
+        self._watching = [
+            asyncio.create_task(keep_running(job, name)) for name, job in jobs.items()
+        ]
 
     def _carry_tokens(self, config: AppConfig) -> None:
         self._heartbeat_s = config.api.stall_timeout_s / HEARTBEATS_PER_TIMEOUT
@@ -130,7 +133,7 @@ class LLMServer:
                 cannot be reached, they come from here, with heartbeats first and while there is
                 none, so that the reader knows of a lost replica.
         """
-        deltas = self._deltas(request)
+        deltas = in_parts(self._deltas(request))
         connection = await self._frames.connection(reply_to) if reply_to else None
         try:
             if reply_to and connection:

@@ -20,7 +20,7 @@ from serve_app.cluster.liveness import Liveness
 from serve_app.cluster.placement import living_nodes
 from serve_app.config import AppConfig, config_hash
 from serve_app.deployments.files import recheck, recheck_nodes
-from serve_app.deployments.jobs import lasting
+from serve_app.deployments.jobs import keep_running
 from serve_app.telemetry.metrics import AccessMetrics
 
 LEASE = "watch/"
@@ -114,7 +114,7 @@ class SharedWatch:
     async def run(self) -> None:
         """Keep the watch, or follow the one that does, until cancelled."""
         keep = partial(self._metrics.keep, living_nodes)
-        keeping = asyncio.create_task(lasting(keep, "nodes"))
+        keeping = asyncio.create_task(keep_running(keep, "nodes"))
         try:
             while True:
                 await self._follow()
@@ -139,7 +139,7 @@ class SharedWatch:
 
     async def _keep(self) -> None:
         """Watch and publish, until another ingress is the holder."""
-        watching = asyncio.create_task(lasting(self._check, "grants"))
+        watching = asyncio.create_task(keep_running(self._check, "grants"))
         published: dict[str, Any] | None = None
         try:
             while await asyncio.to_thread(self._lease.hold):

@@ -30,6 +30,7 @@ from serve_app.protocol import (
     GenerationRequest,
     Heartbeat,
     Logprob,
+    SamplingParams,
     TextPrompt,
     Timing,
     TokenDelta,
@@ -120,7 +121,7 @@ class Call:
 
 
 @asynccontextmanager
-async def ingress(*engines, stall_timeout_s=1.0, patience_s=5.0):
+async def ingress(*engines, stall_timeout_s=30.0, patience_s=60.0):
     """Yield a `RemoteEngine` in front of replicas with these engines, and its handle."""
     receiver = FrameReceiver()
     await receiver.listen("127.0.0.1")
@@ -213,6 +214,30 @@ async def test_carry_deltas_in_order():
             assert [delta.text for delta in own] == words
             assert own[-1].finish_reason is FinishReason.STOP
     assert [call.came for call in handle.calls] == [[]] * 8
+
+
+@pytest.mark.parametrize("way", ["frames", "the call"])
+async def test_carry_a_long_prompts_probabilities_in_parts(way, monkeypatch):
+    """Whole for who asked; no frame, and no item over Ray, keeps an event loop for long."""
+    sizes = []
+    decode = frames.decode
+    monkeypatch.setattr(frames, "decode", lambda body: sizes.append(len(body)) or decode(body))
+    engine = FakeEngine(["a", "b"], prompt_tokens=4000)
+    request = replace(asked(), sampling=SamplingParams(prompt_logprobs=20))
+    async with ingress(engine) as (remote, handle):
+        if way == "the call":
+            remote._receiver._address = None
+        first, last = await came(remote, request)
+    assert first.prompt_logprobs == engine._prompt_logprobs(request)
+    assert (first.text, last.text, last.prompt_logprobs) == ("a", "b", ())
+    parts = [item for item in handle.calls[0].came if isinstance(item, TokenDelta)]
+    if way == "frames":
+        assert len(sizes) > 20
+        assert max(sizes) < 600_000
+        assert not parts
+    else:
+        assert len(parts) > 20
+        assert max(len(part.prompt_logprobs) for part in parts) == 4096 // 21
 
 
 async def test_carry_one_frame_a_turn(monkeypatch):
@@ -351,7 +376,7 @@ async def test_remote_engine_call_that_fails_by_itself(monkeypatch):
 async def answered_over_the_call(receiver):
     """Ask three times where no frame can come; returns the log, which says so once."""
     handle = Handle(Server(FakeEngine(["a", "b"])))
-    remote = RemoteEngine(handle, receiver, patience_s=5, stall_timeout_s=1)
+    remote = RemoteEngine(handle, receiver, patience_s=60, stall_timeout_s=60)
     with capture_logs() as logs:
         for _ in range(3):
             assert [delta.text for delta in await came(remote, asked())] == ["a", "b"]

@@ -119,7 +119,7 @@ async def test_split_share_that_cannot_be_read(bench, kv_store, monkeypatch):
     monkeypatch.setattr(jobs, "PAUSE_S", 0.001)
     assert await bench.answer() == "new"
     kv.put(f"{store.SHARES}llm", '{"share": 1}')
-    following = asyncio.create_task(jobs.lasting(bench.split.run, "canary"))
+    following = asyncio.create_task(jobs.keep_running(bench.split.run, "canary"))
     await asyncio.sleep(0.1)
     assert await bench.answer() == "old"
     assert bench.metrics.shares[-1] == 0.0
