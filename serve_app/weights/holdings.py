@@ -108,7 +108,9 @@ class Holdings:
         order = failed.order
         if (edition := self._numbered.get(order.edition)) is None:
             return
-        for piece in range(order.first, order.first + order.pieces):
+        for piece in range(
+            max(0, order.first), min(order.first + order.pieces, edition.file.pieces)
+        ):
             self._unfly(member, edition, piece)
         if order.source is None:
             if member.name not in edition.claims.values():
@@ -116,11 +118,12 @@ class Holdings:
             return
         if member.orders.get((order.file, order.first)) == order:
             self._landed(member, order)
+        source = self._bits.get(order.source, 0)
         if failed.is_wrong:
-            member.bad |= self._bit(order.source)
+            member.bad |= source
             self._distrust(member, {order.source})
         else:
-            member.sulking[self._bit(order.source)] = member.now + SULK_S
+            member.sulking[source] = member.now + SULK_S
 
     def _proven(self, member: Member, file: File) -> None:
         if file not in member.wants:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 PIECE_BYTES = 64 << 20
+MAX_PIECES = 1 << 18  # of what one node lacks and has of a commit: 16 TiB in pieces of 64 MiB
 
 
 class File(NamedTuple):
@@ -92,6 +93,18 @@ class Answer(NamedTuple):
 
     orders: list[Order]
     wait_s: float
+
+
+def require_bounded(files: Sequence[File]) -> None:
+    """Refuse files that would take more memory than any commit does.
+
+    Raises:
+        ValueError: too many pieces, or a size that is none.
+    """
+    if any(file.size < 1 or file.piece_bytes < 1 for file in files):
+        raise ValueError("a file and its pieces have at least one byte")
+    if sum(file.pieces for file in files) > MAX_PIECES:
+        raise ValueError(f"more than {MAX_PIECES} pieces")
 
 
 def ones(count: int) -> int:

@@ -17,7 +17,7 @@ from operator import itemgetter
 
 from serve_app.weights.editions import Edition, Member
 from serve_app.weights.holdings import Holdings
-from serve_app.weights.pieces import Answer, File, Got, Order, Report, lowest, ones
+from serve_app.weights.pieces import Answer, File, Got, Order, Report, lowest, ones, require_bounded
 
 SPAN = 8  # pieces of one request to the Hub
 OPEN_FILES = 8  # at a time from the Hub, by all nodes, so that files become whole one by one
@@ -90,7 +90,12 @@ class Swarm(Holdings):
         Returns:
             For files of which it has pieces, the list that these belong to, and which of them
             are as that list says; the others count for nothing.
+
+        Raises:
+            ValueError: see `require_bounded`; nothing has changed then.
         """
+        files, whole = tuple(files), tuple(whole)
+        require_bounded((*files, *whole))
         self.lose(name)
         bit = self._bit(name)
         self._lost &= ~bit

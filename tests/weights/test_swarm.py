@@ -205,6 +205,39 @@ def test_swarm_pieces_by_another_list_count_for_nothing():
     assert orders[0].edition == edition
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        File("e" * 64, 1 << 60, 1),
+        File("e" * 64, 10**100, 64 << 20),
+        File("e" * 64, 10, 0),
+        File("e" * 64, 10, -1),
+        File("e" * 64, 0, 10),
+    ],
+)
+@pytest.mark.parametrize("part", ["files", "whole"])
+def test_swarm_refuses_files_of_more_pieces_than_a_commit_has(file, part):
+    """Before it makes anything of that size; whoever said so has not joined, the others have."""
+    decisions = joined("a")
+    said = {"files": [FILE], part: [FILE, file]}
+    with pytest.raises(ValueError, match="piece"):
+        decisions.join("b", said.pop("files"), now=0.0, **said)
+    with pytest.raises(Unknown):
+        decisions.exchange("b", READY, now=0.0)
+    assert pieces(decisions.exchange("a", READY, now=0.0).orders) == list(range(10))
+
+
+def test_swarm_report_of_a_failure_that_cannot_be_costs_nothing():
+    """An order of more pieces than the file has, of a node that nobody knows."""
+    decisions = joined("a")
+    order = decisions.exchange("a", READY, now=0.0).orders[0]
+    for is_wrong in (False, True):
+        wrong = Failed(order._replace(first=-5, pieces=1 << 60, source="nobody"), is_wrong)
+        decisions.exchange("a", Report(failed=[wrong]), now=0.0)
+    assert decisions.nodes == ["a"]
+    assert pieces(decisions.exchange("a", READY, now=0.0).orders) == list(range(10))
+
+
 def test_swarm_report_for_what_it_does_not_know_changes_nothing():
     """Other files, other lists, pieces that are none."""
     decisions = joined("a")
