@@ -124,7 +124,7 @@ def bind_server(config: AppConfig, verdict: Verdict) -> Application:
     """Bind the replicas alone."""
     config = config.with_adapters_at(verdict.commits)
     limits = Limits.of(config.engine, config.api)
-    per_replica = limits.open + limits.spare + REFUSED_AT_ONCE
+    per_replica = limits.most + REFUSED_AT_ONCE
     server = serve.deployment(
         name=SERVER_DEPLOYMENT,
         ray_actor_options=actor_options(config.replica),

@@ -4,7 +4,8 @@ What is open is bounded twice: in requests and in tokens, prompt and possible co
 together, because a few long requests can keep the engine busy for as long as many short ones.
 What fits beside the running requests does not count as waiting. Where one client has filled the
 line, there is some more room for those that have less than their share of it, and where a lower
-class has, for the higher one: not for the lowest, which could leave none.
+class has, for the higher one: not for the lowest, which could leave none, and a part of it for the
+highest alone, of which others leave nothing.
 """
 
 from __future__ import annotations
@@ -50,8 +51,13 @@ class Limits:
 
     @property
     def spare(self) -> int:
-        """Requests over `open` that are for clients below their share."""
+        """Requests over `open` that are for clients below their share, and higher classes."""
         return self.open // SPARE_PART
+
+    @property
+    def most(self) -> int:
+        """Requests at the most; those over `open` and `spare` are for the highest class."""
+        return self.open + self.spare + math.ceil(self.spare / 2)
 
 
 class Load(Protocol):
@@ -142,7 +148,9 @@ class Admission:
         with less than a half of what is open goes before the other half.
         """
         own, everything = self._clients[client] + count, len(self._open)
-        room = self._limits.open + self._limits.spare - everything
+        limits = self._limits
+        most = limits.most if priority is Priority.HIGH else limits.open + limits.spare
+        room = most - everything
         if own * len({*self._clients, client}) <= everything and own <= room:
             return True
         ahead = count + sum(one <= priority for _, _, one in self._open.values())

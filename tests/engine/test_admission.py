@@ -83,6 +83,17 @@ def test_admission_many_of_the_lowest_class_leave_room_for_others():
     assert queue.admitted("low", 9, priority=Priority.LOW) == 0
 
 
+def test_admission_many_of_a_class_leave_room_for_the_highest():
+    """A flood and a hundred names of class normal fill the spare room, and high has some more."""
+    queue = Queue()
+    queue.admitted("flood", 99)
+    normal = [queue.admitted(f"normal-{number}", 9) for number in range(100)]
+    assert sum(normal) == LIMITS.spare
+    high = [queue.admitted(f"high-{number}", 1, priority=Priority.HIGH) for number in range(100)]
+    assert sum(high) == LIMITS.most - LIMITS.open - LIMITS.spare > 0
+    assert queue.admitted("another", 9) == 0
+
+
 def test_admission_room_comes_back():
     """When what took it has ended, for whoever comes."""
     queue = Queue()
