@@ -18,14 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import structlog
 from huggingface_hub import constants
 from ray.exceptions import RayError
 
 from serve_app.access_config import AccessConfig
 from serve_app.cluster import kv
+from serve_app.redaction import place_of
+
+log = structlog.get_logger()
 
 PREFIX = "changed/"
 LOOK_S = 1.0
+PAUSE_S = 5.0  # after a change that could not be reported
 TOKEN, IDENTITY, KEYS = "token", "identity", "keys"
 GONE = "gone"
 GRANTING = frozenset({TOKEN, IDENTITY})  # of which a change may end a grant
@@ -102,7 +107,8 @@ class FileWatch:
 
     Args:
         files: by kind; what they are now counts as known.
-        on_change: called in the thread for each file that changed.
+        on_change: called in the thread for each file that changed; should it raise, which is
+            logged, again for the same change.
         look_s: seconds between two looks.
     """
 
@@ -132,9 +138,17 @@ class FileWatch:
         while not self._over.wait(self._look_s):
             for kind, path in self._files.items():
                 now = _stamp(path)
-                if now != known[kind]:
+                if now != known[kind] and self._report(_change(kind, path, now)):
                     known[kind] = now
-                    self._on_change(_change(kind, path, now))
+
+    def _report(self, change: Change) -> bool:
+        try:
+            self._on_change(change)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the next change has to be seen)
+            log.error("job.failed", job="files", cause=type(error).__name__, where=place_of(error))
+            self._over.wait(PAUSE_S)
+            return False
+        return True
 
 
 def announce(application: str, node_id: str, change: Change) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from ray.exceptions import RayError
 
@@ -114,7 +115,7 @@ class Ledger:
     """
 
     def __init__(self, application: str, replica: str) -> None:
-        self._key = f"{PHASES}{application}/{replica}"
+        self._key = f"{_phases_of(application)}{replica}"
         self._application, self._replica = application, replica
         self._lock = threading.Lock()
         self._spans: list[Span] = []
@@ -175,7 +176,7 @@ def with_first_token(start: Start, *, asked_at: float, ttft_s: float) -> Start:
 
 def keep(start: Start) -> None:
     """Put a start where `recent` finds it, and forget the oldest; never raises for Ray."""
-    key = f"{PREFIX}{start.started_at:017.6f}/{start.application}/{start.replica}"
+    key = f"{PREFIX}{start.started_at:017.6f}/{quote(start.application, safe='')}/{start.replica}"
     with suppress(RayError):
         kv.put(key, json.dumps(asdict(start)))
         for old in [*kv.keys(PREFIX)[:-KEPT], *filter(_is_lost, kv.keys(PHASES))]:
@@ -201,12 +202,16 @@ def running(application: str, *, since: float) -> dict[str, Phase]:
         since: Unix seconds; what was published before is of a replica that never ended its start.
     """
     phases = {}
-    prefix = f"{PHASES}{application}/"
+    prefix = _phases_of(application)
     for key in kv.keys(prefix):
         phase = _phase(key)
         if phase and phase.published_at >= since:
             phases[key.removeprefix(prefix)] = phase
     return phases
+
+
+def _phases_of(application: str) -> str:
+    return f"{PHASES}{quote(application, safe='')}/"
 
 
 def _phase(key: str) -> Phase | None:

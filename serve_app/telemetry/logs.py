@@ -62,8 +62,8 @@ EVENTS = {
     "engine.hung": "a step takes longer than engine.step_timeout_s; with its phase and its stack",
     "engine.died": "the engine stopped for good; every open request has got its error",
     "ingress.hung": "the ingress' event loop is blocked; its process ends; with the stack",
-    "job.failed": "work beside the requests (the re-check, a canary's share, the keys' limits) met "
-    "a fault and begins again; with the place",
+    "job.failed": "work beside the requests (the re-check, a canary's share, the keys' limits, "
+    "files that are watched) met a fault and begins again; with the place",
     "frames.not_listening": "replicas cannot connect to this ingress; their answers come over Ray",
     "frames.unreachable": "a replica cannot connect to an ingress; its answers go over Ray, slower",
     "frames.broken": "a replica's connection said what is no frame, and was ended",

@@ -27,7 +27,7 @@ _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 REPEAT_S = 5.0
 
 
-class _Lasting:
+class _Repeated:
     """Values of gauges that are set once and count from then on."""
 
     def __init__(self) -> None:
@@ -274,7 +274,7 @@ class ServerMetrics:
             description="Access checks of this replica by outcome.",
             tag_keys=("outcome",),
         )
-        self._lasting = _Lasting()
+        self._repeated = _Repeated()
         self._load = metrics.Gauge(
             "serve_app_model_load_seconds", description="Loading and warm-up of this replica."
         )
@@ -326,20 +326,20 @@ class ServerMetrics:
 
     def loaded(self, seconds: float, *, model: str, commit: str | None) -> None:
         """Record what is served now, and how long loading took."""
-        self._lasting.set(self._load, seconds)
-        self._lasting.set(self._model, 1.0, model=model, commit=commit or "")
+        self._repeated.set(self._load, seconds)
+        self._repeated.set(self._model, 1.0, model=model, commit=commit or "")
 
     def started(self, phases: Mapping[str, float], weights_bytes: Mapping[str, int]) -> None:
         """Publish a start: seconds by `<phase>_s`, and the model's bytes by source."""
         for name, seconds in phases.items():
-            self._lasting.set(self._cold_start, seconds, phase=name.removesuffix("_s"))
+            self._repeated.set(self._cold_start, seconds, phase=name.removesuffix("_s"))
         for source, size in weights_bytes.items():
             if size:  # Ray refuses to add nothing
                 self._weights.inc(size, tags={"source": source})
 
     def sample(self, stats: EngineStats) -> None:
         """Publish the engine's state of this moment, and the figures of the start again."""
-        self._lasting.repeat()
+        self._repeated.repeat()
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._kv.set(stats.kv_tokens_used / max(1, stats.kv_tokens_total))

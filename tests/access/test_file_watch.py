@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from ray.exceptions import RayError
+from structlog.testing import capture_logs
 
 from serve_app.access import file_watch
 from serve_app.access.file_watch import Announced, Change, FileWatch, announce, token_files
@@ -83,6 +85,35 @@ def test_file_watch_sees_a_mounted_secret_change_by_a_links_swap(tmp_path, seen)
     (tmp_path / "new").replace(tmp_path / "data")
     assert seen.next().kind == "identity"
     watch.stop()
+
+
+def test_file_watch_goes_on_after_a_fault_of_who_is_called(tmp_path, seen, monkeypatch):
+    """The same change is reported again; the log has the place, and not what was said."""
+    monkeypatch.setattr(file_watch, "PAUSE_S", 0.01)
+    faults = [ValueError("a secret"), RayError("a secret")]
+    file = tmp_path / "token"
+    file.write_text("one")
+
+    def on_change(change):
+        if faults:
+            raise faults.pop()
+        seen(change)
+
+    watch = FileWatch({"token": file}, on_change, look_s=0.01)
+    with capture_logs() as logs:
+        watch.start()
+        threading.Event().wait(0.05)
+        file.write_text("two, longer")
+        assert seen.next().kind == "token"
+        file.unlink()
+        assert seen.next().stamp == "gone"
+    watch.stop()
+    assert len(seen.changes) == 2
+    assert [(line["event"], line["cause"]) for line in logs] == [
+        ("job.failed", "RayError"),
+        ("job.failed", "ValueError"),
+    ]
+    assert "secret" not in str(logs)
 
 
 def test_file_watch_owner_without_a_name_is_a_number(tmp_path, monkeypatch):

@@ -111,6 +111,14 @@ def test_ledger_shows_the_cluster_the_phase_that_runs(asked):
     assert asked["kept"] == {}
 
 
+def test_ledger_of_an_application_whose_name_begins_like_anothers(asked):
+    """Serve takes any name, also one with a slash: the one's replicas are not the other's."""
+    Ledger("llm", "abc").publish("check")
+    Ledger("llm/eu", "def").publish("check")
+    assert list(cold_start.running("llm", since=0)) == ["abc"]
+    assert list(cold_start.running("llm/eu", since=0)) == ["def"]
+
+
 def test_ledger_has_a_phase_that_fails(asked):
     """Its seconds were spent."""
     book = Ledger("llm", "abc")
