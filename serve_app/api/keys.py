@@ -258,11 +258,13 @@ def _cause(error: ConfigError | OSError) -> str:
 
 
 def _watch(keys: weakref.ref[ApiKeys], interval_s: float) -> None:
-    """Look at the file until nobody has the keys any more."""
-    while (live := keys()) is not None:
+    """Look at the file, which was read just now, until nobody has the keys any more."""
+    while True:
+        time.sleep(max(interval_s, _LEAST_INTERVAL_S))
+        if (live := keys()) is None:
+            return
         live.refresh()
         del live
-        time.sleep(max(interval_s, _LEAST_INTERVAL_S))
 
 
 def _stamp(facts: os.stat_result) -> tuple[int, int, int]:
