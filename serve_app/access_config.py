@@ -117,7 +117,9 @@ class AccessConfig(Part):
         "HF_TOKEN", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the token's variable"
     )
     endpoint: str | None = Field(
-        None, description="Hub URL; default: HF_ENDPOINT or huggingface.co"
+        None,
+        description="Hub URL; default: HF_ENDPOINT or huggingface.co. With `model.url` that of the "
+        "store's API; default: the node's own settings",
     )
     allow_http: bool = Field(
         default=False,

@@ -87,6 +87,12 @@ class GatedApp(Part):
         """
         args: dict[str, Any]
         args, found = _filled(self.app.args, {COMMIT: commit, PATH: path})
+        if self.gate.model.url is not None and not self.wants_path:
+            raise ConfigError(
+                f"args.app.args: model.url has no commit that could be loaded; write {PATH} where "
+                "the model's directory goes",
+                param="app.args",
+            )
         if not found and self.app.import_path.replace(":", ".") == RAY_LLM_BUILDER:
             found = _pin_ray_llm(args, self.gate.model.source, commit)
         if not found and self.gate.model.path is None:

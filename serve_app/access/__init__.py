@@ -4,6 +4,7 @@ preflight.py    START HERE: the gate before a rollout, over all nodes
 collect.py      asks every node and gathers the answers under one deadline
 node_check.py   what one node does: its probe, and a receipt for what it proved
 hub/            everything that speaks to a Hub: probe, answers, listing, download
+sources/        sources without commits, such as object stores: probe, listing, its digest
 token.py        which token this process uses, and from where it came
 shape.py        what can be seen of a token's value before it is sent
 identity.py     the identity token of the node (access.identity), exchanged for a Hub token

@@ -82,13 +82,13 @@ def directory_hashes(directory: Path) -> dict[str, str]:
     notes: dict[str, tuple[str, str]] = {}
     try:
         for name, path in _files(root):
-            identity, is_large = _identity(path), _is_large(name, path, large)
+            identity, counts_whole = _identity(path), _is_large(name, path, large)
             noted = known.get(name, ("", ""))
-            if noted[0] == identity and len(noted[1]) == (64 if is_large else 40):
+            if noted[0] == identity and len(noted[1]) == (64 if counts_whole else 40):
                 notes[name] = noted
                 continue
-            notes[name] = (identity, _hash(path, is_large=is_large))
-            if is_large:  # so that a check that is cut short has not read it for nothing
+            notes[name] = (identity, _hash(path, is_large=counts_whole))
+            if counts_whole:  # so that a check that is cut short has not read it for nothing
                 _remember(root, known | notes)
     except OSError as error:
         raise ModelLoadError(f"{error.filename or root}: {error.strerror}") from None
@@ -119,28 +119,44 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(root).as_posix(), path
 
 
+def is_large(name: str, size: int, rules: list[tuple[str, bool]] | None) -> bool:
+    """Return whether a file counts by its content's SHA-256, and not as a Git blob.
+
+    Args:
+        name: below the top folder.
+        size: bytes.
+        rules: of .gitattributes; None where there is none.
+    """
+    if rules is not None:
+        return next((found for rule, found in rules if _matches(rule, name)), False)
+    base = name.rpartition("/")[2]
+    return any(fnmatchcase(base, each) for each in _LARGE) or size > _LARGE_BYTES
+
+
+def large_rules(content: bytes) -> list[tuple[str, bool]]:
+    """Return the rules of a .gitattributes about large files, last first."""
+    rules = []
+    for line in content.decode("utf-8", "replace").splitlines():
+        pattern, *marks = line.split() or [""]
+        if any(mark.removeprefix("-").removeprefix("!").startswith("filter") for mark in marks):
+            rules.append((pattern, "filter=lfs" in marks))
+    return rules[::-1]
+
+
 def _is_large(name: str, path: Path, attributes: list[tuple[str, bool]] | None) -> bool:
     if path.is_symlink() and _HASH.fullmatch(blob := path.readlink().name):
         return len(blob) == 64
-    if attributes is not None:
-        return next((is_large for rule, is_large in attributes if _matches(rule, name)), False)
-    base = name.rpartition("/")[2]
-    return any(fnmatchcase(base, each) for each in _LARGE) or path.stat().st_size > _LARGE_BYTES
+    return is_large(name, path.stat().st_size, attributes)
 
 
 def _attributes(root: Path) -> list[tuple[str, bool]] | None:
     """Return the rules of .gitattributes about large files, last first; None without the file."""
     place = root / ".gitattributes"
     try:
-        text = read_limited(place, MIB).decode("utf-8", "replace")
+        content = read_limited(place, MIB)
     except (OSError, ModelLoadError):
         return None
-    rules = []
-    for line in text.splitlines():
-        pattern, *marks = line.split() or [""]
-        if any(mark.removeprefix("-").removeprefix("!").startswith("filter") for mark in marks):
-            rules.append((pattern, "filter=lfs" in marks))
-    return rules[::-1] if place.is_file() else None
+    return large_rules(content) if place.is_file() else None
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -64,7 +64,8 @@ def prove_here(
     verdict = check_here(model, access, commit=commit, hint=hint, loader=loader)
     if verdict.outcome is Outcome.GRANTED:
         return keep_receipt(verdict, model, access)
-    if verdict.outcome in NOT_REFUSED and access.on_unreachable == "allow_cached":
+    can_stand_in = model.repo_id is not None and access.on_unreachable == "allow_cached"
+    if verdict.outcome in NOT_REFUSED and can_stand_in:
         return _by_receipt(verdict, model, access, commit, loader)
     return verdict
 

@@ -31,6 +31,7 @@ from serve_app.serve_config import ServedApp
 # Adapters that are proven at once: on each node that is a process each, whose start takes a core
 # for most of a second. The next ones find it there.
 AT_ONCE = 8
+_STORES = {"s3": "S3", "gs": "Google Cloud Storage"}  # where the nodes' own settings say which
 # A function of `node_check.py`: a node that runs it imports neither this file nor Serve nor torch.
 _PROBE = node_task(prove_later)
 
@@ -219,12 +220,21 @@ def _decide(
         repo_id=model.source,
         revision=model.revision,
         commit=commit,
-        endpoint="no Hub" if is_local else endpoint_of(access),
+        endpoint=_asked(model, access),
         duration_s=duration_s,
         nodes=tuple(verdicts),
         hub_requests=hub_requests,
         is_local=is_local,
     )
+
+
+def _asked(model: ModelConfig, access: AccessConfig) -> str:
+    """Return who was asked."""
+    if model.path is not None:
+        return "no Hub"
+    if model.url is not None:
+        return access.endpoint or _STORES[model.url.partition("://")[0]]
+    return endpoint_of(access)
 
 
 def _nowhere(placement: Placement, access: AccessConfig) -> NodeVerdict:

@@ -98,6 +98,8 @@ def receipt_here(model: ModelConfig, access: AccessConfig) -> NodeReceipt:
     name = socket.gethostname()
     if model.path is not None:
         return NodeReceipt("", name, None, "a local directory (model.path) needs no receipt")
+    if model.url is not None:
+        return NodeReceipt("", name, None, "receipts are of a Hub's commits; model.url has none")
     resolved = resolve_token(access)
     if resolved.fault is not None:
         return NodeReceipt("", name, None, resolved.fault.message)

@@ -76,8 +76,8 @@ def _linked(line: str) -> str:
 
 
 def _head(verdict: Verdict) -> Iterator[str]:
-    commit = f", commit {verdict.commit[:12]}" if verdict.commit else ""
-    version = "" if verdict.is_local else f" ({verdict.revision}{commit})"
+    pin = f", {_pin_name(verdict.commit)} {verdict.commit[:12]}" if verdict.commit else ""
+    version = "" if verdict.is_local else f" ({verdict.revision}{pin})"
     what = verdict.repo_id + version
     total = len(verdict.nodes)
     failed = sum(node.outcome != GRANTED for node in verdict.nodes)
@@ -90,10 +90,16 @@ def _head(verdict: Verdict) -> Iterator[str]:
         said = "Access BLOCKED" if verdict.exit_code == 3 else "Access NOT PROVEN"
         yield f"{said}: {failed} of {_count(total)} cannot read {what}."
     else:
-        yield f"Access NOT PROVEN: the nodes disagree about the commit of {what}."
+        pin = _pin_name(verdict.commit or "")
+        yield f"Access NOT PROVEN: the nodes disagree about the {pin} of {what}."
     if not verdict.is_local:
         asked = f"{verdict.hub_requests} requests in {verdict.duration_s:.1f} s"
         yield f"Asked {verdict.endpoint}, {asked}."
+
+
+def _pin_name(pin: str) -> str:
+    """Name what is pinned: a Hub's commit, or the listing of a source without commits."""
+    return "listing" if len(pin) == 64 else "commit"
 
 
 def _count(nodes: int) -> str:

@@ -1,4 +1,4 @@
-"""The `digest` command: what to write into `model.digest`, from the Hub or from a directory."""
+"""The `digest` command: what to write into `model.digest`, wherever the model lies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve_app import serve_config
 from serve_app.access.digest import UNASKED
 from serve_app.access.hub.probe import check_here
 from serve_app.access.verdict import EXIT_BLOCKED, EXIT_GRANTED, EXIT_UNDETERMINED, UNDETERMINED
-from serve_app.config import AccessConfig, ModelConfig
+from serve_app.config import AccessConfig, ModelConfig, parse_args
 from serve_app.errors import ConfigError
 
 _REPO = re.compile(r"(?P<repo_id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>.+))?")
@@ -21,7 +21,7 @@ def run(what: str) -> int:
     """Print a line for each model: its digest, and what has it.
 
     Args:
-        what: a Serve config, a directory, or `owner/name@revision` (`main`).
+        what: a Serve config, a directory, a URL of `model.url`, or `owner/name@revision` (`main`).
 
     Returns:
         The exit code: 0, 3 if this machine may not read a model's files, 4 if nobody knows.
@@ -51,10 +51,12 @@ def _models(what: str) -> Iterator[tuple[ModelConfig, AccessConfig]]:
             yield app.config.model, app.config.access
     elif place.is_dir():
         yield ModelConfig(path=str(place)), AccessConfig()
+    elif "://" in what:
+        yield parse_args({"model": {"url": what}}).model, AccessConfig()
     elif match := _REPO.fullmatch(what):
         yield (
             ModelConfig(repo_id=match["repo_id"], revision=match["revision"] or "main"),
             AccessConfig(),
         )
     else:
-        raise ConfigError(f"{what} is no file, no directory and no owner/name@revision")
+        raise ConfigError(f"{what} is no file, no directory, no URL and no owner/name@revision")

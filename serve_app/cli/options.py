@@ -149,7 +149,8 @@ def _add_reports(commands: Commands, runs: Mapping[str, Run]) -> None:
     receipt.set_defaults(command=runs["receipt"])
 
     digest = commands.add_parser("digest", help="what to write into `model.digest`")
-    digest.add_argument("what", metavar="CONFIG|DIR|REPO[@REV]", help="the model, or its config")
+    what = "CONFIG|DIR|URL|REPO[@REV]"
+    digest.add_argument("what", metavar=what, help="the model, or its config")
     digest.set_defaults(command=runs["digest"])
 
     coldstart = commands.add_parser("coldstart", help="where each replica's start spent its time")

@@ -117,7 +117,7 @@ def _facts(app: ServedApp, nodes: Sequence[NodeReceipt]) -> dict[str, Any]:
     model = app.config.model
     return {
         "application": app.name,
-        "repo_id": model.repo_id or model.path,
+        "repo_id": model.source,
         "revision": model.revision,
         "complete": _is_complete(nodes),
         "nodes": [
@@ -155,7 +155,7 @@ def _proof(receipt: Receipt) -> dict[str, Any]:
 def _table(app: ServedApp, nodes: Sequence[NodeReceipt]) -> Iterator[str]:
     model = app.config.model
     proven = sum(node.receipt is not None for node in nodes)
-    what = model.path or f"{model.repo_id} ({model.revision})"
+    what = f"{model.repo_id} ({model.revision})" if model.repo_id else model.source
     many = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     yield f"{app.name}: {what} is proven on {proven} of {many}."
     shown = [(node.node_name, node.receipt) for node in nodes if node.receipt]

@@ -159,6 +159,12 @@ class AppConfig(Part):
         return self.model_copy(update={"model": model})
 
     @model_validator(mode="after")
+    def _has_receipts(self) -> AppConfig:
+        if self.model.url is not None and self.access.on_unreachable == "allow_cached":
+            raise ValueError("access.on_unreachable allow_cached needs model.repo_id")
+        return self
+
+    @model_validator(mode="after")
     def _fits_the_engine(self) -> AppConfig:
         if self.engine.backend == "builtin" and self.model.dtype == "auto":
             raise ValueError(

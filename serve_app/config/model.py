@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -15,6 +17,32 @@ def _repository(value: str) -> str:
     if ".." in value or not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", value):
         raise ValueError("is not a Hub repository; write it as owner/name")
     return value
+
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[^/?#\s]+)*/?")
+PIN = re.compile(r"[0-9a-f]{64}")
+# Scheme of a URL -> the extra that reads it, and the module that comes with it.
+_EXTRAS = {"s3": ("s3", "botocore"), "gs": ("gcs", "google.auth")}
+
+
+def _place(value: str) -> str:
+    scheme, mark, place = value.partition("://")
+    parts = place.split("/")
+    if not mark or scheme not in _EXTRAS or not _BUCKET.fullmatch(place) or {".", ".."} & {*parts}:
+        raise ValueError(
+            "is not the URL of a model; write it as s3://bucket/prefix or gs://bucket/prefix"
+        )
+    extra, module = _EXTRAS[scheme]
+    if not _is_installed(module):
+        raise ValueError(f"needs the extra `{extra}`: pip install 'serve-app[{extra}]'")
+    return value.rstrip("/")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def _name(value: str) -> str:
@@ -50,7 +78,9 @@ class ModelConfig(Part):
 
     repo_id: Repository | None = Field(None, description="Hub repository, `owner/name`")
     revision: str = Field(
-        "main", min_length=1, description="branch, tag or commit; pinned by the gate"
+        "main",
+        min_length=1,
+        description="branch, tag or commit, of `url` the digest of a listing; pinned by the gate",
     )
     dtype: Literal["bfloat16", "float32", "auto"] = Field(
         "bfloat16", description="asserted after loading; `auto`: as stored, with backend vllm"
@@ -59,6 +89,11 @@ class ModelConfig(Part):
         None, description="name in the API, or a list of them; default, and always taken: repo_id"
     )
     path: str | None = Field(None, description="local directory instead of the Hub")
+    url: Annotated[str, AfterValidator(_place)] | None = Field(
+        None,
+        description="`s3://bucket/prefix` or `gs://bucket/prefix` instead of the Hub (extras `s3`, "
+        "`gcs`); its listing is pinned",
+    )
     digest: str | None = Field(
         None,
         pattern=r"^sha256:[0-9a-f]{64}$",
@@ -92,10 +127,18 @@ class ModelConfig(Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
-        # Both would leave open which of them the gate has proven.
-        if (self.repo_id is None) == (self.path is None):
+        # Several would leave open which of them the gate has proven.
+        if [self.repo_id, self.path, self.url].count(None) != 2:
             raise ValueError(
-                "set exactly one of repo_id (a Hub repository) and path (a local directory)"
+                "set exactly one of repo_id (a Hub repository), path (a local directory) and url "
+                "(an object store)"
+            )
+        if self.url is not None and self.adapters:
+            raise ValueError("adapters come from a Hub; with them set repo_id or path, not url")
+        if self.url is not None and self.revision != "main" and self.pin is None:
+            raise ValueError(
+                "revision: an object store has none; write the digest of a listing (64 hex "
+                "digits, `commit` of `serve-app check --json`), or leave it out"
             )
         names = (*self.names, *(adapter.name for adapter in self.adapters))
         # A request names what it wants by this name alone.
@@ -120,8 +163,22 @@ class ModelConfig(Part):
 
     @property
     def source(self) -> str:
-        """Where the weights come from: the repository, or the directory."""
-        return str(self.repo_id or self.path)
+        """Where the weights come from: the repository, the directory, or the URL."""
+        return str(self.repo_id or self.path or self.url)
+
+    @property
+    def pin(self) -> str | None:
+        """The digest that a source without commits has to list; None takes what it lists now."""
+        return self.revision if self.url and PIN.fullmatch(self.revision) else None
+
+    @property
+    def cache_id(self) -> str:
+        """The repository that the weights have in this node's cache."""
+        if self.url is None:
+            return str(self.repo_id)
+        scheme = self.url.partition("://")[0]
+        name = re.sub(r"[^\w-]", "-", self.url.rpartition("/")[2])[:48]
+        return f"{scheme}/{name}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 # Formats that hold tensors and nothing else; others can run code when they are read.
 SAFE_FORMATS = ("safetensors", "fastsafetensors", "runai_streamer")
 
-_MODEL = "belongs to the gate; set model.repo_id or model.path"
+_MODEL = "belongs to the gate; set model.repo_id, model.path or model.url"
 _REVISION = "belongs to the gate, which pins the commit; set model.revision"
 _CODE = "would load code that nobody has looked at, and is refused"
 _PORT = "would open a connection that nothing here guards, and is refused"

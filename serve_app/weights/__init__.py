@@ -7,6 +7,7 @@ lock.py           one process of a node at a time
 copies.py         copies that another tool made
 provenance.py     what is about to be loaded, compared with `model.digest` and the signature
 from_hub.py       files from the Hub by this node alone
+from_source.py    files from a source without commits (`model.url`)
 partial.py        a file's pieces before it is whole, and the journal of what is here
 
 peers.py          the other nodes: one commit's way through them, over Ray

@@ -24,8 +24,9 @@ from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
 from serve_app.weights.copies import linked_files
 from serve_app.weights.from_hub import fetch_from_hub
+from serve_app.weights.from_source import downloading
 from serve_app.weights.peers import Peers
-from serve_app.weights.provenance import require_copy, require_directory
+from serve_app.weights.provenance import require_copy, require_directory, require_source_copy
 from serve_app.weights.store import Store
 
 log = structlog.get_logger()
@@ -41,7 +42,7 @@ class Fetched:
 
     Args:
         directory: config, tokenizer and weights.
-        hub_bytes: fetched from the Hub.
+        hub_bytes: fetched from the Hub, or the store at `model.url`.
         peer_bytes: fetched from other nodes.
         cache_bytes: were here.
     """
@@ -93,17 +94,20 @@ def fetch(
     if model.path is not None:
         require_directory(model, access)
         return Fetched(Path(model.path).expanduser())
-    repo_id = str(model.repo_id)
     if commit is None:
-        raise ModelLoadError(f"no commit of {repo_id} was pinned; the gate must come first")
+        raise ModelLoadError(f"no commit of {model.source} was pinned; the gate must come first")
     try:
-        store = Store(repo_id, commit)
-        fetched = _into_cache(store, access, offline=offline, peers=peers, progress=progress)
-        require_copy(store, model, access, offline=offline)
+        store = Store(model.cache_id, commit)
+        if model.url is not None:
+            fetched = _from_source(store, model, access, progress)
+            require_source_copy(store, model, access)
+        else:
+            fetched = _into_cache(store, access, offline=offline, peers=peers, progress=progress)
+            require_copy(store, model, access, offline=offline)
     except (OSError, ValueError, RecursionError) as error:
         # A raw exception would let Serve start the replica again at once, and again.
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ModelLoadError(f"{repo_id} cannot be stored in {cache()}: {reason}") from None
+        raise ModelLoadError(f"{model.source} cannot be stored in {cache()}: {reason}") from None
     return fetched
 
 
@@ -126,6 +130,24 @@ def _into_cache(
         return _fill(store, hub, peers, progress)
 
 
+def _from_source(
+    store: Store, model: ModelConfig, access: AccessConfig, progress: Progress | None
+) -> Fetched:
+    if found := _whole(store, listed(store.repo_id, store.commit)):
+        return found
+    with downloading(model, access, store.commit) as download, store.locked():
+        # The process that had the lock before may have fetched it all.
+        if found := _whole(store, listed(store.repo_id, store.commit)):
+            return found
+        files = download.files()
+        lacking = store.lacking_bytes(files)
+        store.require_room(files, files)
+        with _reporting(progress, store, files):
+            named = download.fetch(store, files)
+        store.link(named)
+    return Fetched(store.snapshot, hub_bytes=lacking, cache_bytes=max(0, _total(named) - lacking))
+
+
 def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
     """Return how many bytes of a commit are not in this node's cache yet.
 
@@ -133,7 +155,13 @@ def lacking_bytes(model: ModelConfig, access: AccessConfig, commit: str) -> int:
         AccessDenied: the Hub refuses.
         ModelLoadError: the Hub does not answer.
     """
-    store = Store(str(model.repo_id), commit)
+    store = Store(model.cache_id, commit)
+    if model.url is not None:
+        kept = listed(store.repo_id, store.commit)
+        if kept is not None and not store.absent(kept):
+            return 0
+        with downloading(model, access, commit) as download:
+            return store.lacking_bytes(download.files())
     files = HubDownload(str(model.repo_id), access, commit).files()
     return store.lacking_bytes(store.absent(files))
 

@@ -7,6 +7,7 @@ in the copy that the listing does not name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from serve_app.access.digest import (
@@ -17,12 +18,14 @@ from serve_app.access.digest import (
 )
 from serve_app.access.hub.download import HubDownload
 from serve_app.access.hub.listing import Entries, read_listing
-from serve_app.access.hub.model_files import NotHere, choose, on_disk
+from serve_app.access.hub.model_files import NotHere, choose, content_hash, on_disk
 from serve_app.access.signature import Unverified, require_signed
+from serve_app.access.sources.source import content_hashes, listing_of, opened, require_pin
 from serve_app.access.terms import Terms
 from serve_app.checkpoint.files import is_read
 from serve_app.config import AccessConfig, ModelConfig
 from serve_app.errors import ModelLoadError
+from serve_app.weights.from_source import TIMEOUT_S, raising
 from serve_app.weights.store import Store
 
 
@@ -65,6 +68,36 @@ def require_copy(store: Store, model: ModelConfig, access: AccessConfig, *, offl
     _refuse(model, terms, store.snapshot, listed_hashes(entries), whole=False)
 
 
+def require_source_copy(store: Store, model: ModelConfig, access: AccessConfig) -> None:
+    """Compare the copy of a source with `model.digest` and the signature that are wanted.
+
+    Raises:
+        AccessDenied: the source refuses.
+        ModelLoadError: the copy is another one, or nobody can say.
+    """
+    terms = Terms.of(model, access)
+    if not terms.wants_files:
+        return
+    entries = read_listing(store.repo_id, store.commit) or {}
+    _refuse_others(store, entries)
+    here = {name: str(entry.lfs_sha256) for name, entry in entries.items()}
+    fault = None
+    with raising(model), opened(model, access, timeout_s=TIMEOUT_S) as source:
+        items = listing_of(source)
+        require_pin(items, store.commit)
+        if terms.digest is not None:
+            listed = content_hashes(source, items)
+            fault = digest_fault(terms.digest, digest_of(listed)) or _other(store, here, listed)
+    try:
+        if fault is None and terms.signature is not None:
+            known = {name: here.get(name, "") for name in items}
+            require_signed(store.snapshot, known, terms.signature, whole=False)
+    except Unverified as unverified:
+        fault = unverified.message
+    if fault is not None:
+        raise ModelLoadError(f"{model.source} is not loaded: {fault}")
+
+
 def _refuse(
     model: ModelConfig, terms: Terms, directory: Path, hashes: dict[str, str], *, whole: bool
 ) -> None:
@@ -95,3 +128,14 @@ def _refuse_others(store: Store, entries: Entries) -> None:
     if names:
         what = f"the copy of {store.repo_id} in {store.snapshot}"
         raise ModelLoadError(f"{what} has files that are not of the commit: {names[0]}")
+
+
+def _other(store: Store, here: Mapping[str, str], listed: Mapping[str, str]) -> str | None:
+    """Name a file of the copy that has another content than the digest was made of."""
+    for name, sha256 in here.items():
+        is_large = len(listed[name]) == 64
+        content = b"" if is_large else (store.snapshot / name).read_bytes()
+        found = sha256 if is_large else content_hash(content, listed[name])
+        if found != listed[name]:
+            return f"{name} is here with other bytes than model.digest names"
+    return None

@@ -167,6 +167,20 @@ class Store:
         """
         self._accept(file, self._partial(file))
 
+    def adopt(self, file: HubFile, named: HubFile | None) -> None:
+        """Give a file that has come the name that its content was found to have; raises OSError.
+
+        Args:
+            file: under the name by which it collected, where nobody knew its content's.
+            named: the same under that; None: it is wrong, and removed.
+        """
+        with self._open("blobs") as blobs:
+            if named is None:
+                blobs.unlink(self._partial(file))
+            else:
+                blobs.rename(self._partial(file), named.etag)
+                self._remember(named, self.blobs / named.etag)
+
     def link(self, files: Sequence[HubFile]) -> None:
         """Show the whole files under the commit's names, each at once or not at all."""
         uses = Counter(file.etag for file in files)

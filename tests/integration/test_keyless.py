@@ -10,7 +10,8 @@ from scripts.local_hub import LocalHub, Repo
 from scripts.local_hub.exchange import Publisher, identity_token
 from serve_app.telemetry import rollout_history
 from tests.integration.conftest import LogicalNode, cluster_of
-from tests.integration.service import REPO, SERVING, Service, until
+from tests.integration.service import QUESTION, REPO, SERVING, Service, until
+from tests.stores import READ, URL, local_s3
 
 pytestmark = pytest.mark.cluster
 
@@ -128,3 +129,45 @@ def test_identity_leaves_no_secret_of_an_exchange_anywhere(service, identities):
             content = path.read_bytes()
             assert b"hf_oauth_" not in content, path
             assert not any(secret in content for secret in secrets), path
+
+
+@pytest.fixture
+def s3(identities, tiny_model_dir):
+    """A store with the model, and what each node has of it: `~/.aws/credentials`, or nothing."""
+    rights = {"a": READ, "b": READ, "c": READ[:1]}
+    with local_s3() as running:
+        running.put({path.name: path for path in tiny_model_dir.iterdir()})
+        for name, actions in rights.items():
+            lines = [f"{key.lower()} = {value}" for key, value in running.user(*actions).items()]
+            (identities.folder / name / ".aws").mkdir()
+            (identities.folder / name / ".aws/credentials").write_text(
+                "\n".join(["[default]", *lines])
+            )
+        yield running
+
+
+def test_model_in_a_store_is_proven_by_each_node_and_served(service, s3):
+    """Two nodes may read it, one may only list it, one has no credentials: then the first alone."""
+    app = service.config(served_name="stored", replicas=1, selector=SERVING)
+    app["args"] |= {"model": {"url": URL, "served_name": ["smol", "stored"]}}
+    app["args"]["access"] = {"endpoint": s3.url, "watch_interval_s": 3600}
+    before = service.builds()
+    with service.under_load() as answered:
+        service.put_app(app)
+        message = service.wait_for_build(before, "DEPLOY_FAILED", timeout_s=60).message
+        rows = dict(re.findall(r"^  ([\w-]+) +([a-z_]+) +\S+", message, re.MULTILINE))
+        assert rows == {"a": "granted", "b": "granted", "c": "token_scope", "d": "no_token"}
+        assert "403 AccessDenied to GetObject" in message
+        app["args"]["replica"]["label_selector"] = {"is": "in(a,b)"}
+        service.put_app(app)
+        status = service.wait("RUNNING", timeout_s=120)
+        until(lambda: [state for state, _ in service.replicas()] == ["RUNNING"], 60)
+    assert status.status == "RUNNING", status.message
+    assert set(answered) == {200}
+    found = httpx.get(f"{service.url}/access").json()
+    assert found["repo_id"] == URL
+    assert len(found["commit"]) == 64
+    assert {node["token"]["source"] for node in found["nodes"]} == {"s3:shared-credentials-file"}
+    with service.client() as client:
+        answer = client.chat.completions.create(model="stored", messages=QUESTION, max_tokens=4)
+    assert answer.usage.completion_tokens > 0

@@ -174,7 +174,7 @@ class Wire:
 
 
 def _read(chunks: Iterator[bytes], limit: int, stop_at: float) -> bytes:
-    body = b""
+    body = bytearray()
     for chunk in chunks:
         body += chunk
         if len(body) >= limit:
@@ -182,7 +182,7 @@ def _read(chunks: Iterator[bytes], limit: int, stop_at: float) -> bytes:
         # The client's own limit is of each read: a byte now and then would never reach it.
         if time.monotonic() > stop_at:
             raise httpx2.ReadTimeout("the answer comes too slowly")
-    return body[:limit]
+    return bytes(body[:limit])
 
 
 def _may_pass(error: Exception) -> bool:

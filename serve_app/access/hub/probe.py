@@ -28,6 +28,7 @@ from serve_app.access.hub.subject import Subject
 from serve_app.access.identity import forget
 from serve_app.access.limited import within
 from serve_app.access.remedies import remedy
+from serve_app.access.sources.probe import SourceProbe
 from serve_app.access.terms import Terms
 from serve_app.access.token import ResolvedToken, resolve_token
 from serve_app.access.verdict import CommitFacts, NodeVerdict, Outcome, TokenReport
@@ -77,7 +78,8 @@ def check_here(
     but for reading a directory's every byte, where a digest or a signature wants that.
 
     Args:
-        model: what is to be read; a local `path` is checked for completeness instead.
+        model: what is to be read; a local `path` is checked for completeness instead, and a `url`
+            is proven as `access/sources/` does it.
         access: which token, which Hub, which limits.
         commit: probe this commit, 40 hex digits, instead of what `model.revision` means now;
             its index counts as proven by whoever pinned it.
@@ -89,13 +91,16 @@ def check_here(
     Returns:
         The verdict of this node, named by its host name; never raises.
     """
-    name = socket.gethostname()
+    limit_s = max(1.0, access.deadline_s * BUDGET_SHARE)
     if model.path is not None:
-        limit_s = max(1.0, access.deadline_s * BUDGET_SHARE)
         verdict = local.check_model(model.path, Terms.of(model, access), loader, limit_s)
-        return replace(verdict, node_name=name)
-    probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
-    return replace(probe.bounded(max(1.0, access.deadline_s * BUDGET_SHARE)), node_name=name)
+    elif model.url is not None:
+        asked = SourceProbe(model, access, commit=commit, hint=hint, loader=loader)
+        verdict = asked.bounded(limit_s)
+    else:
+        probe = Probe(model, access, commit=commit, hint=hint, loader=loader)
+        verdict = probe.bounded(limit_s)
+    return replace(verdict, node_name=socket.gethostname())
 
 
 def endpoint_of(access: AccessConfig) -> str:
