@@ -33,6 +33,8 @@ def window_of(attention: Any, config: Any) -> int | None:
         attention: the layer's.
         config: the model's.
     """
+    if config.model_type == "llama":
+        return None  # whatever its config says, which may have been a Mistral's
     # Layers that differ from each other hold their own; Mistral's are all as its config says.
     source = attention if hasattr(attention, "sliding_window") else config
     return getattr(source, "sliding_window", None) or None

@@ -14,6 +14,7 @@ from serve_app.engine.model.loading import load
 from serve_app.engine.model.transformers_forward import TransformersForward
 from serve_app.engine.sequence import Row
 from tests.engine.model.test_cuda_graphs import sequence
+from tests.models import make_model
 
 LLAMAS = ("llama", "llama-rope-scaled", "llama-mha-tied", "qwen2", "qwen3", "mistral-window")
 POOL = 256
@@ -55,6 +56,14 @@ def test_fused_llama_computes_what_transformers_does(name, model_dir):
     """Packed rows of all kinds, over the same cache."""
     model = loaded_model(model_dir(name))
     assert difference(model) is None
+    expected = logits(model, batches())
+    for got, want in zip(logits(FusedLlama(model), batches()), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_fused_llama_knows_no_window_of_a_llama(tmp_path):
+    """Its attention reads none; a config that was a Mistral's may say so all the same."""
+    model = loaded_model(make_model(tmp_path / "m", "llama", sliding_window=5))
     expected = logits(model, batches())
     for got, want in zip(logits(FusedLlama(model), batches()), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)

@@ -36,6 +36,7 @@ KINDS = {
     "wide-heads": {"model_type": "llama", "head_dim": 80, "num_attention_heads": 2},
     "tied": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 6},
     "window": {"model_type": "mistral", "sliding_window": 40, "head_dim": 32},
+    "no-window": {"model_type": "llama", "sliding_window": 5},
     "short-window": {"model_type": "mistral", "sliding_window": 5, "head_dim": 32},
     "biased": {"model_type": "qwen2", "num_key_value_heads": 1},
     "normed-heads": {"model_type": "qwen3", "head_dim": 32},
