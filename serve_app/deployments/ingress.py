@@ -35,9 +35,7 @@ from serve_app.deployments.key_exchange import KeyExchange
 from serve_app.deployments.shared_watch import SharedWatch
 from serve_app.deployments.split import Split
 from serve_app.deployments.status import Fleet
-from serve_app.errors import (
-    RequestCancelled,
-)
+from serve_app.errors import RequestCancelled
 from serve_app.serve_config import SERVER_DEPLOYMENT
 from serve_app.telemetry import logs, rollout_history
 from serve_app.telemetry.metrics import REPEAT_S, CanaryMetrics, IngressMetrics, RolloutMetrics

@@ -11,6 +11,8 @@ from contextlib import suppress
 
 import torch
 
+from serve_app.errors import ModelLoadError
+
 REGION = 64 << 20  # bytes asked of the system at a time; what is not used takes no memory
 ALIGNMENT = 64  # bytes of a cache line
 
@@ -23,7 +25,11 @@ class HugePages:
         self._used = 0
 
     def empty(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return a tensor of `count` numbers; what stands there is zero."""
+        """Return a tensor of `count` numbers; what stands there is zero.
+
+        Raises:
+            ModelLoadError: the system does not give so much memory.
+        """
         size = count * dtype.itemsize
         if self._region is None or self._used + size > len(self._region):
             self._region, self._used = _region(max(REGION, size)), 0
@@ -33,7 +39,10 @@ class HugePages:
 
 def _region(size: int) -> mmap.mmap:
     # Private, which is not Python's default: shared memory has rules of its own for them.
-    region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise ModelLoadError(f"No memory is left for the weights: {error.strerror}.") from error
     # A kernel without them says so; the memory is as good.
     with suppress(OSError, AttributeError):
         region.madvise(mmap.MADV_HUGEPAGE)

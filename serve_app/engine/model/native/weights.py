@@ -70,8 +70,9 @@ def unsupported(model: Any) -> str | None:
         return reason
     if model.dtype not in DEPTH:
         return f"{model.dtype} is not packed"
-    attention = model.model.layers[0].self_attn
-    if attention.head_dim % 2 or attention.head_dim > 512 or model.config.intermediate_size % 16:
+    attention, config = model.model.layers[0].self_attn, model.config
+    sizes = (attention.head_dim % 2, config.hidden_size % 2, config.intermediate_size % 16)
+    if any(sizes) or attention.head_dim > 512:
         return "its sizes do not fit the panels"
     return None
 

@@ -202,13 +202,16 @@ def test_pack_is_a_permutation(dtype):
 
 
 def test_unsupported_leaves_unlike_models_alone():
-    """An architecture, an activation or a dtype that the kernel does not know."""
+    """An architecture, an activation, a size or a dtype that the kernel does not know."""
     config = AutoConfig.for_model(**SIZES, model_type="llama", hidden_act="gelu")
     assert "gelu" in unsupported(AutoModelForCausalLM.from_config(config))
     config = AutoConfig.for_model(**SIZES, model_type="llama", mlp_bias=True)
     assert "bias" in unsupported(AutoModelForCausalLM.from_config(config))
     config = AutoConfig.for_model(**SIZES, model_type="gemma2")
     assert "gemma2" in unsupported(AutoModelForCausalLM.from_config(config))
+    odd = {"hidden_size": 75, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24}
+    config = AutoConfig.for_model(**{**SIZES, **odd}, model_type="llama")
+    assert "sizes" in unsupported(AutoModelForCausalLM.from_config(config))
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SIZES, model_type="llama"))
     assert "float16" in unsupported(model.half())
 

@@ -10,6 +10,7 @@ import torch
 
 from serve_app.engine.model.native import huge_pages
 from serve_app.engine.model.native.huge_pages import ALIGNMENT, REGION, HugePages
+from serve_app.errors import ModelLoadError
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -48,6 +49,12 @@ def test_huge_pages_live_as_long_as_a_tensor_in_them(monkeypatch):
     del tensor
     gc.collect()
     assert regions[0]() is None
+
+
+def test_huge_pages_without_memory():
+    """More than the system has is an error of the model, in words."""
+    with pytest.raises(ModelLoadError, match="No memory is left for the weights: "):
+        HugePages().empty(1 << 60, torch.float32)
 
 
 def test_huge_pages_are_asked_for():
