@@ -16,7 +16,7 @@ from serve_app.engine.model.attention.step import LayerShape, Scoring, Span
 from serve_app.engine.model.attention.varlen import find_flash_attention
 from serve_app.engine.model.build import assemble
 from serve_app.engine.model.cuda_graphs import CudaRecorder
-from serve_app.engine.model.fused_llama import FusedLlama, compiled
+from serve_app.engine.model.fused_llama import FusedLlama, compiled_by_torch
 from serve_app.engine.model.loading import load as load_model
 from serve_app.protocol import SamplingParams
 from tests.engine import test_card
@@ -140,7 +140,7 @@ def test_fused_llama_compiles_and_computes_what_transformers_does(tmp_path, name
     expected = test_fused_llama.logits(loaded.model, test_fused_llama.batches())
     torch._dynamo.reset()
     with capture_logs() as logs:
-        fused = FusedLlama(loaded.model, compiled)
+        fused = FusedLlama(loaded.model, compiled_by_torch)
     assert not logs  # it did compile
     torch._dynamo.utils.counters.clear()
     got = test_fused_llama.logits(fused, test_fused_llama.batches())

@@ -20,7 +20,7 @@ from serve_app.engine.model.attention.sdpa import SdpaBackend
 from serve_app.engine.model.attention.varlen import VarlenBackend
 from serve_app.engine.model.batch_invariant import FixedForward
 from serve_app.engine.model.cuda_graphs import CudaRecorder, DecodeRows, GraphedForward, sizes
-from serve_app.engine.model.fused_llama import FusedLlama, compiled
+from serve_app.engine.model.fused_llama import FusedLlama, compiled_by_torch
 from serve_app.engine.model.fused_norms import fuse_norms
 from serve_app.engine.model.kv_cache import KVCache, tokens_for
 from serve_app.engine.model.llama_like import difference
@@ -132,7 +132,7 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
 def _general(loaded: LoadedModel, engine: EngineConfig, num_gpus: float) -> Assembly:
     if loaded.device.type == "cuda" and not loaded.is_spread:
         if difference(loaded.model) is None:
-            loaded = replace(loaded, model=FusedLlama(loaded.model, compiled))
+            loaded = replace(loaded, model=FusedLlama(loaded.model, compiled_by_torch))
         else:
             fuse_norms(loaded.model)
     probed = probe(loaded, engine)

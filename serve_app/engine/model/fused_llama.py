@@ -112,7 +112,7 @@ class FusedLlama:
             self._before, self._after = before_attention, after_attention
 
 
-def compiled(function: Function) -> Function:
+def compiled_by_torch(function: Function) -> Function:
     """Return a function compiled by torch, in this process: two small ones need no workers."""
     torch._inductor.config.compile_threads = 1
     faster: Function = torch.compile(function)

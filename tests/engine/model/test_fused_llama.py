@@ -101,6 +101,27 @@ def test_fused_llama_compiles_for_one_row_and_for_any_number(model_dir):
     assert compiled == [(name, rows) for rows in (2, 1) for name in both]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_fused_llama_is_traced_while_loading_alone(name, model_dir):
+    """By torch's own tracer: two graphs of either function do for all layers and any rows."""
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = loaded_model(model_dir(name))
+    expected = logits(model, batches())
+    fused = FusedLlama(model, lambda function: torch.compile(function, backend=backend))
+    assert len(graphs) == 4
+    got = logits(fused, batches())
+    torch._dynamo.reset()
+    assert len(graphs) == 4
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_fused_llama_runs_uncompiled_where_torch_cannot_compile(model_dir):
     """No C compiler in the image, say: slower, and the log says so."""
 
