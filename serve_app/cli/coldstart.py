@@ -56,7 +56,7 @@ def facts(start: Start) -> dict[str, Any]:
 def table(starts: Sequence[Start]) -> Iterator[str]:
     """Yield one row for each start; READY and the phases are in seconds.
 
-    Phases may overlap: `download` and `libraries` run at the same time. `first_token` is the
+    Phases may overlap: `libraries` runs beside `check` and `download`. `first_token` is the
     first answer, which comes after the replica is ready.
     """
     phases = list(dict.fromkeys(span.phase for start in starts for span in start.spans))

@@ -7,6 +7,7 @@ conversation.py   what the requests of a conversation have in common
 prefix_router.py  which replica a request goes to, by its beginning
 unrouted.py       what stands at the root of a canary, which nobody asks over HTTP
 server.py         one replica, which is one engine
+start.py          how it comes to that: libraries, weights, the engine
 frames.py         all that a replica has for an ingress after a step, as one message
 frame_sender.py   the replica's end of the connection that carries them
 frame_receiver.py the ingress' end, and where a request's deltas arrive

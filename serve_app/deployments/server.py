@@ -1,9 +1,9 @@
 """The LLM server deployment: one replica is one engine.
 
-Before it touches torch or the network's big files a replica proves its own access to the
-pinned commit, because replicas also start where no builder ran: on scale-up, after an edit of
-`ray_actor_options`, on recovery. Only then it fetches, loads, warms up and takes requests; the
-ledger says where the seconds went.
+Before it touches the weights a replica proves its own access to the pinned commit, because
+replicas also start where no builder ran: on scale-up, after an edit of `ray_actor_options`, on
+recovery. Only then it fetches, loads, warms up and takes requests; libraries are imported all the
+while. The ledger says where the seconds went.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import asyncio
 import logging
 import os
 import random
-import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +23,9 @@ from ray import serve
 
 from serve_app.access import verdict as verdicts
 from serve_app.access.license import license_in
-from serve_app.access.node_check import ADAPTER_LOADER, keep_receipt, loader_of, prove_here
+from serve_app.access.node_check import ADAPTER_LOADER, loader_of, prove_here
 from serve_app.cluster.placement import all_nodes
-from serve_app.config import AccessConfig, AppConfig, ModelConfig
+from serve_app.config import AppConfig, ModelConfig
 from serve_app.deployments import status
 from serve_app.deployments.autoscaling import load_of
 from serve_app.deployments.files import watch_files
@@ -37,12 +34,11 @@ from serve_app.deployments.frames import ReplyTo
 from serve_app.deployments.heartbeats import HEARTBEATS_PER_TIMEOUT, with_heartbeats
 from serve_app.deployments.jobs import Work, keep_running
 from serve_app.deployments.parts import in_parts
-from serve_app.engine import backends
-from serve_app.errors import AccessDenied, EngineDead, ModelLoadError, ServeAppError
+from serve_app.deployments.start import Proven, import_libraries, load
+from serve_app.errors import AccessDenied, EngineDead, ServeAppError
 from serve_app.protocol import GenerationRequest, Heartbeat, Prompt, PromptTokens, TokenDelta
 from serve_app.telemetry import cold_start, logs, metrics
-from serve_app.weights.fetch import Fetched, fetch, joined
-from serve_app.weights.peers import Peers
+from serve_app.weights.fetch import Fetched
 
 if TYPE_CHECKING:
     from serve_app.access.verdict import NodeVerdict
@@ -58,15 +54,6 @@ FAULT_HOLD_S = (2.0, 4.0)  # of weights that cannot be loaded; each try takes it
 SAMPLE_INTERVAL_S = 2.0
 LOOK_S = 0.5  # between two looks at whether the engine is there
 LAST_WORDS_S = 1.0  # for the errors of streams that were open when it stopped
-
-
-@dataclass(frozen=True, slots=True)
-class _Proven:
-    """What this node may read: a model or an adapter, its commit, and the proof."""
-
-    model: ModelConfig
-    commit: str | None
-    verdict: NodeVerdict
 
 
 class LLMServer:
@@ -89,18 +76,22 @@ class LLMServer:
         self._carry_tokens(config)
         context = serve.get_replica_context()
         self._ledger = cold_start.Ledger(context.app_name, context.replica_tag)
+        libraries = import_libraries(config.engine, self._ledger)
         try:
             with self._ledger.span("check"):
                 proven = await self._prove_access(config, commit)
-            self._engine, fetched = await asyncio.to_thread(_load, config, proven, self._ledger)
+            self._engine, fetched = await asyncio.to_thread(
+                load, config, proven, self._ledger, libraries
+            )
         except ServeAppError as error:
             limits = HOLD_S if isinstance(error, AccessDenied) else FAULT_HOLD_S
             await asyncio.sleep(random.uniform(*limits))  # noqa: S311 (spreads load, no secret)
             raise
         took_s = self._engine.load_report.total_s
         self._metrics.loaded(took_s, model=config.model.source, commit=commit)
-        await asyncio.to_thread(self._engine.prepare_grammars)
-        # Recorded beside the first requests: what asks others must not delay them.
+        # Both beside the first requests, which they must not delay; a structure that is asked for
+        # before there is what compiles it waits for that.
+        self._preparing = asyncio.create_task(asyncio.to_thread(self._engine.prepare_grammars))
         recording = asyncio.to_thread(
             self._record_start, proven[0].verdict, fetched, cold_start.now()
         )
@@ -201,7 +192,7 @@ class LLMServer:
             await asyncio.to_thread(engine.close)
         self._frames.close()
 
-    async def _prove_access(self, config: AppConfig, commit: str | None) -> list[_Proven]:
+    async def _prove_access(self, config: AppConfig, commit: str | None) -> list[Proven]:
         """Prove the model and each adapter; the model is the first."""
         model, *adapters = config.model.parts
         pinned = [(each, each.revision, ADAPTER_LOADER) for each in adapters]  # by the gate
@@ -211,7 +202,7 @@ class LLMServer:
 
     async def _prove(
         self, model: ModelConfig, config: AppConfig, commit: str | None, loader: Loader
-    ) -> _Proven:
+    ) -> Proven:
         verdict = await asyncio.to_thread(
             prove_here, model, config.access, commit=commit, loader=loader
         )
@@ -222,7 +213,7 @@ class LLMServer:
             log.warning("access.conflict", node_id=verdict.node_id, detail=warning)
         if verdict.outcome is verdicts.Outcome.GRANTED:
             log.info("access.granted", node_id=verdict.node_id, **verdicts.log_facts(verdict))
-            return _Proven(model, commit, verdict)
+            return Proven(model, commit, verdict)
         log.error("access.refused", node_id=verdict.node_id, **verdicts.log_facts(verdict))
         what = "" if model is config.model else f"adapter {model.source} on "
         raise AccessDenied(what + verdict.line())
@@ -283,63 +274,3 @@ def _this_node() -> tuple[str, str]:
     node_id = ray.get_runtime_context().get_node_id()
     names = {node["NodeID"]: str(node.get("NodeName") or "") for node in all_nodes()}
     return node_id, names.get(node_id) or node_id[:12]
-
-
-def _load(
-    config: AppConfig, proven: Sequence[_Proven], spans: cold_start.Ledger
-) -> tuple[ReplicaEngine, Fetched]:
-    # After the check and not at the top: importing torch takes seconds, a refusal must not wait
-    # for it. While the files come there is time for it.
-    libraries = threading.Thread(target=_import_libraries, args=(config, spans), daemon=True)
-    libraries.start()
-    with spans.span("download"):
-        fetched = [_fetch(each, config.access, spans) for each in proven]
-    spans.publish("libraries")
-    libraries.join()
-    spans.publish("load")
-    loading_at = cold_start.now()
-    adapters = {
-        each.model.name: found.directory
-        for each, found in zip(proven[1:], fetched[1:], strict=True)
-    }
-    engine = backends.load(fetched[0].directory, config, adapters)
-    spans.follow(engine.load_report.phases(), started_at=loading_at)
-    log.info(
-        "model.loaded",
-        repo_id=config.model.source,
-        commit=proven[0].commit,
-        **engine.load_report.facts(),
-    )
-    log.info("engine.started", max_context_tokens=engine.max_context_tokens)
-    return engine, joined(fetched)
-
-
-def _import_libraries(config: AppConfig, spans: cold_start.Ledger) -> None:
-    # Not a `span`: it would publish this phase in place of the download beside it.
-    started_at = cold_start.now()
-    with suppress(ModelLoadError):  # reported when it is loaded
-        backends.import_libraries(config.engine)
-    spans.follow({"libraries": cold_start.now() - started_at}, started_at=started_at)
-
-
-def _fetch(proven: _Proven, access: AccessConfig, spans: cold_start.Ledger) -> Fetched:
-    started = time.monotonic()
-    model, commit = proven.model, proven.commit
-    log.info("model.downloading", repo_id=model.source, commit=commit)
-    fetched = fetch(
-        model,
-        access,
-        commit,
-        offline=proven.verdict.receipt_age_s is not None,
-        peers=Peers.of(model, commit),
-        progress=partial(spans.publish, "download"),
-    )
-    keep_receipt(proven.verdict, model, access)  # once more: the license is here now
-    log.info(
-        "model.loading",
-        repo_id=model.source,
-        commit=commit,
-        download_s=round(time.monotonic() - started, 3),
-        **fetched.bytes_by_source(),
-    )
-    return fetched

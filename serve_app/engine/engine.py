@@ -103,7 +103,7 @@ class Engine(FrontEnd[EngineLoop]):
         )
         self.warn_of_template(model.source)
         started = time.monotonic()
-        warm_up(self._loop, self._encoder, key=next(self._keys))
+        warm_up(self._loop, self._encoder, keys=self._keys)
         self.load_report = LoadReport(
             device=str(loaded.device),
             dtype=model.dtype,

@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from traceback import format_exception
@@ -148,10 +147,14 @@ class FrontEnd(Generic[L]):
     def prepare_grammars(self) -> None:
         """Have structured output ready before it is asked for; blocks for a second.
 
-        A tokenizer that cannot be used for it is no error here: the request that asks is refused.
+        What prevents it is no error here: the request that asks is refused.
         """
-        with suppress(InvalidRequest):
+        try:
             self._grammars.start()
+        except InvalidRequest:
+            pass  # logged with the tokenizer's fault
+        except OSError as error:  # no process, no descriptor, no memory
+            log.error("grammar.failed", cause=str(error))
 
     def warn_of_template(self, source: str) -> None:
         """Log a chat template that shows no tools to the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 from serve_app.engine.sequence import Sequence, Update
@@ -10,7 +11,8 @@ from serve_app.engine.text.prompt import EncodedRequest, PromptEncoder
 from serve_app.errors import ModelLoadError, RequestError
 from serve_app.protocol import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
 
-TOKENS = 8
+# Enough for one decode step; and for a text, where a model begins with tokens that have none.
+TOKENS = (2, 8)
 PROMPTS = (ChatPrompt(({"role": "user", "content": "Say hello."},)), TextPrompt("Hello"))
 
 
@@ -22,19 +24,25 @@ class Alone(Protocol):
         ...
 
 
-def warm_up(loop: Alone, encoder: PromptEncoder, *, key: int, adapter: str = "") -> None:
+def warm_up(loop: Alone, encoder: PromptEncoder, *, keys: Iterator[int], adapter: str = "") -> None:
     """Generate a few tokens on the calling thread, before the loop's own one starts.
 
     Args:
         loop: that computes them.
         encoder: of the model.
-        key: of the sequence.
+        keys: of sequences.
         adapter: that they are computed with; "" is none.
 
     Raises:
         ModelLoadError: NaN or infinite logits, an empty text, or a step that fails.
     """
-    encoded = _encode(encoder)
+    if not any(_says(loop, encoder, next(keys), adapter, tokens) for tokens in TOKENS):
+        raise ModelLoadError("The model's first generation is an empty text.")
+
+
+def _says(loop: Alone, encoder: PromptEncoder, key: int, adapter: str, tokens: int) -> bool:
+    """Generate so many tokens; returns whether they are a text, where that is asked for."""
+    encoded = _encode(encoder, tokens)
     sequence = Sequence(
         key=key,
         tokens=encoded.tokens,
@@ -53,14 +61,13 @@ def warm_up(loop: Alone, encoder: PromptEncoder, *, key: int, adapter: str = "")
     if not all(math.isfinite(update.score.logprob) for update in updates if update.score):
         raise ModelLoadError(f"{what} fails its first generation: it computes no numbers (NaN).")
     if adapter:  # one that was made for labels, say, may have no words for this prompt
-        return
-    if not encoder.decode([update.token for update in updates if update.token is not None]):
-        raise ModelLoadError("The model's first generation is an empty text.")
+        return True
+    return bool(encoder.decode([update.token for update in updates if update.token is not None]))
 
 
-def _encode(encoder: PromptEncoder) -> EncodedRequest:
+def _encode(encoder: PromptEncoder, tokens: int) -> EncodedRequest:
     """Encode the first prompt that the model can take: a base model has no chat template."""
-    sampling = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True, logprobs=0)
+    sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=0)
     for prompt in PROMPTS:
         request = GenerationRequest("warm-up", prompt, sampling)
         try:

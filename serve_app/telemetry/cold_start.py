@@ -1,7 +1,7 @@
 """The cold-start ledger: where the seconds went between Serve's decision and the first token.
 
-    schedule ─ interpreter ─ imports ─ check ─┬ download ──┬─ tokenizer ─ weights ─ assemble
-                                              └ libraries ─┘   ─ warm_up ┄ first_token
+    schedule ─ interpreter ─ imports ─┬ check ─ download ─┬─ weights ─ tokenizer ─ assemble
+                                      └ libraries ────────┘   ─ warm_up ┄ first_token
 
 Each replica keeps one, and puts it into Ray's key-value store for `serve-app coldstart`: names,
 times and bytes, never a secret. It must not delay or fail a start, so what cannot be learned is

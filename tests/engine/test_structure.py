@@ -1,6 +1,7 @@
 """Structured output: what comes out parses, validates and matches, beside whatever runs."""
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -10,7 +11,9 @@ from contextlib import aclosing
 
 import jsonschema
 import pytest
+from structlog.testing import capture_logs
 
+from serve_app.engine.grammar import processes
 from serve_app.errors import EngineDead, InvalidRequest
 from serve_app.protocol import (
     FinishReason,
@@ -193,6 +196,21 @@ async def test_structure_that_cannot_be_enforced_is_refused(engine, structure):
         await run(engine, PROMPT, params(structure))
     assert refused.value.param == "structure"
     assert (await run(engine, PROMPT, GREEDY))[1]
+
+
+def test_prepare_grammars_leaves_a_lack_of_processes_to_who_asks(load, monkeypatch):
+    """A replica serves without them; the log says why."""
+
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    engine = load()
+    monkeypatch.setattr(processes.subprocess, "Popen", refuse)
+    with capture_logs() as logs:
+        engine.prepare_grammars()
+    assert [(line["event"], line["cause"]) for line in logs] == [
+        ("grammar.failed", "[Errno 11] Resource temporarily unavailable")
+    ]
 
 
 async def test_engine_blames_no_structure_when_closed(load):

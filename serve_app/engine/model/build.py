@@ -116,7 +116,7 @@ def _native(loaded: LoadedModel, engine: EngineConfig, compiled: Any) -> Assembl
     return Assembly(
         forward=NativeForward(
             compiled,
-            take(loaded.model, window),
+            take(compiled, loaded.model, window),
             kv_tokens=tokens,
             max_batch_tokens=engine.max_batch_tokens,
         ),

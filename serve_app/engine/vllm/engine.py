@@ -161,7 +161,7 @@ class VllmEngine(FrontEnd[VllmLoop]):
         started = time.monotonic()
         try:
             for name in ("", *loras.names):
-                warm_up(self._loop, encoder, key=next(self._keys), adapter=name)
+                warm_up(self._loop, encoder, keys=self._keys, adapter=name)
         except BaseException:
             self.close()
             raise

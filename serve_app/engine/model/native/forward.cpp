@@ -721,7 +721,37 @@ struct Forward {
     }
 };
 
+// One panel of a packed matrix: of each of its columns the words one after the other, 32 columns
+// side by side. Each line of the source is read once and whole, whatever its rows are apart.
+void pack_panel(const char* const* columns, size_t words, char* to) {
+    constexpr size_t WORD = 4, CHUNK = 64;  // a word is what `Packed<T>::DEPTH` numbers take
+    uint32_t part[COLUMNS][CHUNK];
+    for (size_t begin = 0; begin < words; begin += CHUNK) {
+        const size_t count = std::min(CHUNK, words - begin);
+        for (int column = 0; column < COLUMNS; column++)
+            if (columns[column])
+                std::memcpy(part[column], columns[column] + begin * WORD, count * WORD);
+            else
+                std::memset(part[column], 0, count * WORD);
+        for (size_t word = 0; word < count; word++) {
+            uint32_t line[COLUMNS];
+            for (int column = 0; column < COLUMNS; column++) line[column] = part[column][word];
+            std::memcpy(to + (begin + word) * sizeof line, line, sizeof line);
+        }
+    }
+}
+
 }  // namespace
+
+// Write the panels of a matrix; `columns` has the address of each column's inputs, a multiple of
+// 32 of them, null for zeros.
+extern "C" void pack_panels(const char* const* columns, int64_t panels, int64_t words, char* to,
+                            int32_t threads) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t panel = 0; panel < panels; panel++)
+        pack_panel(columns + panel * COLUMNS, size_t(words),
+                   to + size_t(panel) * size_t(words) * COLUMNS * 4);
+}
 
 // Ask the kernel for AMX's registers, once a process; returns whether they may be used.
 extern "C" int prepare_forward() {

@@ -106,6 +106,10 @@ def _load(flags: tuple[str, ...]) -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Step))
         function.restype = None
+    library.pack_panels.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32),
+    )
+    library.pack_panels.restype = None
     library.forward_kernel.restype = ctypes.c_char_p
     return library
 

@@ -2,7 +2,9 @@
 
 A packed matrix is a row of panels of 32 output columns, each (inputs / depth, 32, depth) with
 depth 2 for bfloat16 and 1 for float32: what one dot-product instruction reads is side by side.
-Each original is dropped as soon as it is packed, so loading never holds two copies.
+Compiled code writes them straight from the file's pages, which takes no longer than to read the
+file, so nobody keeps packed weights on a disk. Each original is dropped as soon as it is packed, so
+loading never holds two copies.
 """
 
 from __future__ import annotations
@@ -85,10 +87,11 @@ def bytes_per_token(model: Any) -> int:
     return int(numbers * model.dtype.itemsize)
 
 
-def take(model: Any, positions: int) -> Weights:
+def take(library: ctypes.CDLL, model: Any, positions: int) -> Weights:
     """Pack a supported model's weights and empty it.
 
     Args:
+        library: the compiled forward.cpp.
         model: a transformers causal LM on the CPU; unusable afterwards.
         positions: tokens that rotary tables are made for.
     """
@@ -97,15 +100,15 @@ def take(model: Any, positions: int) -> Weights:
     attention = base.layers[0].self_attn
     windows = [window_of(layer.self_attn, config) or 0 for layer in base.layers]
     tied = model.lm_head.weight.data_ptr() == base.embed_tokens.weight.data_ptr()
-    memory = HugePages()
-    head = pack(model.lm_head.weight, memory)
+    packer = Packer(library)
+    head = packer.pack(model.lm_head.weight)
     embedding = None if tied else base.embed_tokens.weight.detach()
     _drop(model.lm_head)
     if tied:
         _drop(base.embed_tokens)
     return Weights(
         layers=tuple(
-            _take_layer(layer, window, memory)
+            _take_layer(layer, window, packer)
             for layer, window in zip(base.layers, windows, strict=True)
         ),
         embedding=embedding,
@@ -124,41 +127,66 @@ def take(model: Any, positions: int) -> Weights:
     )
 
 
-def pack(weight: torch.Tensor, memory: HugePages) -> torch.Tensor:
-    """Pack (outputs, inputs) into panels; outputs are padded with zeros to whole panels."""
-    depth = DEPTH[weight.dtype]
-    outputs, inputs = weight.shape
-    padded = weight.detach()
-    if outputs % COLUMNS:  # padding copies, and a head may be a third of a model
-        padded = nn.functional.pad(padded, (0, 0, 0, -outputs % COLUMNS))
-    panels = padded.view(-1, COLUMNS, inputs // depth, depth).transpose(1, 2)
-    packed = memory.empty(panels.numel(), weight.dtype)
-    packed.view(panels.shape).copy_(panels)
-    return packed
+class Packer:
+    """Packs matrices into memory of its own.
+
+    Args:
+        library: the compiled forward.cpp.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._write = library.pack_panels
+        self._memory = HugePages()
+
+    def pack(self, *weights: torch.Tensor, by_turns: int = 0) -> torch.Tensor:
+        """Return the panels of matrices as one: (outputs, inputs) each, zeros where none is.
+
+        Args:
+            weights: their outputs stand one after the other.
+            by_turns: how many outputs of each stand before those of the next; 0 is all.
+        """
+        originals = [weight.detach().contiguous() for weight in weights]
+        first = originals[0]
+        rows = [_addresses(original) for original in originals]
+        if by_turns:
+            columns = torch.stack([part.view(-1, by_turns) for part in rows], dim=1).flatten()
+        else:
+            columns = torch.cat(rows)
+        columns = nn.functional.pad(columns, (0, -len(columns) % COLUMNS))
+        inputs = first.shape[1]
+        packed = self._memory.empty(len(columns) * inputs, first.dtype)
+        self._write(
+            columns.data_ptr(),
+            len(columns) // COLUMNS,
+            inputs // DEPTH[first.dtype],
+            packed.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return packed
 
 
-def _take_layer(layer: Any, window: int, memory: HugePages) -> LayerWeights:
+def _addresses(weight: torch.Tensor) -> torch.Tensor:
+    """Return where each output's inputs begin; int64."""
+    stride = weight.shape[1] * weight.itemsize
+    return weight.data_ptr() + stride * torch.arange(len(weight))
+
+
+def _take_layer(layer: Any, window: int, packer: Packer) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     bias = None
     if projections[0].bias is not None:
         joined = torch.cat([part.bias.detach().float() for part in projections])
         bias = nn.functional.pad(joined, (0, -len(joined) % COLUMNS))
-    qkv = pack(torch.cat([part.weight.detach() for part in projections]), memory)
+    qkv = packer.pack(*(part.weight for part in projections))
     _drop(*projections)
-    out = pack(attention.o_proj.weight, memory)
+    out = packer.pack(attention.o_proj.weight)
     _drop(attention.o_proj)
     # A panel holds 16 gate columns and the same 16 up columns, so that it ends with a product.
-    halves = [part.weight.detach() for part in (mlp.gate_proj, mlp.up_proj)]
-    half = COLUMNS // 2
-    gate_up = pack(
-        torch.stack([part.view(-1, half, part.shape[1]) for part in halves], dim=1).flatten(0, 2),
-        memory,
-    )
+    gate_up = packer.pack(mlp.gate_proj.weight, mlp.up_proj.weight, by_turns=COLUMNS // 2)
     _drop(mlp.gate_proj, mlp.up_proj)
-    down = pack(mlp.down_proj.weight, memory)
+    down = packer.pack(mlp.down_proj.weight)
     _drop(mlp.down_proj)
-    _trim()
     return LayerWeights(
         qkv=qkv,
         qkv_bias=bias,
@@ -190,12 +218,6 @@ def _drop(*modules: Any) -> None:
     for module in modules:
         _discard(module.weight)
         module.weight = None
-
-
-def _trim() -> None:
-    """Give what packing took for a moment back to the system, where malloc would keep it."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
-        trim(ctypes.c_size_t(0))
 
 
 def _discard(weight: torch.Tensor) -> None:

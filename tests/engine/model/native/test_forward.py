@@ -14,8 +14,7 @@ from serve_app.engine.cache.allocator import Region
 from serve_app.engine.cache.prefix_cache import Holding
 from serve_app.engine.model.native import library
 from serve_app.engine.model.native.forward import NativeForward
-from serve_app.engine.model.native.huge_pages import HugePages
-from serve_app.engine.model.native.weights import COLUMNS, pack, take, unsupported
+from serve_app.engine.model.native.weights import COLUMNS, Packer, take, unsupported
 from serve_app.engine.sequence import Move, Row, Sequence
 from tests.engine.invariance import PLACES, assert_invariant, sequence
 
@@ -57,7 +56,8 @@ def make_native(kind: str, dtype: torch.dtype, flags=(), **sizes) -> NativeForwa
     model = make(kind, dtype)
     assert unsupported(model) is None
     sizes = {"kv_tokens": 2048, "max_batch_tokens": 512, **sizes}
-    return NativeForward(library.load(*flags), take(model, 256), **sizes)
+    compiled = library.load(*flags)
+    return NativeForward(compiled, take(compiled, model, 256), **sizes)
 
 
 # What processors without this one's best instructions run; each is a build of its own.
@@ -188,17 +188,24 @@ def test_native_poison_stays_in_its_row():
     assert torch.equal(got[1], clean[1])
 
 
+@pytest.mark.parametrize("inputs", [10, 128, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pack_is_a_permutation(dtype):
+def test_pack_is_a_permutation(dtype, inputs):
     """Panel, pair of inputs, column, input: every weight stands where the kernel reads it."""
-    weight = torch.randn(70, 10).to(dtype)
+    weight = torch.randn(70, inputs).to(dtype)
     depth = 2 if dtype is torch.bfloat16 else 1
-    packed = pack(weight, HugePages()).view(3, 10 // depth, COLUMNS, depth)
-    for output in (0, 31, 32, 69):
-        for value in range(10):
-            place = packed[output // 32, value // depth, output % 32, value % depth]
-            assert place == weight[output, value]
-    assert (packed[2, :, 70 % 32 :] == 0).all()
+    packed = Packer(library.load()).pack(weight).view(3, inputs // depth, COLUMNS, depth)
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, 26)).view(3, COLUMNS, -1, depth)
+    assert torch.equal(packed, padded.transpose(1, 2))
+
+
+def test_pack_joins_matrices():
+    """One after the other, or some outputs of each by turns, wherever they lie in memory."""
+    packer = Packer(library.load())
+    first, second = torch.randn(64, 100).bfloat16(), torch.randn(100, 64).bfloat16().T
+    assert torch.equal(packer.pack(first, second), packer.pack(torch.cat([first, second])))
+    turns = torch.stack([first.view(4, 16, 100), second.reshape(4, 16, 100)], dim=1).flatten(0, 2)
+    assert torch.equal(packer.pack(first, second, by_turns=16), packer.pack(turns))
 
 
 def test_unsupported_leaves_unlike_models_alone():
