@@ -29,6 +29,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 8192,
         },
     },
+    "meta-llama/Llama-3.2-1B": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
     "tiny": {
         "model_type": "llama",
         "vocab_size": 32_000,
@@ -50,7 +71,7 @@ def write(name: str, directory: Path, *, device: str = "cpu") -> None:
         directory: where to.
         device: what draws the weights; a card needs a second for what takes a CPU minutes.
     """
-    config = AutoConfig.for_model(**CONFIGS[name], tie_word_embeddings=False)
+    config = AutoConfig.for_model(**{"tie_word_embeddings": False} | CONFIGS[name])
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
