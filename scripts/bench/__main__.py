@@ -19,7 +19,13 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from scripts.bench import report, shapes
-from scripts.bench.worker import ROOT, Contender, ContenderFailed, Setup
+from scripts.bench.worker import (
+    ROOT,
+    Contender,
+    ContenderFailed,
+    Setup,
+    recommended_by_vllm,
+)
 from scripts.bench.workload import ALONE, LENGTHS, STEADY, Request, make, window_of
 from scripts.local_hub.model import build_demo_model, default_cache_dir, find_gguf
 
@@ -31,6 +37,7 @@ CONTENDERS = {
     "static": ("huggingface:static", None),
     "continuous": ("huggingface:continuous", None),
     "vllm": ("vllm:load", "vllm_python"),
+    "vllm-zentorch": ("vllm:load", "zentorch_python"),
     "llama.cpp": ("llama_cpp:load", "llama_python"),
     ROOFLINE: ("roofline:load", None),
 }
@@ -107,6 +114,11 @@ def _arguments() -> argparse.Namespace:
         "--vllm-python", default=os.environ.get("BENCH_VLLM_PYTHON"), help="of its environment"
     )
     parser.add_argument(
+        "--zentorch-python",
+        default=os.environ.get("BENCH_ZENTORCH_PYTHON"),
+        help="of an environment with vLLM and zentorch (AMD's operators, of torch's own version)",
+    )
+    parser.add_argument(
         "--llama-python", default=os.environ.get("BENCH_LLAMA_PYTHON"), help="of its environment"
     )
     parser.add_argument("--gguf", help="the model for llama.cpp; default: the demo model's")
@@ -144,7 +156,9 @@ def _load(
             print(f"{name}: left out, see --help for how to name its environment")
             continue
         try:
-            contenders[name] = Contender(name, start, python, setup, logs / f"{name}.log")
+            preload = recommended_by_vllm(python) if start == "vllm:load" else []
+            log = logs / f"{name}.log"
+            contenders[name] = Contender(name, start, python, setup, log, preload)
             stack.callback(contenders[name].close)
             print(f"{name}: loaded in {contenders[name].load_s:.1f} s", flush=True)
         except ContenderFailed as error:

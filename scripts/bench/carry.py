@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
+import aiohttp
 import ray
 from ray import serve
 
@@ -29,20 +30,40 @@ from serve_app import app
 from serve_app.access.preflight import preflight
 from serve_app.config import AppConfig, parse_args
 from serve_app.deployments.server import LLMServer
+from serve_app.engine.admission import Limits
+from serve_app.errors import Overloaded
 from serve_app.protocol import FinishReason, GenerationRequest, TokenDelta, Usage
 from serve_app.telemetry import logs
 
+RUNNING = 16  # and as many wait, where refusals are measured
+
 
 class PacedEngine:
-    """Gives each request a token at every tick of one clock."""
+    """Gives each request a token at every tick of one clock; refuses what is over its limit."""
 
     max_context_tokens = 1_000_000
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, limit: int) -> None:
         self._interval_s = interval_s
+        self._limit = limit
+        self._open = 0
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
-        """Yield `max_tokens` deltas, one a tick; the text is the monotonic time in seconds."""
+        """Yield `max_tokens` deltas, one a tick; the text is the monotonic time in seconds.
+
+        Raises:
+            Overloaded: as many as the limit are open.
+        """
+        if self._open >= self._limit:
+            raise Overloaded("The limit is reached.", retry_after_s=1)
+        self._open += 1
+        try:
+            async for delta in self._paced(request):
+                yield delta
+        finally:
+            self._open -= 1
+
+    async def _paced(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         wanted = request.sampling.max_tokens or 1
         tick = int(time.monotonic() / self._interval_s)
         for made in range(1, wanted + 1):
@@ -72,7 +93,9 @@ class PacedServer(LLMServer):
 
     async def __init__(self, config: AppConfig, _commit: str | None) -> None:  # type: ignore[misc]
         logs.configure_serve(config.logging)
-        self._engine = PacedEngine(float(os.environ["BENCH_INTERVAL_S"]))  # type: ignore[assignment]
+        self._engine = PacedEngine(  # type: ignore[assignment]
+            float(os.environ["BENCH_INTERVAL_S"]), Limits.of(config.engine, config.api).open
+        )
         self._carry_tokens(config)
 
     async def _record_first_answer(self, asked_at: float, ttft_s: float) -> None:
@@ -110,16 +133,17 @@ def main() -> int:
             {
                 "model": {"path": str(model), "served_name": "m"},
                 "replica": {"num_gpus": 0, "num_cpus": 1},
-                "engine": {"max_running_requests": max(args.streams)},
+                "engine": {"max_running_requests": RUNNING if args.refuse else max(args.streams)},
+                "api": {"max_queued_requests": RUNNING} if args.refuse else {},
             }
         )
         with patch.object(app, "LLMServer", PacedServer):
             serve.run(app.bind(config, preflight(config)), name="carry")
-        turns = asyncio.run(_measure(args))
+        report = asyncio.run(_refusals(args)) if args.refuse else None
+        report = report or markdown(asyncio.run(_measure(args)), args)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
-    report = markdown(turns, args)
     print(report)
     if args.out:
         args.out.write_text(report, encoding="utf-8")
@@ -135,6 +159,38 @@ async def _measure(args: argparse.Namespace) -> dict[int, list[Turn]]:
             found.setdefault(streams, []).append(turn)
             print(f"round {number + 1}, {streams} streams: {turn.items_s:.0f} items/s", flush=True)
     return found
+
+
+async def _refusals(args: argparse.Namespace) -> str:
+    """Send more at once than there is room for; returns one line about those refused."""
+    tokens = round(1000 * args.seconds / args.interval_ms)
+    body = {"model": "m", "prompt": "a", "max_tokens": tokens, "stream": True}
+    url = f"http://127.0.0.1:{args.port}/v1/completions"
+    waits: list[float] = []
+    answered = 0
+
+    async def one(session: aiohttp.ClientSession) -> None:
+        nonlocal answered
+        asked = time.monotonic()
+        async with session.post(url, json=body) as answer:
+            if answer.status == 429 and "Retry-After" in answer.headers:
+                await answer.read()
+                waits.append(1000 * (time.monotonic() - asked))
+                return
+            answer.raise_for_status()
+            answered += "data: [DONE]" in await answer.text()
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await asyncio.gather(*(one(session) for _ in range(8)))
+        answered = 0
+        for _ in range(args.rounds):
+            await asyncio.gather(*(one(session) for _ in range(args.refuse)))
+    cuts = statistics.quantiles(waits, n=100)
+    return (
+        f"{args.refuse} streams at once against limits of {2 * RUNNING}, {args.rounds} rounds, "
+        f"{args.label}: {answered} answered whole, {len(waits)} got 429 with Retry-After, after "
+        f"{cuts[49]:.0f} ms at the median, {cuts[98]:.0f} at p99.\n"
+    )
 
 
 async def _turn(args: argparse.Namespace, streams: int) -> Turn:
@@ -212,6 +268,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--interval-ms", type=float, default=20.0)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--refuse", type=int, help="instead: so many at once, where half of 32 run and half wait"
+    )
     parser.add_argument("--port", type=int, default=18_400)
     parser.add_argument("--label", default="Ray's own proxy", help="what the table says of it")
     parser.add_argument("--out", type=Path, help="write the table there")

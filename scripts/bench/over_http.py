@@ -27,7 +27,7 @@ import aiohttp
 from tokenizers import Tokenizer
 
 from scripts.bench.report import cpu_features
-from scripts.bench.worker import ROOT, bound_cores
+from scripts.bench.worker import ROOT, Contender, Setup, bound_cores, recommended_by_vllm
 from scripts.bench.workload import LENGTHS, Request, make, window_of
 from scripts.local_hub.model import build_demo_model, default_cache_dir
 
@@ -35,6 +35,8 @@ WINDOW = window_of(LENGTHS)
 KV_GIB = 1
 START_S = 300
 PLAIN = "vllm serve"  # what the others are measured against
+ALONE = "the builtin engine without HTTP"
+PROXY = "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Ray's own proxy"
 ENGINES = {"serve-app, builtin": "builtin", "serve-app, vllm": "vllm"}
 
 
@@ -60,10 +62,15 @@ def main() -> int:
     cores = os.cpu_count() or 1
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = bound_cores(cores)
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_GIB)
+    setup = Setup(str(model_dir), "bfloat16", "cpu", cores, max(args.streams), WINDOW, "")
     with contextlib.ExitStack() as stack:
         urls = stack.enter_context(ours(model_dir, max(args.streams), args.port))
         urls[PLAIN] = stack.enter_context(plain(model_dir, max(args.streams), args.port + 1))
-        turns = asyncio.run(measure(urls, text, args))
+        alone = Contender(
+            ALONE, "ours:load", sys.executable, setup, Path(tempfile.mkdtemp()) / "engine.log"
+        )
+        stack.callback(alone.close)
+        turns = asyncio.run(measure(urls, alone, text, args))
     report = markdown(turns, args, cores)
     print(report)
     if args.out:
@@ -117,7 +124,14 @@ def plain(model_dir: Path, streams: int, port: int) -> Iterator[str]:
     with tempfile.NamedTemporaryFile(
         prefix="bench-vllm-serve-", suffix=".log", delete=False
     ) as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        preload = ":".join(map(str, recommended_by_vllm(sys.executable)))
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | ({"LD_PRELOAD": preload} if preload else {}),
+        )
     try:
         asyncio.run(_until_up(url, server, log.name))
         yield url
@@ -139,10 +153,10 @@ async def _until_up(url: str, server: subprocess.Popen[bytes], log: str) -> None
 
 
 async def measure(
-    urls: Mapping[str, str], text: list[int], args: argparse.Namespace
+    urls: Mapping[str, str], alone: Contender, text: list[int], args: argparse.Namespace
 ) -> dict[tuple[str, int], list[Turn]]:
     """Let the services take turns; who begins changes with the round."""
-    names = list(urls)
+    names = [*urls, ALONE]
     found: dict[tuple[str, int], list[Turn]] = {}
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=600)
@@ -153,7 +167,11 @@ async def measure(
         for turn, (number, streams) in enumerate(plan, start=2):
             requests = make(text, streams=streams, turn=turn)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                one = await take_turn(session, urls[name], requests, together=streams > 1)
+                together = streams > 1
+                if name == ALONE:
+                    one = without_http(alone, requests, together=together)
+                else:
+                    one = await take_turn(session, urls[name], requests, together=together)
                 found.setdefault((name, streams), []).append(one)
                 print(f"round {number + 1}, {streams} streams, {name}: {one.tok_s:.1f} tok/s")
     return found
@@ -170,6 +188,16 @@ async def take_turn(
         ttft = [await ask(session, url, each) for each in requests]
     tokens = sum(request.max_tokens for request in requests)
     return Turn(tokens / (time.perf_counter() - began), tuple(ttft))
+
+
+def without_http(alone: Contender, requests: list[Request], *, together: bool) -> Turn:
+    """Run requests in the engine's own process; all services wait meanwhile."""
+    results = alone.run(requests, together=together)["results"]
+    seconds = sum(max(stream["times"][-1] for stream in result) for result in results)
+    return Turn(
+        sum(request.max_tokens for request in requests) / seconds,
+        tuple(stream["times"][0] for result in results for stream in result),
+    )
 
 
 async def ask(session: aiohttp.ClientSession, url: str, request: Request) -> float:
@@ -209,14 +237,17 @@ def markdown(
         "# The demo model over HTTP",
         "",
         f"{', '.join(cpu_features())}; {cores} cores, {datetime.now(UTC):%Y-%m-%d}, {versions}; "
-        f"medians of {args.rounds} interleaved rounds, bfloat16, prompts as token ids, Ray's own "
-        f"proxy, vLLM bound to cores {os.environ['VLLM_CPU_OMP_THREADS_BIND']} both times.",
+        f"medians of {args.rounds} interleaved rounds, bfloat16, prompts as token ids, "
+        f"{PROXY}, vLLM bound to "
+        f"cores {os.environ['VLLM_CPU_OMP_THREADS_BIND']} both times; `vllm serve` with "
+        f"{', '.join(path.name for path in recommended_by_vllm(sys.executable)) or 'nothing'} "
+        "preloaded.",
     ]
     for streams in args.streams:
         lines += ["", f"## Streams: {streams}", ""]
         lines += [f"| | tok/s | of {PLAIN} | ttft p50 s | of {PLAIN} |", "|---" * 5 + "|"]
         others = turns[PLAIN, streams]
-        for name in (*ENGINES, PLAIN):
+        for name in (*ENGINES, PLAIN, ALONE):
             own = turns[name, streams]
             pairs = list(zip(own, others, strict=True))
             rate = statistics.median(a.tok_s / b.tok_s for a, b in pairs)

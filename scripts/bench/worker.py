@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,16 +67,27 @@ class Contender:
         python: the interpreter of the contender's environment.
         setup: what it loads.
         log: where its output goes.
+        preload: libraries that are loaded before all others.
     """
 
-    def __init__(self, name: str, start: str, python: str, setup: Setup, log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        start: str,
+        python: str,
+        setup: Setup,
+        log: Path,
+        preload: Sequence[Path] = (),
+    ) -> None:
         self.name = name
         self._log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [python, "-m", "scripts.bench.worker", start, json.dumps(asdict(setup))],
                 cwd=ROOT,
-                env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                env=os.environ
+                | {"HF_HUB_OFFLINE": "1"}
+                | ({"LD_PRELOAD": ":".join(map(str, preload))} if preload else {}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -146,6 +157,15 @@ def bound_cores(threads: int) -> str:
     if cores == list(range(cores[0], cores[0] + len(cores))):
         return f"{cores[0]}-{cores[-1]}"
     return ",".join(map(str, cores))
+
+
+def recommended_by_vllm(python: str) -> list[Path]:
+    """Return what vLLM's guide for CPUs wants preloaded, of what there is: tcmalloc, libiomp5."""
+    wanted = [
+        *sorted(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")),
+        Path(python).parent.parent / "lib" / "libiomp5.so",
+    ]
+    return [path.absolute() for path in wanted if path.exists()]
 
 
 def waited() -> float:

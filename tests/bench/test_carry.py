@@ -3,14 +3,17 @@
 import argparse
 import itertools
 
+import pytest
+
 from scripts.bench.carry import PacedEngine, Turn, markdown
+from serve_app.errors import Overloaded
 from serve_app.protocol import GenerationRequest, SamplingParams, TextPrompt
 
 
 async def test_paced_engine_ticks():
     """One token a tick, each with the time when it was made, as many as were asked for."""
     request = GenerationRequest("r", TextPrompt("a"), SamplingParams(max_tokens=5))
-    deltas = [delta async for delta in PacedEngine(0.01).generate(request)]
+    deltas = [delta async for delta in PacedEngine(0.01, limit=1).generate(request)]
     made = [float(delta.text) for delta in deltas]
     assert len(made) == 5
     assert all(0 < after - before < 1 for before, after in itertools.pairwise(made))
@@ -24,3 +27,15 @@ def test_markdown_medians():
     page = markdown({64: turns}, args)
     assert "a proxy" in page
     assert page.splitlines()[-1] == "| 64 | 3200 | 200 | 100 | 2.0 | 4.0 | 4.0 |"
+
+
+async def test_paced_engine_refuses():
+    """What is over the limit is refused until one has ended."""
+    engine = PacedEngine(0.01, limit=1)
+    request = GenerationRequest("r", TextPrompt("a"), SamplingParams(max_tokens=2))
+    first = engine.generate(request)
+    await anext(first)
+    with pytest.raises(Overloaded):
+        await anext(engine.generate(request))
+    assert [delta.finish_reason is None async for delta in first] == [False]
+    assert len([delta async for delta in engine.generate(request)]) == 2

@@ -1,9 +1,14 @@
-"""vLLM, in an environment of its own: its requirements exclude this product's."""
+"""vLLM, in an environment of its own: its requirements exclude this product's.
+
+Where that environment has zentorch and the processor is one of AMD's, vLLM computes with it.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 from scripts.bench.worker import Run, Setup, bound_cores
 from scripts.bench.workload import Request, Stream
@@ -16,12 +21,17 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 import vllm
 from vllm import EngineArgs, SamplingParams
+from vllm.platforms import current_platform
 from vllm.v1.engine.llm_engine import LLMEngine
 
 
 def settings(setup: Setup, _start: str) -> str:
     """Say what is set; all else is its default."""
     on_cpu = f", one process, VLLM_CPU_OMP_THREADS_BIND={os.environ['VLLM_CPU_OMP_THREADS_BIND']}"
+    if current_platform.is_zen_cpu():
+        on_cpu += f", zentorch {version('zentorch')}"
+    if preloaded := os.environ.get("LD_PRELOAD"):
+        on_cpu += f", preloaded {', '.join(Path(path).name for path in preloaded.split(':'))}"
     return (
         f"vLLM {vllm.__version__}, max_num_seqs {setup.streams}, max_model_len {setup.window}, "
         f"no prefix caching{on_cpu if setup.device == 'cpu' else ''}"
