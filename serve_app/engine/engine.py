@@ -78,8 +78,9 @@ class Engine(FrontEnd[EngineLoop]):
         assembly = assemble(loaded, engine, num_gpus=num_gpus)
         peak_rss["assemble"] = peak_rss_bytes()
         assemble_s = time.monotonic() - started
+        runner = Runner(assembly.forward)
         self = cls(
-            Runner(assembly.forward),
+            runner,
             Scheduler(
                 kv_tokens=assembly.kv_tokens,
                 max_batch_tokens=engine.max_batch_tokens,
@@ -118,5 +119,6 @@ class Engine(FrontEnd[EngineLoop]):
             warm_up_s=time.monotonic() - started,
             peak_rss={**peak_rss, "warm_up": peak_rss_bytes()},
         )
+        runner.leave_thread()
         self._loop.start()
         return self

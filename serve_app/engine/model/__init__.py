@@ -3,6 +3,7 @@
 runner.py               START HERE: one step: rows through the forward, then a token each
 loading.py              a directory of weights to a model on its device
 build.py                which forward, and a cache of the size that memory pays for
+openmp.py               ends the workers of a thread that computes no more
 probe.py                one forward that looks: attention layers, memory of a step
 llama_like.py           which models are a Llama in all but their sizes
 fused_llama.py          those in fewer and larger operations, for CUDA

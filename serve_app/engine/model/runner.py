@@ -11,6 +11,7 @@ import torch
 from serve_app.engine.grammar import matcher as grammars
 from serve_app.engine.model import sampling
 from serve_app.engine.model.logits_processors import adjusted
+from serve_app.engine.model.openmp import end_workers
 from serve_app.engine.sequence import Move, Row, Sampled, Score, Sequence, StepPlan
 
 # A mask takes a fraction of a millisecond and is computed beside the forward. A step waits so
@@ -52,6 +53,10 @@ class Runner:
     def enter_thread(self) -> None:
         """Give the calling thread the number of threads that was set when this was made."""
         torch.set_num_threads(self._threads)
+
+    def leave_thread(self) -> None:
+        """End the calling thread's OpenMP workers: another thread computes from now on."""
+        end_workers()
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> list[Sampled]:

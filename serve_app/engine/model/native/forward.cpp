@@ -363,11 +363,14 @@ void tile(int count, const T* rows, size_t stride, const T* panel, int depth, fl
 
 // For every panel of a packed matrix and every row: finish(row, panel, 32 sums).
 // To be called by all threads of a region; ends with a barrier.
+// Guided, so that a thread reads most of its panels in a row: a processor's prefetchers begin anew at
+// each jump, and jumping every 18 KB halves what two cores read. The last panels go one by one, so
+// that threads end together.
 template <class T, class Finish>
 void product(int count, const T* rows, size_t stride, const T* weights, int depth, int panels,
              Finish finish) {
     const int groups = (count + ROW_GROUP - 1) / ROW_GROUP;
-#pragma omp for schedule(dynamic, 1) collapse(2)
+#pragma omp for schedule(guided, 1) collapse(2)
     for (int group = 0; group < groups; group++)
         for (int panel = 0; panel < panels; panel++) {
             const T* packed = weights + size_t(panel) * depth * COLUMNS;
