@@ -1,10 +1,12 @@
 """Object stores on loopback that others wrote, and what may stand before them.
 
-moto plays S3, with users and policies; an emulator plays Google Cloud Storage.
+moto plays S3, with users and policies; an emulator plays Google Cloud Storage. ModelScope is played
+by what its own client of version 0.5 expects of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +30,7 @@ from tests.ports import free_port
 BUCKET, PREFIX = "models", "acme/tiny"
 URL = f"s3://{BUCKET}/{PREFIX}"
 GCS_URL = f"gs://{BUCKET}/{PREFIX}"
+MODELSCOPE_URL = "modelscope://acme/tiny"
 READ = ("s3:ListBucket", "s3:GetObject")
 
 Answer = Callable[[Request], Response | None]
@@ -204,6 +207,99 @@ def gcs_refusal(status: int, words: str) -> Response:
     """Return an answer as Google Cloud Storage refuses."""
     body = json.dumps({"error": {"code": status, "message": words}})
     return Response(body, status, content_type="application/json")
+
+
+@dataclass
+class LocalModelScope:
+    """A site that answers as ModelScope does, as far as its own client depends on it.
+
+    Args:
+        files: of `acme/tiny`.
+        url: of the site; what it stores large files at is another one.
+        known: accounts by their tokens; any other token is ignored, as if there were none.
+        readers: accounts that may read the repository; None lets everybody.
+        before: called with each request; an answer of it takes the place of the site's.
+        seen: what was asked of which host, with the token.
+    """
+
+    files: dict[str, bytes]
+    url: str = ""
+    known: dict[str, str] = field(default_factory=dict)
+    readers: set[str] | None = None
+    before: Answer = lambda _request: None
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return the list of files."""
+        found: list[dict[str, Any]] = [{"Path": "assets", "Name": "assets", "Type": "tree"}]
+        for name, raw in self.files.items():
+            sha256 = hashlib.sha256(raw).hexdigest()
+            facts = {"Path": name, "Name": name, "Type": "blob", "Size": len(raw)}
+            found.append({**facts, "Sha256": sha256, "IsLFS": name.endswith(".safetensors")})
+        return found
+
+    def answer(self, request: Request, stored_at: str) -> Response:
+        """Answer one request."""
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.seen.append((f"{request.host_url}{request.path[1:]}", token))
+        account = self.known.get(token, "")
+        if found := self.before(request):
+            return found
+        if request.path == "/openapi/v1/users/me":
+            return (
+                _json({"success": True, "data": {"username": account}})
+                if account
+                else _json(
+                    {"success": False, "code": "InvalidAuthentication", "message": "bad token"}, 401
+                )
+            )
+        if not request.path.startswith("/api/v1/models/acme/tiny/repo") or (
+            self.readers is not None and account not in self.readers
+        ):
+            words = "Model acme/tiny not exist, or you have no permission"
+            return _json({"Code": 10010205001, "Success": False, "Message": words}, 404)
+        if request.path.endswith("/files"):
+            return _json({"Code": 200, "Success": True, "Data": {"Files": self.listed()}})
+        name = request.args["FilePath"]
+        if name.endswith(".safetensors"):
+            return Response(status=302, headers={"Location": f"{stored_at}/{name}?signed=1"})
+        return _ranged(request, self.files[name])
+
+
+@contextmanager
+def local_modelscope(files: Mapping[str, bytes | Path]) -> Iterator[LocalModelScope]:
+    """Run such a site with a repository."""
+    contents = {k: v.read_bytes() if isinstance(v, Path) else v for k, v in files.items()}
+    running = LocalModelScope(contents)
+
+    def stored(environ: Any, start: Any) -> Iterable[bytes]:
+        request = Request(environ)
+        running.seen.append((request.url, request.headers.get("Authorization", "")))
+        found = running.before(request) or _ranged(request, running.files[request.path[1:]])
+        return found(environ, start)
+
+    with served(stored) as place:
+
+        def site(environ: Any, start: Any) -> Iterable[bytes]:
+            return running.answer(Request(environ), place)(environ, start)
+
+        with served(site) as running.url:
+            yield running
+
+
+def _json(payload: object, status: int = 200) -> Response:
+    return Response(json.dumps(payload), status, content_type="application/json")
+
+
+def _ranged(request: Request, content: bytes) -> Response:
+    start, stop = map(int, request.headers["Range"].removeprefix("bytes=").split("-"))
+    place = {"Content-Range": f"bytes {start}-{stop}/{len(content)}"}
+    return Response(content[start : stop + 1], 206, headers=place)
+
+
+def etag(content: bytes) -> str:
+    """Return what S3 calls an object of this content that came in one part."""
+    return f'"{hashlib.md5(content).hexdigest()}"'
 
 
 def refusal(status: int, code: str, words: str) -> Response:

@@ -74,3 +74,12 @@ def test_parse_gated_takes_no_commit_of_a_local_directory():
     """Its application loads the directory, whatever is in there."""
     gated = parse_gated(args(gate={"model": {"path": "/models/m"}}, directory="/models/m"))
     assert gated.builder_args("main") == {"directory": "/models/m"}
+
+
+def test_parse_gated_wants_the_directory_of_a_source_without_commits():
+    """Nothing else could load what was pinned: the listing's digest leads nowhere."""
+    url = {"model": {"url": "s3://models/acme/tiny"}}
+    gated = parse_gated(args(gate=url, model="${gate.path}"))
+    assert gated.builder_args(COMMIT, "/d") == {"model": "/d"}
+    with pytest.raises(ConfigError, match=r"no commit that could be loaded; write \$\{gate.path\}"):
+        parse_gated(args(gate=url, revision="${gate.commit}"))

@@ -31,7 +31,8 @@ from serve_app.serve_config import ServedApp
 # Adapters that are proven at once: on each node that is a process each, whose start takes a core
 # for most of a second. The next ones find it there.
 AT_ONCE = 8
-_STORES = {"s3": "S3", "gs": "Google Cloud Storage"}  # where the nodes' own settings say which
+# Who is asked where the config does not say it: of a store the nodes' own settings may.
+_STORES = {"s3": "S3", "gs": "Google Cloud Storage", "modelscope": "ModelScope"}
 # A function of `node_check.py`: a node that runs it imports neither this file nor Serve nor torch.
 _PROBE = node_task(prove_later)
 

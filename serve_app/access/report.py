@@ -159,14 +159,20 @@ def _warnings(verdict: Verdict) -> Iterator[str]:
         reservation = (node.hub_message,) if node.outcome == GRANTED and node.hub_message else ()
         for warning in (*reservation, *_by_mirror(node), *node.token.warnings):
             seen.setdefault(warning, []).append(node.node_name)
-    prints = {node.token.fingerprint for node in verdict.nodes if node.token.fingerprint}
+    known = [node for node in verdict.nodes if node.token.fingerprint and not _by_role(node)]
+    prints = {node.token.fingerprint for node in known}
     if len(prints) > 1:
         text = f"the nodes use {len(prints)} different tokens"
-        seen[text] = [node.node_name for node in verdict.nodes if node.token.fingerprint]
+        seen[text] = [node.node_name for node in known]
     if seen:
         yield ""
     for warning, names in seen.items():
         yield from _wrapped("Note: ", f"{warning} ({_names(names)})", indent="")
+
+
+def _by_role(node: NodeVerdict) -> bool:
+    """Return whether a cloud gives this node keys of its own, which change by themselves."""
+    return node.token.source.startswith("s3:") and "role" in node.token.source
 
 
 def _by_mirror(node: NodeVerdict) -> tuple[str, ...]:

@@ -21,19 +21,25 @@ def _repository(value: str) -> str:
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[^/?#\s]+)*/?")
 PIN = re.compile(r"[0-9a-f]{64}")
-# Scheme of a URL -> the extra that reads it, and the module that comes with it.
-_EXTRAS = {"s3": ("s3", "botocore"), "gs": ("gcs", "google.auth")}
+_MODELSCOPE = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w.-]{1,200})?")
+# Scheme of a URL -> what its place looks like, the extra that reads it, and the extra's module.
+_SCHEMES = {
+    "s3": (_BUCKET, "s3", "botocore"),
+    "gs": (_BUCKET, "gcs", "google.auth"),
+    "modelscope": (_MODELSCOPE, None, None),
+}
 
 
 def _place(value: str) -> str:
-    scheme, mark, place = value.partition("://")
-    parts = place.split("/")
-    if not mark or scheme not in _EXTRAS or not _BUCKET.fullmatch(place) or {".", ".."} & {*parts}:
+    scheme, _, place = value.partition("://")
+    form, extra, module = _SCHEMES.get(scheme, (_BUCKET, None, None))
+    parts = {*place.partition("@")[0].split("/")}
+    if scheme not in _SCHEMES or not form.fullmatch(place) or {".", ".."} & parts:
         raise ValueError(
-            "is not the URL of a model; write it as s3://bucket/prefix or gs://bucket/prefix"
+            "is not the URL of a model; write it as s3://bucket/prefix, gs://bucket/prefix or "
+            "modelscope://owner/name"
         )
-    extra, module = _EXTRAS[scheme]
-    if not _is_installed(module):
+    if module is not None and not _is_installed(module):
         raise ValueError(f"needs the extra `{extra}`: pip install 'serve-app[{extra}]'")
     return value.rstrip("/")
 
@@ -91,8 +97,8 @@ class ModelConfig(Part):
     path: str | None = Field(None, description="local directory instead of the Hub")
     url: Annotated[str, AfterValidator(_place)] | None = Field(
         None,
-        description="`s3://bucket/prefix` or `gs://bucket/prefix` instead of the Hub (extras `s3`, "
-        "`gcs`); its listing is pinned",
+        description="`s3://bucket/prefix`, `gs://bucket/prefix` (extras `s3`, `gcs`) or "
+        "`modelscope://owner/name`, then `@revision`, instead of the Hub; its listing is pinned",
     )
     digest: str | None = Field(
         None,
@@ -131,14 +137,14 @@ class ModelConfig(Part):
         if [self.repo_id, self.path, self.url].count(None) != 2:
             raise ValueError(
                 "set exactly one of repo_id (a Hub repository), path (a local directory) and url "
-                "(an object store)"
+                "(an object store, or ModelScope)"
             )
         if self.url is not None and self.adapters:
             raise ValueError("adapters come from a Hub; with them set repo_id or path, not url")
         if self.url is not None and self.revision != "main" and self.pin is None:
             raise ValueError(
-                "revision: an object store has none; write the digest of a listing (64 hex "
-                "digits, `commit` of `serve-app check --json`), or leave it out"
+                "revision: of a url it is the digest of a listing (64 hex digits, `commit` of "
+                "`serve-app check --json`), or left out; ModelScope's stands in the url, behind @"
             )
         names = (*self.names, *(adapter.name for adapter in self.adapters))
         # A request names what it wants by this name alone.
@@ -165,6 +171,11 @@ class ModelConfig(Part):
     def source(self) -> str:
         """Where the weights come from: the repository, the directory, or the URL."""
         return str(self.repo_id or self.path or self.url)
+
+    @property
+    def sends_token(self) -> bool:
+        """Whether the token of `access` is sent for it: to a Hub, or to ModelScope."""
+        return self.repo_id is not None or str(self.url).startswith("modelscope://")
 
     @property
     def pin(self) -> str | None:

@@ -48,8 +48,8 @@ def watch_files(application: str, config: AppConfig, *, keys: bool = False) -> F
     Returns:
         The watch, which runs; stop it.
     """
-    asks_hub = any(part.repo_id is not None for part in config.model.parts)
-    files = token_files(config.access) if asks_hub else {}
+    sends_token = any(part.sends_token for part in config.model.parts)
+    files = token_files(config.access) if sends_token else {}
     if keys and config.api.api_keys_file is not None:
         files[KEYS] = Path(config.api.api_keys_file).expanduser()
     node_id = ray.get_runtime_context().get_node_id()

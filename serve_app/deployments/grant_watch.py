@@ -87,7 +87,7 @@ class GrantWatch:
         config, places = now
         if now != self._asked:
             self._asked = now
-            self._files.place(config.access, places if config.model.repo_id is not None else [])
+            self._files.place(config.access, places if config.model.sends_token else [])
         verdict = preflight(config, placements=places, access_only=True)
         rollout_history.record_grants(self._application, verdict)
         return verdict

@@ -26,7 +26,7 @@ class Prefetched:
     Args:
         node: its name.
         directory: where the model is there now; "" if it is not.
-        hub_bytes: fetched from the Hub.
+        hub_bytes: fetched from the Hub, or the store at `model.url`.
         peer_bytes: fetched from other nodes.
         cache_bytes: were there.
         duration_s: on the node.
@@ -86,7 +86,7 @@ def line(result: Prefetched) -> str:
     if result.fault:
         return f"{result.node}: not there: {result.fault}"
     return (
-        f"{result.node}: {result.hub_bytes:,} bytes from the Hub, {result.peer_bytes:,} from other "
+        f"{result.node}: {result.hub_bytes:,} bytes fetched, {result.peer_bytes:,} from other "
         f"nodes, {result.cache_bytes:,} were there; {result.duration_s:.1f} s"
     )
 

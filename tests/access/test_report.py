@@ -61,6 +61,14 @@ def test_table_has_node_outcome_token_account_words_fix_and_link():
         assert words in table
 
 
+@pytest.mark.parametrize(("source", "noted"), [("s3:env", True), ("s3:iam-role", False)])
+def test_report_expects_each_node_to_have_keys_of_its_role(source, noted):
+    """A cloud gives every node others, and again each hour; keys that somebody set stay."""
+    tokens = [TokenReport(source, mark) for mark in ("0123abcd", "89abcdef")]
+    nodes = [granted(f"node-{mark}", token=token) for mark, token in enumerate(tokens)]
+    assert ("2 different tokens" in decision(*nodes).table()) is noted
+
+
 def test_report_in_serve_status_is_a_block():
     """YAML keeps the lines only without tabs, trailing spaces and other than ASCII."""
     table = decision(*NODES).table()

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from werkzeug.wrappers import Response
 
 from serve_app.access.digest import directory_digest
+from serve_app.access.hub.probe import check_here
 from serve_app.cli.main import main
-from serve_app.config import parse_args
+from serve_app.config import AccessConfig, ModelConfig, parse_args
 from serve_app.errors import ConfigError
 from tests.access.cases import sharded_files, single_files
 from tests.ports import free_port
@@ -20,6 +21,7 @@ from tests.stores import (
     GCS_URL,
     READ,
     URL,
+    etag,
     gcs_refusal,
     local_gcs,
     local_s3,
@@ -108,6 +110,17 @@ def test_check_s3_granted(s3, tmp_path, capsys):
     assert len(token["fingerprint"]) == 8
     first_bytes = [what for what, _ in s3.seen if SHARD.replace("2-of", "1-of") in what]
     assert first_bytes, "no byte of the weights was asked for"
+
+
+def test_check_s3_of_the_other_nodes(s3):
+    """They take what the first one learned of the listing, and prove by two requests."""
+    model, access = ModelConfig(url=URL), AccessConfig(endpoint=s3.url)
+    first = check_here(model, access)
+    other = check_here(model, access, commit=first.commit, hint=first)
+    assert (other.outcome, other.commit, other.hub_requests) == ("granted", first.commit, 2)
+    s3.before = whole_file
+    refused = check_here(model, access, commit=first.commit, hint=first)
+    assert refused.outcome == "weights_unreachable"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +232,17 @@ def test_check_s3_without_a_bucket_or_prefix(s3, tmp_path, capsys):
 
 def whole_file(request):
     """Return what a proxy sends that knows no ranges."""
-    return Response(b"\0" * 4096) if SHARD.replace("2-of", "1-of") in request.path else None
+    name = request.path.rpartition("/")[2]
+    if name != SHARD.replace("2-of", "1-of"):
+        return None
+    return Response(b"\0" * 4096, headers={"ETag": etag(sharded_files()[name])})
+
+
+def other_tag(request):
+    """Return what a store sends that does not know `If-Match`, of another object."""
+    if not request.path.endswith("config.json"):
+        return None
+    return Response(b"{}", 206, headers={"ETag": '"other"', "Content-Range": "bytes 0-1/2"})
 
 
 def gone(request):
@@ -238,6 +261,7 @@ OTHERWISE = {
     "slow-down": (says(refusal(503, "SlowDown", "Wait")), (4, "rate_limited", "503 SlowDown")),
     "broken": (says(refusal(500, "InternalError", "!")), (4, "hub_unreachable", "500 Internal")),
     "no-ranges": (whole_file, (3, "weights_unreachable", "other bytes of model-00001")),
+    "other-tag": (other_tag, (3, "digest_mismatch", "config.json was replaced since")),
     "gone": (gone, (3, "digest_mismatch", "404 NoSuchKey to GetObject")),
     "archived": (
         says(refusal(403, "InvalidObjectState", "archived")),
@@ -309,6 +333,8 @@ def test_check_s3_digest(s3, tmp_path, capsys):
     s3.put(files, prefix="acme/unhashed")
     url = "s3://models/acme/hashed"
     assert check(tmp_path, capsys, s3.url, url=url, digest=wanted)[0] == 0
+    assert main(["digest", str(tmp_path / "app.yaml")]) == 0
+    assert capsys.readouterr().out.startswith(f"{wanted}  {url}@")
     code, table, found = check(tmp_path, capsys, s3.url, url=url, digest="sha256:" + "0" * 64)
     assert (code, outcome(found)) == (3, "digest_mismatch")
     assert wanted in table
@@ -409,7 +435,8 @@ def test_check_gcs_credentials_that_are_none(gcs, monkeypatch, tmp_path, capsys)
         ({"url": "s3://Bucket/x"}, "is not the URL of a model"),
         ({"url": "s3://bucket/../x"}, "is not the URL of a model"),
         ({"url": URL, "repo_id": "a/b"}, "exactly one of"),
-        ({"url": URL, "revision": "v1"}, "an object store has none"),
+        ({"url": URL, "revision": "v1"}, "the digest of a listing"),
+        ({"url": "modelscope://acme"}, "is not the URL of a model"),
         ({"url": URL, "adapters": [{"name": "x", "repo_id": "a/b"}]}, "adapters come from a Hub"),
     ],
 )

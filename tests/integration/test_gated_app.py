@@ -148,7 +148,7 @@ def test_prefetch_fetches_the_weights_before_the_rollout(service, tmp_path):
     # A second time, as a part of the rollout, nothing moves.
     code, output = command(service, tmp_path, "deploy", application, options=["--prefetch"])
     assert code == 0, output
-    still = rf"0 bytes from the Hub, 0 from other nodes, {size:,} were there"
+    still = rf"0 bytes fetched, 0 from other nodes, {size:,} were there"
     assert len(re.findall(still, output)) == 2
 
     status = roll_out(service, app(service, revision="${gate.path}"))

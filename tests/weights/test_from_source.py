@@ -16,7 +16,7 @@ from serve_app.weights.store import Store
 from tests.access.cases import sharded_files
 from tests.conftest import safetensors
 from tests.signing import Signer, write_files
-from tests.stores import GCS_URL, READ, URL, local_gcs, local_s3, refusal
+from tests.stores import GCS_URL, READ, URL, etag, local_gcs, local_s3, refusal
 
 SHARD = "model-00002-of-00002.safetensors"
 MODEL = ModelConfig(url=URL)
@@ -137,7 +137,7 @@ def test_fetch_from_a_store_compares_its_hashes(s3):
             return None
         size = len(LARGE[SHARD])
         start, stop = map(int, request.headers["Range"].removeprefix("bytes=").split("-"))
-        place = {"Content-Range": f"bytes {start}-{stop}/{size}"}
+        place = {"Content-Range": f"bytes {start}-{stop}/{size}", "ETag": etag(LARGE[SHARD])}
         return Response(b"\0" * (stop + 1 - start), 206, headers=place)
 
     s3.before = damages

@@ -29,7 +29,7 @@ from serve_app.redaction import sanitise
 
 READ_BYTES = 64 << 20  # of files that are read for the digest, together
 _GIT = "0" * 40  # the kind of hash that a small file counts by
-_MODULES = {"s3": "s3", "gs": "gcs"}
+_MODULES = {"s3": "s3", "gs": "gcs", "modelscope": "modelscope"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,11 @@ def whole(source: Source, item: Item, limit: int | None = None) -> bytes:
     limit = limit or files.size_limit(item.name) or files.SMALL_BYTES
     if item.size > limit:
         raise Failed(Outcome.WEIGHTS_MISSING, f"{item.name} has more than {limit:,} bytes")
-    return source.read(item, 0, item.size) if item.size else b""
+    content = source.read(item, 0, item.size) if item.size else b""
+    if item.sha256 is not None and hashlib.sha256(content).hexdigest() != item.sha256:
+        message = f"{shown(item.name)} came with other bytes than its listed SHA-256 says"
+        raise Failed(Outcome.DIGEST_MISMATCH, message)
+    return content
 
 
 def content_hashes(source: Source, items: Mapping[str, Item]) -> dict[str, str]:

@@ -52,9 +52,9 @@ class WebSource:
             )
             raise Failed(Outcome.HUB_UNREACHABLE, message, remedy=remedy)
 
-    def payload(self, url: str, limit: int) -> dict[str, Any]:
+    def payload(self, url: str, limit: int, step: Step = Step.LISTING) -> dict[str, Any]:
         """Return the JSON object at a URL; raises Failed."""
-        found = self._ask(Step.LISTING, url, limit).payload()
+        found = self._ask(step, url, limit).payload()
         if not isinstance(found, dict):
             raise Failed(Outcome.UNKNOWN, "the answer is no JSON object")
         return found
@@ -100,7 +100,10 @@ class WebSource:
 
 
 def _words(answer: Answer) -> str:
+    """Return what a refusal says: Google's `error.message`, ModelScope's `Message`, or its text."""
     payload = answer.payload()
-    error = payload.get("error") if isinstance(payload, dict) else None
-    said = error.get("message") if isinstance(error, dict) else None
-    return said if isinstance(said, str) else (answer.words or "no words")
+    facts = payload if isinstance(payload, dict) else {}
+    error = facts.get("error")
+    said = error.get("message") if isinstance(error, dict) else facts.get("Message")
+    said = facts.get("message") if said is None else said
+    return said if isinstance(said, str) and said else (answer.words or "no words")

@@ -62,11 +62,13 @@ _WORDS: dict[Outcome, str] = {
 
 _CHAIN = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or a role",
+    "modelscope": "MODELSCOPE_API_TOKEN, or a file that access.token_file names",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, the node's or pod's service account, or gcloud's login",
 }
 _RIGHTS = {
     "s3": "s3:ListBucket on the bucket, s3:GetObject on its objects, and kms:Decrypt for the key "
     "that encrypts them, if there is one",
+    "modelscope": "an account that may read it",
     "gs": "storage.objects.list and storage.objects.get (roles/storage.objectViewer) on the bucket",
 }
 
