@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 APP = "llm"
 START_S = 300.0
-REST_S = 5.0  # after a replica has stopped, so that what ends it is over
+REST_S = 3.0  # after a replica has stopped, so that what ends it is over
 IMPORTS = """
 from serve_app.config import EngineConfig
 from serve_app.deployments import server
@@ -50,7 +50,7 @@ def main() -> int:
     """Start replicas, write what came out."""
     args = _arguments()
     with tempfile.TemporaryDirectory(prefix="coldstart-", dir=args.scratch) as scratch:
-        directory = _model(args.config, Path(scratch))
+        directory = args.directory or _model(args.config, Path(scratch))
         weights = sorted(directory.glob("*.safetensors"))
         needed = (_imports_s(), _read_s(weights))
         with _cluster(args, directory, Path(scratch)) as config:
@@ -278,6 +278,7 @@ def markdown(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.coldstart", description=__doc__)
     parser.add_argument("--config", choices=[DEMO, *shapes.CONFIGS], default=DEMO)
+    parser.add_argument("--directory", type=Path, help="a model of these shapes that is there")
     parser.add_argument("--rounds", type=int, default=3, help="second replicas")
     parser.add_argument("--port", type=int, default=18_500)
     parser.add_argument("--scratch", type=Path, help="a folder for random weights and their copies")
