@@ -12,6 +12,8 @@
 //
 // Sources: goto & van de Geijn (2008) for packing and register blocking; Milakov & Gimelshein
 // (2018) for the online softmax; Cephes' expf for the exponential.
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -361,16 +363,23 @@ void tile(int count, const T* rows, size_t stride, const T* panel, int depth, fl
     vector_tile<T, ADD, ROWS<T>>(count, rows, stride, panel, depth, out, out_stride);
 }
 
+// Say how threads divide the panels of products, before a region begins.
+// Where one group of rows passes all panels, reading weights takes the time: guided, so that a thread
+// reads most of its panels in a row. A processor's prefetchers begin anew at each jump, and jumping
+// every 18 KB halves what two cores read. The last panels go one by one: threads end together.
+// Several groups are of different sizes, which equal runs of panels would not balance.
+inline void schedule_products(int rows) {
+    omp_set_schedule(rows <= ROW_GROUP ? omp_sched_guided : omp_sched_dynamic, 1);
+}
+
 // For every panel of a packed matrix and every row: finish(row, panel, 32 sums).
 // To be called by all threads of a region; ends with a barrier.
-// Guided, so that a thread reads most of its panels in a row: a processor's prefetchers begin anew at
-// each jump, and jumping every 18 KB halves what two cores read. The last panels go one by one, so
-// that threads end together.
+// Who computes which panel is chosen by `schedule_products`.
 template <class T, class Finish>
 void product(int count, const T* rows, size_t stride, const T* weights, int depth, int panels,
              Finish finish) {
     const int groups = (count + ROW_GROUP - 1) / ROW_GROUP;
-#pragma omp for schedule(guided, 1) collapse(2)
+#pragma omp for schedule(runtime) collapse(2)
     for (int group = 0; group < groups; group++)
         for (int panel = 0; panel < panels; panel++) {
             const T* packed = weights + size_t(panel) * depth * COLUMNS;
@@ -708,6 +717,7 @@ struct Forward {
     }
 
     void run() const {
+        schedule_products(s.tokens);
 #pragma omp parallel num_threads(m.threads)
         {
             [[maybe_unused]] const TileScope scope;
