@@ -330,7 +330,7 @@ def inserted(**settings: Any) -> Iterator[Card]:
             (Runner, "enter_thread", _entered),
             # In float32 too, so that tokens can be compared; the kernel has no softcap.
             (torch.backends.cuda, "is_flash_attention_available", lambda: True),
-            (build, "compiled", None),  # there is nothing to compile for
+            (build, "compiled_by_torch", None),  # there is nothing to compile for
             (interface, "supports", lambda shapes: not any(s.softcap for s in shapes)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
