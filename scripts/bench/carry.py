@@ -178,7 +178,8 @@ async def _refusals(args: argparse.Namespace) -> str:
                 waits.append(1000 * (time.monotonic() - asked))
                 return
             answer.raise_for_status()
-            answered += "data: [DONE]" in await answer.text()
+            text = await answer.text()
+            answered += "data: [DONE]" in text
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*(one(session) for _ in range(8)))

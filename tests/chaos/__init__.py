@@ -10,7 +10,8 @@ moving.py      faults while the service changes: rollouts, growth
 rollouts.py    deploys and a rollback under load
 growth.py      scaling up after rollouts that did not go through
 attacks.py     one client that does what it should not
-starts.py      what starts cost: the Hub's bytes, a second replica's seconds
+starts.py      what starts cost the Hub: bytes and requests by nodes
+lines.py       how long weights take to eight nodes, each with a line of its own
 inside.py      what runs inside Serve's own actors
 report.py      one JSON file for each measurement, and `results.md` of all of them
 

@@ -95,13 +95,14 @@ ATTACKS_HEAD = (
     "memory, MiB",
     "processes",
 )
-SECOND_TEXT = (
-    "## A second replica on a warm node",
+LINES_TEXT = (
+    "## Eight nodes with a line each",
     "",
-    "The demo model in bf16. Seconds by phase of the replica's own ledger (`libraries` runs beside",
-    "`download`); `imports + read`: a fresh process that imports the engine, then the weights file",
-    "read once, timed after each start.",
+    "{megabytes:.0f} MB in {files} files from a Hub of {hub_mb_s:g} MB/s to nodes with lines of",
+    "{line_mb_s:g} MB/s each way, all beginning at once; one node alone, then eight. From the",
+    "first that begins to the last that has all.",
 )
+LINES_HEAD = ("round", "one node, s", "eight nodes, s", "ratio", "from the Hub ÷ the weights")
 
 
 def summarise(stage: Stage, name: str, what: str, note: str) -> dict[str, Any]:
@@ -159,9 +160,9 @@ def render(faults: Collection[str]) -> str:
     """Return the text of `results.md`; the faults in this order."""
     rows = list(filter(None, map(_kept, faults)))
     nodes = list(filter(None, (_kept(f"{count} nodes") for count in (1, 2, 4))))
-    second, rollouts, growth = map(_kept, ("second replica", "rollouts", "growth"))
+    lined, rollouts, growth = map(_kept, ("eight nodes", "rollouts", "growth"))
     attacks = _kept("attacks")
-    measured = [*rows, *nodes, *filter(None, (second, rollouts, growth, attacks))]
+    measured = [*rows, *nodes, *filter(None, (lined, rollouts, growth, attacks))]
     lines = ["# What is lost when something breaks, and what starts cost", ""]
     lines += sorted({f"Measured {row['date']} on {row['machine']}." for row in measured})
     if rows:
@@ -180,13 +181,10 @@ def render(faults: Collection[str]) -> str:
         lines += ["", *ATTACKS_TEXT, "", *_table(ATTACKS_HEAD, cells)]
     if nodes:
         lines += ["", *NODES_TEXT, "", *_table(NODES_HEAD, map(_nodes_cells, nodes))]
-    if second:
-        phases = list(dict.fromkeys(phase for each in second["rounds"] for phase in each["start"]))
-        cells = [_second_cells(each, phases) for each in second["rounds"]]
-        head = ("round", *phases, "imports + read", "ratio")
-        numbered = ([number, *row] for number, row in enumerate(cells, 1))
-        lines += ["", *SECOND_TEXT, "", *_table(head, numbered)]
-        lines += ["", f"Median ratio: {second['median_ratio']}."]
+    if lined:
+        text = [line.format(**lined) for line in LINES_TEXT]
+        cells = [[number, *each.values()] for number, each in enumerate(lined["rounds"], 1)]
+        lines += ["", *text, "", *_table(LINES_HEAD, cells)]
     return "\n".join(lines) + "\n"
 
 
@@ -254,12 +252,6 @@ def _nodes_cells(row: dict[str, Any]) -> list[object]:
         row["deploy_s"],
         row["median_replica_ready_s"],
     ]
-
-
-def _second_cells(each: dict[str, Any], phases: Sequence[str]) -> list[object]:
-    least = sum(each["least"].values())
-    times = [f"{each['start'].get(phase, 0.0):.2f}" for phase in phases]
-    return [*times, f"{least:.2f}", f"{each['start']['ready_s'] / least:.2f}"]
 
 
 def _seconds(value: float | None) -> str:

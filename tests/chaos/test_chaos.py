@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from tests.chaos import report, starts
+from tests.chaos import lines, report, starts
 from tests.chaos.attacks import attacks
 from tests.chaos.faults import FAULTS
 from tests.chaos.growth import growth
@@ -31,7 +31,7 @@ def strike(name):
 MEASUREMENTS = {
     **{name: partial(strike, name) for name in FAULTS},
     **{f"{nodes} nodes": partial(starts.hub_bytes, nodes) for nodes in (1, 2, 4)},
-    "second replica": starts.second_replica,
+    "eight nodes": lines.eight_nodes,
     "rollouts": rollouts,
     "growth": growth,
     "attacks": attacks,
