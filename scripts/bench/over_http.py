@@ -27,7 +27,14 @@ import aiohttp
 from tokenizers import Tokenizer
 
 from scripts.bench.report import cpu_features
-from scripts.bench.worker import ROOT, Contender, Setup, bound_cores, recommended_by_vllm
+from scripts.bench.worker import (
+    ROOT,
+    Contender,
+    Setup,
+    bound_cores,
+    preloading,
+    recommended_by_vllm,
+)
 from scripts.bench.workload import LENGTHS, Request, make, window_of
 from scripts.local_hub.model import build_demo_model, default_cache_dir
 
@@ -124,13 +131,12 @@ def plain(model_dir: Path, streams: int, port: int) -> Iterator[str]:
     with tempfile.NamedTemporaryFile(
         prefix="bench-vllm-serve-", suffix=".log", delete=False
     ) as log:
-        preload = ":".join(map(str, recommended_by_vllm(sys.executable)))
         server = subprocess.Popen(
             command,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | ({"LD_PRELOAD": preload} if preload else {}),
+            env=os.environ | preloading(recommended_by_vllm(sys.executable)),
         )
     try:
         asyncio.run(_until_up(url, server, log.name))

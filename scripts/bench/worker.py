@@ -85,9 +85,7 @@ class Contender:
             self._process = subprocess.Popen(
                 [python, "-m", "scripts.bench.worker", start, json.dumps(asdict(setup))],
                 cwd=ROOT,
-                env=os.environ
-                | {"HF_HUB_OFFLINE": "1"}
-                | ({"LD_PRELOAD": ":".join(map(str, preload))} if preload else {}),
+                env=os.environ | {"HF_HUB_OFFLINE": "1"} | preloading(preload),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -157,6 +155,11 @@ def bound_cores(threads: int) -> str:
     if cores == list(range(cores[0], cores[0] + len(cores))):
         return f"{cores[0]}-{cores[-1]}"
     return ",".join(map(str, cores))
+
+
+def preloading(libraries: Sequence[Path]) -> dict[str, str]:
+    """Return what of an environment has the dynamic linker load libraries before all others."""
+    return {"LD_PRELOAD": ":".join(map(str, libraries))} if libraries else {}
 
 
 def recommended_by_vllm(python: str) -> list[Path]:

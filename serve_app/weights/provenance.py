@@ -38,7 +38,8 @@ def require_directory(model: ModelConfig, access: AccessConfig) -> None:
     terms = Terms.of(model, access)
     if terms.wants_files:
         directory = Path(str(model.path)).expanduser()
-        _refuse(model, terms, directory, directory_hashes(directory), whole=True)
+        hashes = directory_hashes(directory)
+        _refuse(model, terms, directory, hashes, _other_digest(terms, hashes), whole=True)
 
 
 def require_copy(store: Store, model: ModelConfig, access: AccessConfig, *, offline: bool) -> None:
@@ -65,7 +66,8 @@ def require_copy(store: Store, model: ModelConfig, access: AccessConfig, *, offl
         what = "model.digest" if terms.signature is None else "the signature"
         raise ModelLoadError(f"{message} {what}, and the Hub does not answer")
     _refuse_others(store, entries)
-    _refuse(model, terms, store.snapshot, listed_hashes(entries), whole=False)
+    hashes = listed_hashes(entries)
+    _refuse(model, terms, store.snapshot, hashes, _other_digest(terms, hashes), whole=False)
 
 
 def require_source_copy(store: Store, model: ModelConfig, access: AccessConfig) -> None:
@@ -88,20 +90,25 @@ def require_source_copy(store: Store, model: ModelConfig, access: AccessConfig) 
         if terms.digest is not None:
             listed = content_hashes(source, items)
             fault = digest_fault(terms.digest, digest_of(listed)) or _other(store, here, listed)
-    try:
-        if fault is None and terms.signature is not None:
-            known = {name: here.get(name, "") for name in items}
-            require_signed(store.snapshot, known, terms.signature, whole=False)
-    except Unverified as unverified:
-        fault = unverified.message
-    if fault is not None:
-        raise ModelLoadError(f"{model.source} is not loaded: {fault}")
+    known = {name: here.get(name, "") for name in items}
+    _refuse(model, terms, store.snapshot, known, fault, whole=False)
+
+
+def _other_digest(terms: Terms, hashes: dict[str, str]) -> str | None:
+    """Return how the digest of these files differs; None if it is right, or none is wanted."""
+    return digest_fault(terms.digest, None if terms.digest is None else digest_of(hashes))
 
 
 def _refuse(
-    model: ModelConfig, terms: Terms, directory: Path, hashes: dict[str, str], *, whole: bool
+    model: ModelConfig,
+    terms: Terms,
+    directory: Path,
+    hashes: dict[str, str],
+    fault: str | None,
+    *,
+    whole: bool,
 ) -> None:
-    fault = digest_fault(terms.digest, None if terms.digest is None else digest_of(hashes))
+    """Raise ModelLoadError for a fault of the digest, or else for one of the signature."""
     try:
         if fault is None and terms.signature is not None:
             require_signed(directory, hashes, terms.signature, whole=whole)

@@ -8,7 +8,6 @@ bytes of another one are taken.
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -23,6 +22,7 @@ from serve_app.access.hub.client import Failed
 from serve_app.access.hub.listing import PAGE_BYTES, PAGES
 from serve_app.access.sources.source import Item
 from serve_app.access.sources.web import WebSource
+from serve_app.access.token import fingerprint
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig
 from serve_app.redaction import sanitise
@@ -130,9 +130,12 @@ def _report(credentials: Any) -> TokenReport:
     )
     name = f"gs:{kind.__module__.rpartition('.')[2].lstrip('_')}"
     known = isinstance(account, str) and account != "default"
-    fingerprint = hashlib.sha256(str(account).encode()).hexdigest()[:8] if known else None
     is_mail = known and "@" in str(account)
-    return TokenReport(name, fingerprint, account=str(account) if is_mail else None)
+    return TokenReport(
+        name,
+        fingerprint(str(account)) if known else None,
+        account=str(account) if is_mail else None,
+    )
 
 
 def _words(error: Exception) -> str:

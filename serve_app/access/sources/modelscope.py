@@ -7,7 +7,6 @@ that does not exist (so it is told by the site's words), and a listing ends at 3
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +21,7 @@ from serve_app.access.hub.listing import PAGE_BYTES
 from serve_app.access.shape import shape_fault
 from serve_app.access.sources.source import Item
 from serve_app.access.sources.web import WebSource
+from serve_app.access.token import fingerprint
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.access_config import SHA256, AccessConfig
 from serve_app.checkpoint.names import shown
@@ -52,8 +52,7 @@ class Place(WebSource):
         self._revision = revision or BRANCH
         source, self._token = _token(access)
         if self._token:
-            fingerprint = hashlib.sha256(self._token.encode()).hexdigest()[:8]
-            self.credentials = TokenReport(source, fingerprint)
+            self.credentials = TokenReport(source, fingerprint(self._token))
             if fault := shape_fault(self._token):
                 raise Failed(Outcome.MALFORMED_TOKEN, f"the token of {source} {fault}")
             self.refuse_clear_text(access)

@@ -7,7 +7,6 @@ Every read says which ETag it wants (`If-Match`), so no bytes of another object 
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -22,6 +21,7 @@ from botocore.parsers import ResponseParserError
 from serve_app.access.hub.client import Failed
 from serve_app.access.hub.listing import PAGES
 from serve_app.access.sources.source import Item
+from serve_app.access.token import fingerprint
 from serve_app.access.verdict import Outcome, TokenReport
 from serve_app.config import AccessConfig
 from serve_app.redaction import sanitise
@@ -83,14 +83,13 @@ class Place:
             "read_timeout": timeout_s,
             "retries": {"total_max_attempts": TRIES, "mode": "standard"},
         }
-        with _told():
+        with _translating():
             found = session.get_credentials()
             if found is None:
                 config["signature_version"] = UNSIGNED  # a public bucket needs none
             else:
                 key = found.get_frozen_credentials().access_key
-                fingerprint = hashlib.sha256(key.encode()).hexdigest()[:8]
-                self.credentials = TokenReport(f"s3:{found.method}", fingerprint)
+                self.credentials = TokenReport(f"s3:{found.method}", fingerprint(key))
             if access.endpoint is not None:  # stores other than Amazon's know no host per bucket
                 config["s3"] = {"addressing_style": "path"}
             self._client = session.create_client(
@@ -139,7 +138,7 @@ class Place:
         )
         if answer.get("ETag") != item.tag:  # a store that does not know `If-Match`
             raise Failed(Outcome.DIGEST_MISMATCH, f"{item.name} was replaced since it was listed")
-        with _told(), closing(answer["Body"]) as body:
+        with _translating(), closing(answer["Body"]) as body:
             # Not what a proxy sends that knows no ranges: that may be all of 100 GB.
             content: bytes = body.read(stop - start + 1)
         if answer["ResponseMetadata"]["HTTPStatusCode"] != 206 or len(content) != stop - start:
@@ -170,12 +169,12 @@ class Place:
 
     def _ask(self, call: Callable[..., Result], **arguments: Any) -> Result:
         self.requests += 1
-        with _told():
+        with _translating():
             return call(**arguments)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _translating() -> Iterator[None]:
     """Raise what botocore raises as `Failed`, by the code of the store's answer."""
     try:
         yield
